@@ -1,0 +1,266 @@
+"""What an experiment is: the typed schema, and every rule its values must obey.
+
+YAML under `conf/` holds the values, the dataclasses here hold types and ranges, and neither repeats the
+other: no field has a default. Standard library only, so that a wrong word on the command line is answered
+before torch or the simulator are loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import math
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+ACTIVATIONS = tuple("elu selu relu crelu lrelu tanh sigmoid softplus gelu swish mish identity".split())
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the text says what, what was got, what is allowed and the mend."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values that a setting admits. Applies to each item of a list or mapping."""
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    choices: tuple[str, ...] = ()
+    pattern: str | None = None
+    items: int | None = None
+    """Length of a list; otherwise a list needs one item at least."""
+
+    def admits(self, value: Any) -> bool:
+        match value:
+            case dict():
+                return all(map(self.admits, value.values()))
+            case list():
+                has_items = len(value) > 0 if self.items is None else len(value) == self.items
+                return has_items and all(map(self.admits, value))
+            case str():
+                return (not self.choices or value in self.choices) and (
+                    self.pattern is None or re.fullmatch(self.pattern, value) is not None
+                )
+            case int() | float():
+                return (
+                    math.isfinite(value)
+                    and (self.at_least is None or value >= self.at_least)
+                    and (self.above is None or value > self.above)
+                    and (self.at_most is None or value <= self.at_most)
+                )
+        return True
+
+    def __str__(self) -> str:
+        words = [
+            self.items is not None and f"a list of {self.items}",
+            self.choices and "one of " + ", ".join(self.choices),
+            self.pattern and f"text that matches {self.pattern}",
+            self.at_least is not None and f">= {self.at_least:.10g}",
+            self.above is not None and f"> {self.above:.10g}",
+            self.at_most is not None and f"<= {self.at_most:.10g}",
+        ]
+        return ", ".join(word for word in words if word) or "finite"
+
+
+def setting(**allowed: Any) -> Any:
+    """A field that must be given and must lie within `Range(**allowed)`."""
+    return field(metadata={"range": Range(**allowed)})
+
+
+@dataclass
+class EnvConfig:
+    """What every env is told. An env's own class adds what only that env has."""
+
+    num_obs: ClassVar[int]
+    num_actions: ClassVar[int]
+
+    name: str = setting(pattern=r"[a-z][a-z0-9_]*")
+    """The env's file under `conf/env` and its module under `ppo_lab/envs`."""
+    dt: float = setting(above=0)
+    """Control step, s."""
+    substeps: int = setting(at_least=1)
+    """Simulator steps in each control step."""
+    episode_length_s: float = setting(above=0)
+    """An episode that lasts longer ends as a time-out."""
+    clip_actions: float = setting(above=0)
+    """Actions are clipped to +- this."""
+    performance_mode: bool = setting()
+    """Compile the simulator for this very scene: slower to start, faster to step."""
+
+    @property
+    def max_episode_length(self) -> int:
+        """Steps in an episode that is not cut short."""
+        return math.ceil(self.episode_length_s / self.dt)
+
+    def problems(self) -> Iterator[str]:
+        """Combinations of this env's values that cannot work."""
+        yield from ()
+
+    def unordered_ranges(self, *names: str) -> Iterator[str]:
+        """The settings among `names` whose [low, high] is upside down."""
+        for name in names:
+            low, high = getattr(self, name)
+            if low > high:
+                yield f"env.{name}=[{low},{high}] has low above high. Try env.{name}=[{high},{low}]."
+
+    def not_unit(self, name: str) -> Iterator[str]:
+        """Says so when the quaternion `name` is not of length 1."""
+        length = math.hypot(*getattr(self, name))
+        if abs(length - 1) > 1e-3:
+            yield f"env.{name}={as_text(getattr(self, name))} has length {length:.3g}; a quaternion has length 1."
+
+
+@dataclass
+class AlgorithmConfig:
+    """The parameters of rsl_rl's PPO, by rsl_rl's names."""
+
+    num_learning_epochs: int = setting(at_least=1)
+    num_mini_batches: int = setting(at_least=1)
+    clip_param: float = setting(above=0)
+    gamma: float = setting(at_least=0, at_most=1)
+    lam: float = setting(at_least=0, at_most=1)
+    value_loss_coef: float = setting(at_least=0)
+    entropy_coef: float = setting(at_least=0)
+    learning_rate: float = setting(above=0)
+    max_grad_norm: float = setting(above=0)
+    optimizer: str = setting(choices=("adam", "adamw", "sgd", "rmsprop"))
+    use_clipped_value_loss: bool = setting()
+    schedule: str = setting(choices=("adaptive", "fixed"))
+    desired_kl: float = setting(above=0)
+    normalize_advantage_per_mini_batch: bool = setting()
+    use_mixed_precision: bool = setting()
+
+
+@dataclass
+class ModelConfig:
+    """One multi-layer perceptron."""
+
+    hidden_dims: list[int] = setting(at_least=1)
+    activation: str = setting(choices=ACTIVATIONS)
+    obs_normalization: bool = setting()
+
+
+@dataclass
+class ActorConfig(ModelConfig):
+    """The policy: a perceptron that gives the mean of a Gaussian with a learned deviation."""
+
+    init_std: float = setting(above=0)
+    std_type: str = setting(choices=("scalar", "log"))
+
+
+@dataclass
+class NetworkConfig:
+    """Actor and critic. The first three values set both; each can be set apart."""
+
+    hidden_dims: list[int] = setting(at_least=1)
+    activation: str = setting(choices=ACTIVATIONS)
+    obs_normalization: bool = setting()
+    actor: ActorConfig = setting()
+    critic: ModelConfig = setting()
+
+
+@dataclass
+class MemoryConfig:
+    """What the memory log does beyond reading counters."""
+
+    count_tensors: bool = setting()
+    """On a CPU, count the live tensors' bytes operation by operation. Exact, and slow."""
+
+
+@dataclass
+class ExperimentConfig:
+    """One training run, whole."""
+
+    env: EnvConfig = setting()
+    algorithm: AlgorithmConfig = setting()
+    network: NetworkConfig = setting()
+    memory: MemoryConfig = setting()
+    num_envs: int = setting(at_least=1)
+    num_steps_per_env: int = setting(at_least=1)
+    """Steps of every env in one rollout."""
+    max_iterations: int = setting(at_least=1)
+    save_interval: int = setting(at_least=1)
+    """Iterations between checkpoints."""
+    seed: int = setting(at_least=0, at_most=2**32 - 1)
+    device: str = setting(pattern=r"auto|cpu|cuda(:\d+)?")
+    resume: str | None = setting()
+    run_name: str = setting(pattern=r"[A-Za-z0-9][A-Za-z0-9._-]*")
+    """The last part of the run folder's name."""
+    quiet: bool = setting()
+    """Print warnings and errors alone."""
+
+    @property
+    def transitions(self) -> int:
+        """Transitions in one rollout."""
+        return self.num_envs * self.num_steps_per_env
+
+    @property
+    def mini_batch_size(self) -> int:
+        """Transitions in one mini-batch."""
+        return self.transitions // self.algorithm.num_mini_batches
+
+
+def check(cfg: ExperimentConfig) -> None:
+    """Raises a ConfigError for the first value out of range, or else the first combination that cannot work."""
+    for problem in itertools.chain(_out_of_range(cfg), _impossible_combinations(cfg)):
+        raise ConfigError(problem)
+
+
+def _out_of_range(node: Any, prefix: str = "") -> Iterator[str]:
+    for f in dataclasses.fields(node):
+        value, allowed = getattr(node, f.name), f.metadata["range"]
+        if dataclasses.is_dataclass(value):
+            yield from _out_of_range(value, f"{prefix}{f.name}.")
+        elif not allowed.admits(value):
+            hint = did_you_mean(str(value), allowed.choices)
+            yield f"{prefix}{f.name}={as_text(value)} is out of range.{hint} Allowed: {allowed}."
+
+
+def _impossible_combinations(cfg: ExperimentConfig) -> Iterator[str]:
+    rollout = f"{cfg.transitions} transitions ({cfg.num_envs} envs x {cfg.num_steps_per_env} steps)"
+    if cfg.transitions % cfg.algorithm.num_mini_batches:
+        near = " or ".join(f"algorithm.num_mini_batches={n}" for n in nearest_divisors(cfg))
+        yield f"algorithm.num_mini_batches={cfg.algorithm.num_mini_batches} does not divide {rollout}. Try {near}."
+    elif cfg.transitions < 2:
+        yield f"{rollout} have no spread to normalize advantages by. Try num_steps_per_env=2 or more."
+    elif cfg.algorithm.normalize_advantage_per_mini_batch and cfg.mini_batch_size < 2:
+        yield (
+            "algorithm.normalize_advantage_per_mini_batch=true needs mini-batches of at least 2 transitions; "
+            f"got {rollout} in {cfg.algorithm.num_mini_batches}. "
+            f"Try algorithm.num_mini_batches={cfg.transitions // 2}."
+        )
+    if cfg.resume is not None:
+        yield f"resume={cfg.resume}: resuming a run is not built yet. Allowed: null."
+    yield from cfg.env.problems()
+
+
+def nearest_divisors(cfg: ExperimentConfig) -> list[int]:
+    """The numbers of mini-batches nearest to the one asked for, below and above, that divide the rollout."""
+    asked, transitions = cfg.algorithm.num_mini_batches, cfg.transitions
+    below = next(n for n in range(min(asked, transitions), 0, -1) if transitions % n == 0)
+    above = next((n for n in range(asked, transitions + 1) if transitions % n == 0), below)
+    return sorted({below, above})
+
+
+def did_you_mean(word: str, known: Collection[str]) -> str:
+    """A question that names the known word nearest to `word`, whole or in its last dotted part; or nothing."""
+    by_last_part = {key.rpartition(".")[2]: key for key in sorted(known, key=len, reverse=True)}
+    near = difflib.get_close_matches(word, known, 1, 0.7) or [
+        by_last_part[part] for part in difflib.get_close_matches(word.rpartition(".")[2], by_last_part, 1)
+    ]
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def as_text(value: Any) -> str:
+    """A value as one would type it on the command line."""
+    match value:
+        case bool() | None:
+            return {True: "true", False: "false", None: "null"}[value]
+        case list():
+            return "[" + ",".join(map(as_text, value)) + "]"
+    return str(value)

@@ -1,0 +1,78 @@
+"""Unitree Go2, a quadruped with 12 joints, walks at a commanded velocity: its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from ppo_lab.config import EnvConfig, setting
+
+if TYPE_CHECKING:
+    import torch
+
+    from ppo_lab.envs.go2.env import Go2Env
+
+
+@dataclass
+class ObsScales:
+    """What each measured quantity is multiplied by in the observation."""
+
+    lin_vel: float = setting()
+    ang_vel: float = setting()
+    dof_pos: float = setting()
+    dof_vel: float = setting()
+
+
+@dataclass
+class RewardScales:
+    """Weights per second."""
+
+    tracking_lin_vel: float = setting()
+    tracking_ang_vel: float = setting()
+    lin_vel_z: float = setting()
+    base_height: float = setting()
+    action_rate: float = setting()
+    similar_to_default: float = setting()
+
+
+@dataclass
+class Config(EnvConfig):
+    """Units are in conf/env/go2.yaml, beside the values."""
+
+    num_obs: ClassVar[int] = 45
+    num_actions: ClassVar[int] = 12
+
+    max_collision_pairs: int = setting(at_least=1)
+    base_init_pos: list[float] = setting(items=3)
+    base_init_quat: list[float] = setting(items=4)
+    default_joint_angles: dict[str, float] = setting()
+    kp: float = setting(at_least=0)
+    kd: float = setting(at_least=0)
+    action_scale: float = setting(above=0)
+    simulate_action_latency: bool = setting()
+    termination_if_roll_greater_than: float = setting(above=0)
+    termination_if_pitch_greater_than: float = setting(above=0)
+    resampling_time_s: float = setting(above=0)
+    lin_vel_x_range: list[float] = setting(items=2)
+    lin_vel_y_range: list[float] = setting(items=2)
+    ang_vel_range: list[float] = setting(items=2)
+    obs_scales: ObsScales = setting()
+    tracking_sigma: float = setting(above=0)
+    base_height_target: float = setting(above=0)
+    reward_scales: RewardScales = setting()
+
+    def problems(self) -> Iterator[str]:
+        yield from self.unordered_ranges("lin_vel_x_range", "lin_vel_y_range", "ang_vel_range")
+        yield from self.not_unit("base_init_quat")
+        if len(self.default_joint_angles) != self.num_actions:
+            yield f"env.default_joint_angles names {len(self.default_joint_angles)} joints; Go2 has {self.num_actions}."
+        if self.resampling_time_s < self.dt:
+            yield f"env.resampling_time_s={self.resampling_time_s} is shorter than one step. Try {self.dt} or more."
+
+
+def make(cfg: Config, num_envs: int, device: torch.device) -> Go2Env:
+    """Builds the scene and the env."""
+    from ppo_lab.envs.go2.env import Go2Env
+
+    return Go2Env(cfg, num_envs, device)

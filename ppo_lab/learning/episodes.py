@@ -1,0 +1,64 @@
+"""What the episodes of a rollout were worth. Accumulated on the device, read once an iteration."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from statistics import mean
+
+import torch
+from torch import Tensor
+
+
+class EpisodeStatistics:
+    """Returns and lengths of the last 100 episodes, as rsl_rl's logger keeps them, without its syncs each step.
+
+    N = num_envs, T = num_steps_per_env, K = len(reward_names).
+    """
+
+    WINDOW = 100
+
+    def __init__(
+        self, num_envs: int, num_steps_per_env: int, reward_names: Sequence[str], device: torch.device
+    ) -> None:
+        self._names = tuple(reward_names)
+        self._return = torch.zeros(num_envs, device=device)  # of the episode so far
+        self._length = torch.zeros(num_envs, device=device)
+        shape = (num_steps_per_env, num_envs)
+        self._returns = torch.zeros(shape, device=device)  # (T, N), valid where an episode ended
+        self._lengths = torch.zeros(shape, device=device)
+        self._ended = torch.zeros(shape, dtype=torch.bool, device=device)
+        self._sums = torch.zeros(len(self._names), device=device)
+        self._step = 0
+        self.last_returns: deque[float] = deque(maxlen=self.WINDOW)
+        self.last_lengths: deque[float] = deque(maxlen=self.WINDOW)
+
+    def add(self, rewards: Tensor, dones: Tensor, episode_sums: Tensor) -> None:
+        """Enters one step: rewards (N,), dones (N,) bool, episode_sums (K,) over the episodes that ended in it."""
+        self._return += rewards
+        self._length += 1
+        self._returns[self._step] = self._return
+        self._lengths[self._step] = self._length
+        self._ended[self._step] = dones
+        self._return.masked_fill_(dones, 0.0)
+        self._length.masked_fill_(dones, 0.0)
+        self._sums += episode_sums
+        self._step += 1
+
+    def scalars(self) -> dict[str, float]:
+        """Closes the rollout. A tag is absent as long as no episode has ended.
+
+        `Train/*` are means over the last 100 episodes; `Episode/rew_*` over the episodes that ended in this rollout,
+        each episode counted once, per second of a whole episode.
+        """
+        ended = self._ended[: self._step].flatten()
+        self.last_returns.extend(self._returns[: self._step].flatten()[ended].tolist())
+        self.last_lengths.extend(self._lengths[: self._step].flatten()[ended].tolist())
+        sums, count = self._sums.tolist(), int(ended.sum())
+        self._sums.zero_()
+        self._step = 0
+        scalars = {f"Episode/rew_{name}": total / count for name, total in zip(self._names, sums, strict=True) if count}
+        if self.last_returns:
+            scalars["Train/mean_reward"] = mean(self.last_returns)
+            scalars["Train/mean_episode_length"] = mean(self.last_lengths)
+        return scalars

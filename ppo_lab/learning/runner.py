@@ -1,0 +1,173 @@
+"""The training loop, around rsl_rl's PPO, models and storage."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rsl_rl.runners import OnPolicyRunner
+
+from ppo_lab.config import ExperimentConfig, ModelConfig
+from ppo_lab.learning.episodes import EpisodeStatistics
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
+
+    from ppo_lab.envs import VecEnv
+    from ppo_lab.learning.checkpoint import Checkpoints, State
+    from ppo_lab.memory.monitor import MemoryMonitor
+
+log = logging.getLogger(__name__)
+
+Report = Callable[[int, dict[str, float]], None]
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on."""
+
+
+class Runner(OnPolicyRunner):
+    """rsl_rl's runner with a loop of our own, which hands one dict of scalars an iteration to `report`."""
+
+    env: VecEnv
+    current_learning_iteration: int
+    """The newest iteration that is complete, counted from 0; 0 before the first."""
+
+    def __init__(
+        self,
+        env: VecEnv,
+        cfg: ExperimentConfig,
+        monitor: MemoryMonitor,
+        checkpoints: Checkpoints,
+        report: Report,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`should_stop` is asked at the end of every iteration."""
+        with contextlib.redirect_stdout(_LogLines()):  # rsl_rl prints the networks
+            super().__init__(env, rsl_rl_config(cfg), log_dir=None, device=str(env.device))
+        self.monitor = monitor
+        self.checkpoints = checkpoints
+        self.report = report
+        self.should_stop = should_stop
+        self.episodes = EpisodeStatistics(env.num_envs, cfg.num_steps_per_env, env.reward_names, env.device)
+
+    def learn(self, num_learning_iterations: int, init_at_random_ep_len: bool = False) -> None:
+        """Runs iterations of one rollout and one update each. They are numbered from 0."""
+        if init_at_random_ep_len:  # or else every env would time out in the same step
+            self.env.episode_length_buf = torch.randint_like(
+                self.env.episode_length_buf, high=self.env.max_episode_length
+            )
+        obs = self.env.get_observations()
+        self.alg.train_mode()
+        final = self.current_learning_iteration + num_learning_iterations - 1
+        for iteration in range(self.current_learning_iteration, final + 1):
+            started_s = self._clock_s()
+            with self.monitor.phase("rollout"):
+                obs = self._rollout(obs)
+            collected_s = self._clock_s()
+            with self.monitor.phase("update"):
+                losses = self._update(obs)
+            learned_s = self._clock_s()
+
+            scalars = {
+                **self.episodes.scalars(),
+                **{f"Loss/{name}": value for name, value in losses.items()},
+                "Loss/learning_rate": self.alg.learning_rate,
+                "Policy/mean_std": self.alg.get_policy().output_std.mean().item(),
+                "Perf/total_fps": self._transitions / (learned_s - started_s),
+                "Perf/collection_time": collected_s - started_s,
+                "Perf/learning_time": learned_s - collected_s,
+                **self.monitor.scalars(),
+            }
+            self.current_learning_iteration = iteration
+            self.report(iteration, scalars)
+            _refuse_nan(iteration, losses)
+            last = iteration == final or self.should_stop()
+            self.checkpoints.offer(iteration, self.state, scalars.get("Train/mean_reward"), last)
+            if last:
+                break
+
+    def state(self) -> State:
+        """What a checkpoint holds."""
+        return self.alg.save() | {
+            "iter": self.current_learning_iteration,
+            "infos": None,
+            "learning_rate": self.alg.learning_rate,
+        }
+
+    @torch.inference_mode()
+    def _rollout(self, obs: TensorDict) -> TensorDict:
+        for _ in range(self.cfg["num_steps_per_env"]):
+            obs, rewards, dones, extras = self.env.step(self.alg.act(obs))
+            self.alg.process_env_step(obs, rewards, dones, extras)
+            self.episodes.add(rewards, dones, extras["episode_sums"])
+        return obs
+
+    def _update(self, obs: TensorDict) -> dict[str, float]:
+        with torch.inference_mode():
+            self.alg.compute_returns(obs)
+        return self.alg.update()
+
+    @property
+    def _transitions(self) -> int:
+        return self.cfg["num_steps_per_env"] * self.env.num_envs
+
+    def _clock_s(self) -> float:
+        if self.env.device.type != "cpu":
+            torch.accelerator.synchronize(self.env.device)
+        return time.perf_counter()
+
+
+def rsl_rl_config(cfg: ExperimentConfig) -> dict[str, Any]:
+    """The experiment as rsl_rl 5.5 wants it: plain dicts, every key written out."""
+    return {
+        "num_steps_per_env": cfg.num_steps_per_env,
+        "save_interval": cfg.save_interval,
+        "obs_groups": {"actor": ["policy"], "critic": ["policy"]},
+        "algorithm": {"class_name": "PPO", **dataclasses.asdict(cfg.algorithm)},
+        "actor": _mlp(cfg.network.actor)
+        | {
+            "distribution_cfg": {
+                "class_name": "GaussianDistribution",
+                "init_std": cfg.network.actor.init_std,
+                "std_type": cfg.network.actor.std_type,
+            }
+        },
+        "critic": _mlp(cfg.network.critic),
+    }
+
+
+def _mlp(cfg: ModelConfig) -> dict[str, Any]:
+    return {
+        "class_name": "MLPModel",
+        "hidden_dims": list(cfg.hidden_dims),
+        "activation": cfg.activation,
+        "obs_normalization": cfg.obs_normalization,
+    }
+
+
+def _refuse_nan(iteration: int, losses: dict[str, float]) -> None:
+    bad = [name for name, value in losses.items() if not math.isfinite(value)]
+    if bad:
+        raise TrainingError(
+            f"{' and '.join(bad)} loss became {losses[bad[0]]} in iteration {iteration}; "
+            "try a lower algorithm.learning_rate or algorithm.max_grad_norm"
+        )
+
+
+class _LogLines:
+    """A stream whose lines go to the log."""
+
+    def write(self, text: str) -> int:
+        for line in filter(None, text.splitlines()):
+            log.debug(line)
+        return len(text)
+
+    def flush(self) -> None:
+        pass

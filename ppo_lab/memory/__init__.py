@@ -1,0 +1,1 @@
+"""What a run holds in memory. Knows nothing of envs or learners."""

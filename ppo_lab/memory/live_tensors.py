@@ -1,0 +1,61 @@
+"""Counts the bytes of live tensors, operation by operation: what an allocator's counters say, on a CPU."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+
+class LiveTensors(TorchDispatchMode):
+    """While entered, knows how many bytes of tensor storage are alive on `device`, now and at the peak.
+
+    A storage counts once, however many tensors view it, from the operation that returns it until it is freed, at
+    the size it asked for. Storages that were alive on entry count too. What an operation allocates and frees
+    inside itself is not seen.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+        self.current_bytes = 0
+        self.peak_bytes = 0
+        self._alive: dict[int, int] = {}  # storage's key -> bytes
+
+    def __enter__(self) -> LiveTensors:
+        for thing in gc.get_objects():
+            if issubclass(type(thing), torch.Tensor):
+                self._see(thing)
+        return super().__enter__()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_iter(result):
+            if isinstance(leaf, torch.Tensor):
+                self._see(leaf)
+        return result
+
+    def reset_peak(self) -> None:
+        """Starts a new peak from what is alive now."""
+        self.peak_bytes = self.current_bytes
+
+    def _see(self, tensor: torch.Tensor) -> None:
+        if tensor.device != self.device or tensor.layout != torch.strided:
+            return
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        size = storage.nbytes()
+        known = self._alive.get(key)
+        if known is None:
+            weakref.finalize(storage, self._forget, key).atexit = False
+        if known != size:  # new, or resized
+            self._alive[key] = size
+            self.current_bytes += size - (known or 0)
+            self.peak_bytes = max(self.peak_bytes, self.current_bytes)
+
+    def _forget(self, key: int) -> None:
+        self.current_bytes -= self._alive.pop(key)

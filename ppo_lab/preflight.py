@@ -1,0 +1,118 @@
+"""What must be true of this machine before a run starts. Standard library only, until a GPU is asked for.
+
+`python -m ppo_lab.preflight` checks it all and says in one line what is missing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import sys
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+PINNED = {"genesis-world": "1.4.5", "rsl-rl-lib": "5.5.1"}
+"""Both change their interfaces between minor versions."""
+TORCH_AT_LEAST = (2, 11)
+ALSO_NEEDED = ("hydra-core", "omegaconf", "tensorboard", "rich", "psutil")
+SYSTEM_LIBRARIES = ("libGL.so.1", "libEGL.so.1")
+SYSTEM_PACKAGES = "libgl1 libegl1 libgl1-mesa-dri libglu1-mesa"
+
+
+class MachineError(RuntimeError):
+    """The machine lacks something; the text says what and the command that mends it."""
+
+
+def check_installed() -> None:
+    """Raises a MachineError when a package is missing or of a version that this project does not run on."""
+    wanted = [f"{name}=={version}" for name, version in PINNED.items() if _installed(name) != version]
+    if (_parse(_installed("torch")) or (0, 0)) < TORCH_AT_LEAST:
+        wanted.append("torch==2.13.*")
+    wanted += [name for name in ALSO_NEEDED if _installed(name) is None]
+    if wanted:
+        found = ", ".join(f"{name} {_installed(name) or 'missing'}" for name in map(_bare_name, wanted))
+        raise MachineError(f"installed: {found}; needed: {', '.join(wanted)}; run: {_pip_install(wanted)}")
+    if _installed("rsl-rl") is not None:
+        again = _pip_install(["--force-reinstall", "--no-deps", f"rsl-rl-lib=={PINNED['rsl-rl-lib']}"])
+        raise MachineError(
+            f"installed: rsl-rl {_installed('rsl-rl')}, which shadows rsl-rl-lib; needed: rsl-rl-lib alone; "
+            f"run: {sys.executable} -m pip uninstall -y rsl-rl && {again}"
+        )
+
+
+def check_system_libraries() -> None:
+    """Raises a MachineError where OpenGL is missing, which the simulator loads even without a screen."""
+    if not sys.platform.startswith("linux"):
+        return
+    missing = [name for name in SYSTEM_LIBRARIES if not _loads(name)]
+    if missing:
+        raise MachineError(
+            f"{' and '.join(missing)} not found, which the simulator needs even without a screen; "
+            f"run: apt-get install {SYSTEM_PACKAGES} (Debian, Ubuntu; as root)"
+        )
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called `name`: auto, cpu, cuda or cuda:N. Raises a MachineError where there is none."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        device = torch.device("cuda", device.index or 0)
+        if device.index >= count:
+            allowed = ", ".join(["auto", "cpu", *(f"cuda:{i}" for i in range(count))])
+            raise MachineError(
+                f"device={name}: this machine has {count} CUDA GPUs that torch can use; allowed: {allowed}."
+            )
+    return device
+
+
+def exit_on_wrong_packages() -> None:
+    """Ends the process with one line and exit code 2 where `check_installed` raises."""
+    try:
+        check_installed()
+    except MachineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name).split("+")[0]
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _bare_name(requirement: str) -> str:
+    return requirement.split("==")[0]
+
+
+def _parse(version: str | None) -> tuple[int, ...] | None:
+    return tuple(map(int, re.findall(r"\d+", version)[:2])) if version else None
+
+
+def _pip_install(requirements: list[str]) -> str:
+    quoted = " ".join(f"'{r}'" if "*" in r else r for r in requirements)
+    return f"{sys.executable} -m pip install {quoted}"
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    try:
+        check_system_libraries()
+        check_installed()
+    except MachineError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,1 @@
+"""What a run tells: its folder's papers, its metrics, its console. Knows numbers, not learners."""

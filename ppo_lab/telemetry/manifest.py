@@ -1,0 +1,108 @@
+"""Where a run comes from: enough to repeat it, and to see what differs when it cannot be."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGES = (
+    "torch genesis-world quadrants rsl-rl-lib tensordict hydra-core omegaconf tensorboard numpy rich psutil".split()
+)
+
+
+def describe_run(overrides: list[str], seed: int, device: torch.device) -> dict[str, Any]:
+    """The content of manifest.json; docs/run_folder.md lists the keys."""
+    git = describe_git()
+    train = shlex.join(["python", "train.py", *overrides])
+    checkout = [f"git checkout {git['commit']}"] if git["commit"] else []
+    return {
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": shlex.join(["python", *sys.argv]),
+        "overrides": overrides,
+        "repeat": " && ".join([*checkout, train]),
+        "seed": seed,
+        "git": git,
+        "packages": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "machine": describe_machine(device),
+    }
+
+
+def describe_git() -> dict[str, Any]:
+    """Commit and dirtiness of the checkout that this code runs from; nulls outside of one."""
+    commit = _git("rev-parse", "HEAD")
+    status = _git("status", "--porcelain")
+    return {"commit": commit, "dirty": None if status is None else bool(status)}
+
+
+def git_diff() -> str:
+    """What the checkout has beyond its commit, new files included by name alone."""
+    changes, status = _git("diff", "HEAD"), _git("status", "--porcelain")
+    new = [line for line in (status or "").splitlines() if line.startswith("??")]
+    return "\n".join([*(f"# {line}" for line in new), changes or ""]) + "\n"
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Processor, memory, and the accelerator with its driver where one is used."""
+    machine = {
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpu_cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "device": str(device),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        machine |= {
+            "gpu": properties.name,
+            "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
+            "cuda": torch.version.cuda,
+            "driver": _driver_version(),
+        }
+    return machine
+
+
+def _git(*words: str) -> str | None:
+    try:
+        answer = subprocess.run(["git", "-C", str(REPOSITORY), *words], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.rstrip() if answer.returncode == 0 else None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+
+
+def _driver_version() -> str | None:
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        return pynvml.nvmlSystemGetDriverVersion()
+    except Exception:  # no library or no driver that answers
+        return None

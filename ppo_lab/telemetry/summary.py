@@ -1,0 +1,64 @@
+"""How a run went, in one small file: summary.json."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import psutil
+
+from ppo_lab.files import write_json
+
+
+class Summary:
+    """Collects what summary.json says; docs/run_folder.md lists the keys."""
+
+    def __init__(self, path: Path, transitions_per_iteration: int) -> None:
+        self._path = path
+        self._transitions = transitions_per_iteration
+        self._process_started_s = psutil.Process().create_time()
+        self._training_started_s: float | None = None
+        self._iterations = 0
+        self._last: dict[str, float] = {}
+        self._best_reward: float | None = None
+        self._peaks_mib: dict[str, float] = {}
+
+    def begin_training(self) -> None:
+        """Everything is built; the first iteration begins."""
+        self._training_started_s = time.time()
+
+    def add(self, scalars: dict[str, float]) -> None:
+        """Takes one iteration's scalars."""
+        self._iterations += 1
+        self._last |= scalars
+        reward = scalars.get("Train/mean_reward")
+        if reward is not None:
+            self._best_reward = max(reward, self._best_reward if self._best_reward is not None else reward)
+        for tag, value in scalars.items():
+            if tag.startswith("Memory/"):
+                self._peaks_mib[tag] = max(value, self._peaks_mib.get(tag, 0.0))
+
+    def write(self, status: str, message: str | None = None) -> str:
+        """Writes the file. `status`: completed, interrupted or failed. Returns the gist in words."""
+        now_s = time.time()
+        training_s = now_s - self._training_started_s if self._training_started_s else None
+        steps_per_s = self._iterations * self._transitions / training_s if training_s else None
+        reward, length = self._last.get("Train/mean_reward"), self._last.get("Train/mean_episode_length")
+        write_json(
+            self._path,
+            {
+                "status": status,
+                "message": message,
+                "iterations": self._iterations,
+                "wall_s": now_s - self._process_started_s,
+                "startup_s": (self._training_started_s or now_s) - self._process_started_s,
+                "training_s": training_s,
+                "steps_per_s": steps_per_s,
+                "final_reward": reward,
+                "best_reward": self._best_reward,
+                "final_episode_length": length,
+                "peak_mib": self._peaks_mib,
+            },
+        )
+        outcome = f"{self._iterations} iterations in {now_s - self._process_started_s:.0f} s"
+        return outcome if reward is None else f"{outcome}, mean reward {reward:.2f}, mean episode length {length:.0f}"

@@ -1,0 +1,106 @@
+"""One training run, from a checked experiment to a finished run folder."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+
+import yaml
+
+from ppo_lab.command_line import RunFailed
+from ppo_lab.config import ExperimentConfig
+from ppo_lab.envs import make_env
+from ppo_lab.envs.base import start_simulator
+from ppo_lab.files import write_json, write_text
+from ppo_lab.learning.checkpoint import Checkpoints
+from ppo_lab.learning.runner import Runner
+from ppo_lab.memory.monitor import FlatMemoryWatch, MemoryMonitor
+from ppo_lab.preflight import resolve_device
+from ppo_lab.telemetry import console
+from ppo_lab.telemetry.manifest import describe_run, git_diff
+from ppo_lab.telemetry.metrics import MetricsWriter
+from ppo_lab.telemetry.summary import Summary
+
+log = logging.getLogger(__name__)
+
+
+def train(cfg: ExperimentConfig, folder: Path, overrides: list[str]) -> None:
+    """Trains as `cfg` says, and leaves everything that is to be kept in `folder`.
+
+    Raises:
+        RunFailed: something broke; summary.json and train.log in the folder say what.
+        KeyboardInterrupt: Ctrl-C, after a checkpoint and the summary are written.
+    """
+    if cfg.quiet:
+        console.show_warnings_only()
+    log.info("run folder: %s", folder)
+    device = resolve_device(cfg.device)
+    config_yaml = yaml.safe_dump(asdict(cfg), sort_keys=False)
+    manifest = describe_run(overrides, cfg.seed, device)
+    write_text(folder / "config.yaml", config_yaml)
+    write_json(folder / "manifest.json", manifest)
+    if manifest["git"]["dirty"]:
+        write_text(folder / "git.diff", git_diff())
+
+    metrics = MetricsWriter(folder)
+    metrics.describe(config_yaml, manifest["packages"] | manifest["machine"] | {"repeat": manifest["repeat"]})
+    summary = Summary(folder / "summary.json", cfg.transitions)
+    progress = console.ProgressDisplay(cfg.max_iterations, cfg.quiet)
+    watch = FlatMemoryWatch()
+    interrupt = FirstInterrupt()
+
+    def report(iteration: int, scalars: dict[str, float]) -> None:
+        metrics.write(iteration, scalars)
+        summary.add(scalars)
+        progress.show(iteration, scalars)
+        for warning in watch.warnings(scalars):
+            log.warning(warning)
+
+    try:
+        with MemoryMonitor(device, cfg.memory.count_tensors) as monitor:
+            start_simulator(device, cfg.seed, cfg.env.performance_mode)
+            env = make_env(cfg.env, cfg.num_envs, device)
+            checkpoints = Checkpoints(folder / "checkpoints", cfg.save_interval)
+            runner = Runner(env, cfg, monitor, checkpoints, report, interrupt.requested)
+            summary.begin_training()
+            with progress, interrupt:
+                runner.learn(cfg.max_iterations, init_at_random_ep_len=True)
+        if runner.current_learning_iteration < cfg.max_iterations - 1:
+            raise KeyboardInterrupt
+        log.info("finished: %s", summary.write("completed"))
+        log.info("see it:   tensorboard --logdir %s", folder)
+    except KeyboardInterrupt:
+        log.info("interrupted: %s", summary.write("interrupted"))
+        raise
+    except Exception as error:
+        log.debug("the run failed", exc_info=True)
+        summary.write("failed", f"{type(error).__name__}: {error}")
+        raise RunFailed(f"the run failed: {error} (train.log in {folder} has more)") from error
+    finally:
+        metrics.close()
+
+
+class FirstInterrupt:
+    """While entered, the first Ctrl-C is a request, the second stops at once."""
+
+    def __init__(self) -> None:
+        self._requested = False
+
+    def requested(self) -> bool:
+        return self._requested
+
+    def __enter__(self) -> FirstInterrupt:
+        self._before = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self._requested:
+            raise KeyboardInterrupt
+        self._requested = True
+        log.info("finishing this iteration, then saving; Ctrl-C again stops at once")
