@@ -15,8 +15,8 @@ class LiveTensors(TorchDispatchMode):
     """While entered, knows how many bytes of tensor storage are alive on `device`, now and at the peak.
 
     A storage counts once, however many tensors view it, from the operation that returns it until it is freed, at
-    the size it asked for. Storages that were alive on entry count too. What an operation allocates and frees
-    inside itself is not seen.
+    the size it asked for. Storages that were alive on entry count too. Not seen: what an operation allocates and
+    frees inside itself, and memory that torch only borrows (the simulator's arrays, numpy's).
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -47,6 +47,8 @@ class LiveTensors(TorchDispatchMode):
         if tensor.device != self.device or tensor.layout != torch.strided:
             return
         storage = tensor.untyped_storage()
+        if not storage.resizable():  # borrowed
+            return
         key = storage._cdata
         size = storage.nbytes()
         known = self._alive.get(key)
