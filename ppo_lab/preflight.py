@@ -1,6 +1,7 @@
 """What must be true of this machine before a run starts. Standard library only, until a GPU is asked for.
 
 `python -m ppo_lab.preflight` checks it all and says in one line what is missing.
+`... preflight libraries` checks the system's libraries alone; `... preflight packages` names what brings them.
 """
 
 from __future__ import annotations
@@ -111,8 +112,12 @@ def _loads(library: str) -> bool:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["packages"]:
+        sys.exit(print(SYSTEM_PACKAGES))
     try:
         check_system_libraries()
-        check_installed()
+        if sys.argv[1:] != ["libraries"]:
+            check_installed()
     except MachineError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -36,7 +37,7 @@ def train(cfg: ExperimentConfig, folder: Path, overrides: list[str]) -> None:
     """
     if cfg.quiet:
         console.show_warnings_only()
-    log.info("run folder: %s", folder)
+    log.info("run folder: %s", _shown(folder))
     device = resolve_device(cfg.device)
     config_yaml = yaml.safe_dump(asdict(cfg), sort_keys=False)
     manifest = describe_run(overrides, cfg.seed, device)
@@ -71,16 +72,21 @@ def train(cfg: ExperimentConfig, folder: Path, overrides: list[str]) -> None:
         if runner.current_learning_iteration < cfg.max_iterations - 1:
             raise KeyboardInterrupt
         log.info("finished: %s", summary.write("completed"))
-        log.info("see it:   tensorboard --logdir %s", folder)
+        log.info("see it:   %s --logdir %s", _shown(Path(sys.executable).with_name("tensorboard")), _shown(folder))
     except KeyboardInterrupt:
         log.info("interrupted: %s", summary.write("interrupted"))
         raise
     except Exception as error:
         log.debug("the run failed", exc_info=True)
         summary.write("failed", f"{type(error).__name__}: {error}")
-        raise RunFailed(f"the run failed: {error} (train.log in {folder} has more)") from error
+        raise RunFailed(f"the run failed: {error} (more in {_shown(folder)}/train.log)") from error
     finally:
         metrics.close()
+
+
+def _shown(path: Path) -> Path:
+    """`path` as a person here would type it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 class FirstInterrupt:

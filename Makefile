@@ -1,0 +1,36 @@
+# make train: Go2 learns to walk, in minutes on a CPU.     make test: linter, type checker, tests.
+# Both set up .venv first. make test-long adds the longer proofs; make clean removes .venv.
+SHELL := /bin/bash
+PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+
+.PHONY: train test test-long setup lint clean
+
+train: setup
+	$(BIN)/python train.py experiment=go2_small
+
+test: setup lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-long: setup lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: .venv/installed
+	@$(BIN)/python -m ppo_lab.preflight libraries 2>/dev/null || { [ $$(id -u) = 0 ] && command -v apt-get >/dev/null \
+		&& apt-get update -qq && apt-get install -y -qq $$($(BIN)/python -m ppo_lab.preflight packages) >/dev/null; } || true
+	@$(BIN)/python -m ppo_lab.preflight
+
+.venv/installed: pyproject.toml constraints.txt
+	@[ -n "$(PYTHON)" ] || { echo "error: Python 3.11 or 3.12 not found; install one, or: make PYTHON=/path/to/python"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv

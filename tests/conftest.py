@@ -1,0 +1,48 @@
+"""What several tests need: composed experiments, and the simulator, started once."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ppo_lab import command_line
+from ppo_lab.config import ExperimentConfig
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def experiment() -> Callable[..., ExperimentConfig]:
+    """Composes an experiment from words of the command line."""
+    return lambda *words: command_line.to_experiment(command_line.compose(list(words)))
+
+
+@pytest.fixture(scope="session")
+def simulator() -> torch.device:
+    """The simulator on the CPU. One process can start it once."""
+    from ppo_lab.envs.base import start_simulator
+
+    device = torch.device("cpu")
+    start_simulator(device, seed=1, performance_mode=False)
+    return device
+
+
+@pytest.fixture(scope="session")
+def train() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `python train.py` with words, in a process of its own, as a user does."""
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "train.py", *words],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env=os.environ | {"PYTHONWARNINGS": "default"},
+        )
+
+    return run

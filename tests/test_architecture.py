@@ -1,0 +1,79 @@
+"""Who may import whom. The house is drawn in the README; here it is held to it."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "ppo_lab"
+
+MAY_IMPORT = {
+    "config": set(),
+    "files": set(),
+    "preflight": set(),
+    "memory": {"memory"},
+    "telemetry": {"telemetry", "files"},
+    "envs": {"envs", "config"},
+    "learning": {"learning", "config", "files"},
+    "command_line": {"config", "envs", "preflight"},
+    "training": {"config", "command_line", "envs", "files", "learning", "memory", "preflight", "telemetry"},
+}
+"""Room -> the rooms it may import while it runs. Imports for type checkers alone are free."""
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def imports(path: Path) -> set[str]:
+    """The modules that `path` imports, wherever in the file, but for those under `if TYPE_CHECKING`."""
+    found = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text()))
+    return found
+
+
+SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    here = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    ours = {room(module) for module in imports(path) if module.startswith("ppo_lab.")}
+    assert ours <= MAY_IMPORT[here] | {here}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_the_envs_know_the_simulator(path: Path) -> None:
+    uses_it = any(module.split(".")[0] == "genesis" for module in imports(path))
+    assert not uses_it or path.is_relative_to(PACKAGE / "envs")
+
+
+@pytest.mark.parametrize("name", ["config", "files", "preflight", "envs", "envs.go2", "envs.hover", "command_line"])
+def test_what_only_needs_a_config_does_not_load_torch(name: str) -> None:
+    code = f"import sys, ppo_lab.{name}; print('torch' in sys.modules or 'genesis' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_config_is_standard_library_alone() -> None:
+    modules = {module.split(".")[0] for module in imports(PACKAGE / "config.py")}
+    assert modules <= set(sys.stdlib_module_names)
+
+
+def test_nothing_unpickles_or_evaluates() -> None:
+    for path in SOURCES:
+        names = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
+        assert not names & {"eval", "exec", "pickle.load", "pickle.loads", "yaml.load", "yaml.unsafe_load"}, path

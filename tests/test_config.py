@@ -1,0 +1,216 @@
+"""Every config on disk is an experiment; the defaults are the source's; whatever is wrong is refused by name."""
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from ppo_lab import command_line, envs
+from ppo_lab.config import ConfigError, ExperimentConfig
+
+Compose = Callable[..., ExperimentConfig]
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (command_line.CONF / group).glob("*.yaml"))
+
+
+GROUPS = ("env", "algorithm", "network")
+
+
+@pytest.mark.parametrize(GROUPS, list(product(*map(choices, GROUPS))))
+def test_every_choice_on_disk_composes_with_every_other(
+    experiment: Compose, env: str, algorithm: str, network: str
+) -> None:
+    assert experiment(f"env={env}", f"algorithm={algorithm}", f"network={network}").env.name == env
+
+
+@pytest.mark.parametrize("name", choices("experiment"))
+def test_every_experiment_on_disk_composes_and_says_why_it_exists(experiment: Compose, name: str) -> None:
+    assert experiment(f"experiment={name}").run_name != experiment().run_name
+    lines = (command_line.CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
+    assert len(lines[1].strip("# ").split()) >= 8
+
+
+def test_every_env_on_disk_is_a_module_and_the_other_way_round() -> None:
+    assert choices("env") == envs.names()
+
+
+def test_without_words_it_is_the_sources_go2_run(experiment: Compose) -> None:
+    cfg = experiment()
+    assert (cfg.env.name, cfg.num_envs, cfg.num_steps_per_env, cfg.max_iterations) == ("go2", 4096, 24, 101)
+    assert cfg.transitions == 98_304
+    assert cfg.mini_batch_size == 24_576
+    assert cfg.env.max_episode_length == 1000
+    assert cfg.network.actor.hidden_dims == cfg.network.critic.hidden_dims == [512, 256, 128]
+    assert cfg.network.actor.activation == cfg.network.critic.activation == "elu"
+    assert dataclasses.asdict(cfg.algorithm) == {
+        "num_learning_epochs": 5,
+        "num_mini_batches": 4,
+        "clip_param": 0.2,
+        "gamma": 0.99,
+        "lam": 0.95,
+        "value_loss_coef": 1.0,
+        "entropy_coef": 0.01,
+        "learning_rate": 0.001,
+        "max_grad_norm": 1.0,
+        "optimizer": "adam",
+        "use_clipped_value_loss": True,
+        "schedule": "adaptive",
+        "desired_kl": 0.01,
+        "normalize_advantage_per_mini_batch": False,
+        "use_mixed_precision": False,
+    }
+
+
+def test_choosing_the_drone_brings_its_sizes_network_and_learning_rate(experiment: Compose) -> None:
+    cfg = experiment("env=hover")
+    assert (cfg.num_envs, cfg.num_steps_per_env, cfg.max_iterations) == (8192, 100, 301)
+    assert cfg.network.actor.hidden_dims == cfg.network.critic.hidden_dims == [128, 128]
+    assert cfg.network.actor.activation == "tanh"
+    assert (cfg.algorithm.learning_rate, cfg.algorithm.entropy_coef) == (0.0003, 0.004)
+    assert cfg.env.max_episode_length == 1500
+
+
+def test_what_the_env_brings_can_be_overridden(experiment: Compose) -> None:
+    cfg = experiment("env=hover", "num_envs=64", "algorithm.learning_rate=1e-4", "network.activation=elu")
+    assert (cfg.num_envs, cfg.algorithm.learning_rate) == (64, 1e-4)
+    assert cfg.network.critic.activation == "elu"
+
+
+def test_actor_and_critic_are_set_alike_or_apart(experiment: Compose) -> None:
+    alike = experiment("network.hidden_dims=[64]").network
+    assert alike.actor.hidden_dims == alike.critic.hidden_dims == [64]
+    apart = experiment("network.hidden_dims=[64]", "network.critic.hidden_dims=[32,32]").network
+    assert (apart.actor.hidden_dims, apart.critic.hidden_dims) == ([64], [32, 32])
+
+
+WRONG = {
+    # unknown keys and choices
+    "num_env=3": "unknown key num_env. Did you mean num_envs?",
+    "mini_batches=3": "Did you mean algorithm.num_mini_batches?",
+    "algorithm.gama=0.9": "Did you mean algorithm.gamma?",
+    "env.reward_scales.tracking_lin_vell=1": "Did you mean env.reward_scales.tracking_lin_vel?",
+    "+surprise=1": "unknown key surprise.",
+    "envs=hover": "Did you mean env?",
+    "env=hovr": "env=hovr: there is no such env. Did you mean hover? Allowed: go2, hover.",
+    "experiment=go2smal": "Did you mean go2_small?",
+    "network=null": "network=null: there is no such network. Allowed: mlp.",
+    "env.name=base": "env.name=base is not an env. Allowed: go2, hover.",
+    "network.activation=eluu": "network.activation=eluu is out of range. Did you mean elu?",
+    "hydra.surprise=1": "cannot apply hydra.surprise=1",
+    # wrong kinds
+    "num_envs=many": "num_envs=many is of the wrong kind. Allowed: a whole number.",
+    "num_envs=1.5": "num_envs=1.5 is of the wrong kind.",
+    "num_envs=true": "num_envs=true is of the wrong kind.",
+    "num_envs=null": "num_envs=null is of the wrong kind.",
+    "num_envs=": "num_envs= is of the wrong kind.",
+    "num_envs=${x}": "num_envs=${x} is of the wrong kind.",
+    "quiet=maybe": "quiet=maybe is of the wrong kind. Allowed: true or false.",
+    "network.hidden_dims=256": "Allowed: a list of whole numbers, as in [1,2,3].",
+    "network.hidden_dims=[a]": "network.hidden_dims=[a] is of the wrong kind.",
+    "memory=3": "Allowed: a group of settings: count_tensors.",
+    "env.kp=stiff": "env.kp=stiff is of the wrong kind. Allowed: a number.",
+    # out of range
+    "num_envs=0": "num_envs=0 is out of range. Allowed: >= 1.",
+    "network.hidden_dims=[64,0]": "network.hidden_dims=[64,0] is out of range.",
+    "network.hidden_dims=[]": "network.hidden_dims=[] is out of range.",
+    "algorithm.gamma=1.01": "algorithm.gamma=1.01 is out of range. Allowed: >= 0, <= 1.",
+    "algorithm.learning_rate=nan": "algorithm.learning_rate=nan is out of range.",
+    "algorithm.max_grad_norm=inf": "algorithm.max_grad_norm=inf is out of range.",
+    "seed=-1": "seed=-1 is out of range.",
+    "device=gpu": "device=gpu is out of range.",
+    "run_name=../elsewhere": "run_name=../elsewhere is out of range.",
+    "env.base_init_pos=[0,0]": "Allowed: a list of 3.",
+    "env.dt=0": "env.dt=0.0 is out of range. Allowed: > 0.",
+    # combinations
+    "algorithm.num_mini_batches=7": (
+        "algorithm.num_mini_batches=7 does not divide 98304 transitions (4096 envs x 24 steps). "
+        "Try algorithm.num_mini_batches=6 or algorithm.num_mini_batches=8."
+    ),
+    "env.lin_vel_x_range=[1,0]": "Try env.lin_vel_x_range=[0.0,1.0].",
+    "env.base_init_quat=[0,0,0,0]": "a quaternion has length 1.",
+    "env.resampling_time_s=0.001": "is shorter than one step",
+    "~env.default_joint_angles.FR_hip_joint": "names 11 joints; Go2 has 12.",
+    "resume=outputs/some_run": "resuming a run is not built yet. Allowed: null.",
+    # not settings at all
+    "num_envs": "cannot read 'num_envs'.",
+    "--num_envs=3": "unknown option --num_envs=3.",
+    "num_envs=1,2": "gives num_envs several values.",
+    "-m": "sweeps are not built yet.",
+    "~algorithm.gamma": "algorithm.gamma has no value.",
+}
+
+
+@pytest.mark.parametrize(("word", "message"), WRONG.items(), ids=WRONG)
+def test_a_wrong_word_is_refused_with_what_was_got_and_what_is_allowed(
+    experiment: Compose, word: str, message: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        experiment(word)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_rollout_of_one_transition_is_refused(experiment: Compose) -> None:
+    with pytest.raises(ConfigError, match="no spread to normalize advantages by"):
+        experiment("num_envs=1", "num_steps_per_env=1", "algorithm.num_mini_batches=1")
+
+
+def test_mini_batches_of_one_transition_cannot_be_normalized_each(experiment: Compose) -> None:
+    words = ["num_envs=2", "num_steps_per_env=2", "algorithm.num_mini_batches=4"]
+    assert experiment(*words).mini_batch_size == 1
+    with pytest.raises(ConfigError, match=r"Try algorithm\.num_mini_batches=2\."):
+        experiment(*words, "algorithm.normalize_advantage_per_mini_batch=true")
+
+
+def test_words_are_judged_before_torch_or_the_simulator_are_loaded() -> None:
+    code = (
+        "import sys; from ppo_lab import command_line as c; c.to_experiment(c.compose(['env=hover', 'num_envs=8']))\n"
+        "print([m for m in ('torch', 'genesis', 'rsl_rl', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+REFUSED_AT_THE_DOOR = {
+    "num_envs=0": "num_envs=0 is out of range",
+    "env=hovr": "Did you mean hover?",
+    "--iterations": "unknown option --iterations",
+    "device=cuda:99": "device=cuda:99: this machine has",
+}
+
+
+@pytest.mark.parametrize(("word", "message"), REFUSED_AT_THE_DOOR.items(), ids=REFUSED_AT_THE_DOOR)
+def test_the_command_ends_with_code_2_one_line_and_no_folder(
+    train: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, word: str, message: str
+) -> None:
+    folder = tmp_path / "run"
+    done = train("experiment=smoke", word, f"hydra.run.dir={folder}")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+    assert not folder.exists()
+
+
+def test_a_run_is_never_written_over(train: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("results")
+    done = train("experiment=smoke", f"hydra.run.dir={tmp_path}")
+    assert done.returncode == 2
+    assert "a run never writes over another" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+def test_help_is_a_page_with_groups_choices_and_examples(
+    train: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    done = train("--help")
+    assert done.returncode == 0
+    assert "env: go2, hover" in done.stdout
+    assert done.stdout.count("python train.py ") >= 5

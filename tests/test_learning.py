@@ -1,0 +1,109 @@
+"""Episode statistics and checkpoints, on cases worked by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ppo_lab.files import write_atomically
+from ppo_lab.learning.checkpoint import Checkpoints
+from ppo_lab.learning.episodes import EpisodeStatistics
+
+
+def statistics() -> EpisodeStatistics:
+    return EpisodeStatistics(
+        num_envs=2, num_steps_per_env=3, reward_names=("speed", "falls"), device=torch.device("cpu")
+    )
+
+
+def step(episodes: EpisodeStatistics, rewards: list[float], dones: list[bool], sums: tuple[float, float]) -> None:
+    episodes.add(torch.tensor(rewards), torch.tensor(dones), torch.tensor(sums))
+
+
+def test_returns_and_lengths_are_those_of_the_episodes_that_ended() -> None:
+    episodes = statistics()
+    step(episodes, [1.0, 5.0], [False, False], (0.0, 0.0))
+    step(episodes, [2.0, 5.0], [True, False], (4.0, -1.0))  # env 0: 1 + 2 in 2 steps
+    step(episodes, [9.0, 5.0], [False, True], (2.0, 0.0))  # env 1: 15 in 3 steps
+    assert episodes.scalars() == {
+        "Episode/rew_speed": 3.0,  # (4 + 2) over two episodes
+        "Episode/rew_falls": -0.5,
+        "Train/mean_reward": 9.0,  # (3 + 15) / 2
+        "Train/mean_episode_length": 2.5,
+    }
+    step(episodes, [1.0, 0.0], [True, False], (7.0, 0.0))  # env 0: 9 + 1 in 2 steps, begun in the rollout before
+    step(episodes, [0.0, 0.0], [False, False], (0.0, 0.0))
+    step(episodes, [0.0, 0.0], [False, False], (0.0, 0.0))
+    scalars = episodes.scalars()
+    assert scalars["Episode/rew_speed"] == 7.0
+    assert scalars["Train/mean_reward"] == pytest.approx(28 / 3)
+
+
+def test_reward_terms_weigh_every_episode_alike_however_the_steps_share_them() -> None:
+    # One step ends one episode, another ends two: a mean of step means would be (1 + 4) / 2.
+    episodes = statistics()
+    step(episodes, [0.0, 0.0], [True, False], (1.0, 0.0))
+    step(episodes, [0.0, 0.0], [True, True], (8.0, 0.0))
+    assert episodes.scalars()["Episode/rew_speed"] == 3.0
+
+
+def test_before_an_episode_has_ended_there_is_nothing_to_say() -> None:
+    episodes = statistics()
+    step(episodes, [1.0, 1.0], [False, False], (0.0, 0.0))
+    assert episodes.scalars() == {}
+
+
+def test_only_the_last_hundred_episodes_count() -> None:
+    episodes = EpisodeStatistics(1, 150, (), torch.device("cpu"))
+    for n in range(150):
+        episodes.add(torch.tensor([float(n)]), torch.tensor([True]), torch.zeros(0))
+    assert episodes.scalars()["Train/mean_reward"] == sum(range(50, 150)) / 100
+
+
+def state(iteration: int) -> dict[str, Any]:
+    return {"iter": iteration, "actor_state_dict": {"weight": torch.full((3,), float(iteration))}}
+
+
+def load(path: Path) -> dict[str, Any]:
+    return torch.load(path, weights_only=True)
+
+
+def test_checkpoints_come_at_intervals_and_at_the_end(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", save_interval=3)
+    for iteration, reward in enumerate([None, 1.0, 5.0, 2.0, 3.0]):
+        checkpoints.offer(iteration, lambda now=iteration: state(now), reward, last=iteration == 4)  # type: ignore[misc]
+    folder = checkpoints.folder
+    assert sorted(path.name for path in folder.iterdir()) == ["best.pt", "model_0.pt", "model_3.pt", "model_4.pt"]
+    assert load(folder / "best.pt")["iter"] == 2
+    assert load(folder / "model_4.pt")["iter"] == 4
+
+
+def test_the_best_is_a_copy_of_its_own_moment(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", save_interval=10)
+    living = state(0)
+    checkpoints.offer(1, lambda: living, reward=1.0)
+    living["actor_state_dict"]["weight"].fill_(99.0)  # training goes on
+    checkpoints.offer(2, lambda: living, reward=0.0, last=True)
+    assert load(checkpoints.folder / "best.pt")["actor_state_dict"]["weight"].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_without_a_reward_the_last_is_the_best(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", save_interval=1)
+    checkpoints.offer(0, lambda: state(0), None)
+    checkpoints.offer(1, lambda: state(1), None, last=True)
+    assert load(checkpoints.folder / "best.pt")["iter"] == 1
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"old and whole")
+
+    def half(file: Any) -> None:
+        file.write(b"new")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, half)
+    assert path.read_bytes() == b"old and whole"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.pt"]

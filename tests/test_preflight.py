@@ -1,0 +1,73 @@
+"""A machine that cannot run a training is told so in one line, with the command that mends it."""
+
+import ctypes
+import sys
+from importlib import metadata
+
+import pytest
+
+from ppo_lab import preflight
+
+RIGHT = {name: metadata.version(name) for name in [*preflight.PINNED, "torch", *preflight.ALSO_NEEDED]}
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, **changes: str | None) -> None:
+    versions = RIGHT | {name.replace("_", "-"): version for name, version in changes.items()}
+
+    def version(name: str) -> str:
+        if versions.get(name) is None:
+            raise metadata.PackageNotFoundError(name)
+        return str(versions[name])
+
+    monkeypatch.setattr(metadata, "version", version)
+
+
+def complaint() -> str:
+    with pytest.raises(preflight.MachineError) as refused:
+        preflight.check_installed()
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_this_environment_is_right() -> None:
+    preflight.check_installed()
+
+
+def test_a_wrong_genesis_is_named_with_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, genesis_world="1.5.0")
+    assert complaint() == (
+        f"installed: genesis-world 1.5.0; needed: genesis-world==1.4.5; "
+        f"run: {sys.executable} -m pip install genesis-world==1.4.5"
+    )
+
+
+def test_a_missing_rsl_rl_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, rsl_rl_lib=None)
+    assert "installed: rsl-rl-lib missing; needed: rsl-rl-lib==5.5.1" in complaint()
+
+
+def test_the_old_rsl_rl_beside_the_right_one_is_to_be_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, rsl_rl="1.0.2")
+    assert "pip uninstall -y rsl-rl &&" in complaint()
+
+
+@pytest.mark.parametrize(
+    ("version", "fine"), [("2.10.1", False), ("2.11.0", True), ("2.13.0+cpu", True), ("3.0", True)]
+)
+def test_torch_may_be_2_11_or_newer(monkeypatch: pytest.MonkeyPatch, version: str, fine: bool) -> None:
+    installed(monkeypatch, torch=version)
+    if fine:
+        preflight.check_installed()
+    else:
+        assert f"installed: torch {version}; needed: torch==2.13.*" in complaint()
+
+
+def test_missing_opengl_names_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", fails)
+    with pytest.raises(
+        preflight.MachineError, match=r"libGL\.so\.1 and libEGL\.so\.1 not found.*apt-get install libgl1"
+    ):
+        preflight.check_system_libraries()

@@ -1,0 +1,196 @@
+"""Real runs through the real command, two iterations of each env."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ppo_lab import command_line, envs
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+Train = Callable[..., subprocess.CompletedProcess[str]]
+
+SMOKE = ["experiment=smoke", "num_steps_per_env=24"]  # long enough for some first episode to end
+
+
+@pytest.fixture(scope="module", params=envs.names())
+def run(request: pytest.FixtureRequest, train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("runs") / "a run"  # spaces happen
+    words = [*SMOKE, f"env={request.param}", "memory.count_tensors=true"]
+    done = train(*words, f"hydra.run.dir={folder}")
+    assert done.returncode == 0, done.stderr
+    assert "iteration 2/2" in done.stdout
+    assert f"--logdir {folder}" in done.stdout
+    return folder
+
+
+def lines_of(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def checkpoint(run: Path, name: str) -> dict[str, Any]:
+    return torch.load(run / "checkpoints" / name, weights_only=True)
+
+
+def test_the_run_folder_has_its_papers(run: Path) -> None:
+    names = {path.name for path in run.iterdir() if "tfevents" not in path.name} - {"git.diff"}
+    assert names == {
+        ".hydra",
+        "checkpoints",
+        "config.yaml",
+        "manifest.json",
+        "metrics.jsonl",
+        "summary.json",
+        "train.log",
+    }
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"model_0.pt", "model_1.pt", "best.pt"}
+
+
+def test_the_saved_config_is_the_one_that_ran(run: Path) -> None:
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    words = yaml.safe_load((run / ".hydra" / "overrides.yaml").read_text())
+    from omegaconf import OmegaConf
+
+    again = command_line.to_experiment(command_line.compose(words))
+    assert OmegaConf.to_container(OmegaConf.structured(again)) == saved
+    assert command_line.to_experiment(OmegaConf.create(saved)) == again
+
+
+def test_the_manifest_says_where_the_run_comes_from(run: Path) -> None:
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["seed"] == 1
+    assert "experiment=smoke" in manifest["overrides"]
+    assert "python train.py experiment=smoke" in manifest["repeat"]
+    assert manifest["packages"]["genesis-world"] == "1.4.5"
+    assert manifest["machine"]["device"] in ("cpu", "cuda:0")
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True)
+    if commit.returncode == 0:
+        assert manifest["git"]["commit"] == commit.stdout.strip()
+        assert (run / "git.diff").exists() == manifest["git"]["dirty"]
+
+
+def test_the_summary_adds_up(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    lines = lines_of(run)
+    assert summary["status"] == "completed"
+    assert summary["iterations"] == len(lines) == 2
+    assert summary["wall_s"] >= summary["startup_s"] + summary["training_s"] - 0.1
+    assert summary["steps_per_s"] == pytest.approx(2 * 16 * 24 / summary["training_s"])
+    assert summary["final_reward"] == lines[-1].get("Train/mean_reward")
+    assert summary["peak_mib"]["Memory/host_rss_mib"] == max(line["Memory/host_rss_mib"] for line in lines)
+
+
+def test_tensorboard_and_metrics_jsonl_hold_the_same_numbers(run: Path) -> None:
+    board = EventAccumulator(str(run)).Reload()
+    lines = lines_of(run)
+    tags = {tag for line in lines for tag in line} - {"iteration"}
+    assert set(board.Tags()["scalars"]) == tags
+    for tag in tags:
+        on_board = [(event.step, event.value) for event in board.Scalars(tag)]
+        in_file = [(line["iteration"], line[tag]) for line in lines if tag in line]
+        assert [step for step, _ in on_board] == [step for step, _ in in_file]
+        assert [v for _, v in on_board] == pytest.approx([v for _, v in in_file], rel=1e-6)
+    assert [line["iteration"] for line in lines] == [0, 1]
+    assert {"config/text_summary", "environment/text_summary"} <= set(board.Tags()["tensors"])
+
+
+def test_every_tag_that_was_promised_is_there_and_finite(run: Path) -> None:
+    last = lines_of(run)[-1]
+    for tag in (
+        "Loss/value Loss/surrogate Loss/entropy Loss/learning_rate Policy/mean_std "
+        "Perf/total_fps Perf/collection_time Perf/learning_time "
+        "Memory/allocated_peak_mib Memory/rollout_peak_mib Memory/update_peak_mib Memory/resident_mib "
+        "Memory/host_rss_mib Memory/host_peak_rss_mib"
+    ).split():
+        assert math.isfinite(last[tag]), tag
+    if run.parent.name and "go2" in (run / "config.yaml").read_text().splitlines()[1]:
+        terms = [tag for tag in last if tag.startswith("Episode/rew_")]
+        assert len(terms) == 6
+        assert {"Train/mean_reward", "Train/mean_episode_length"} <= set(last)
+
+
+def test_memory_is_bracketed_by_phase(run: Path) -> None:
+    first, second = lines_of(run)
+    for line in (first, second):
+        assert line["Memory/resident_mib"] <= line["Memory/rollout_peak_mib"] <= line["Memory/allocated_peak_mib"]
+        assert line["Memory/allocated_peak_mib"] == max(line["Memory/rollout_peak_mib"], line["Memory/update_peak_mib"])
+    assert second["Memory/update_peak_mib"] > second["Memory/rollout_peak_mib"], "activations are of the update"
+
+
+def test_checkpoints_load_without_unpickling(run: Path) -> None:
+    last = checkpoint(run, "model_1.pt")
+    assert last["iter"] == 1
+    assert last["learning_rate"] == pytest.approx(last["optimizer_state_dict"]["param_groups"][0]["lr"])
+    assert set(last) == {
+        "actor_state_dict",
+        "critic_state_dict",
+        "optimizer_state_dict",
+        "iter",
+        "infos",
+        "learning_rate",
+    }
+
+
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(run: Path, train: Train, tmp_path: Path) -> None:
+    words = yaml.safe_load((run / ".hydra" / "overrides.yaml").read_text())
+    assert train(*words, "memory.count_tensors=false", f"hydra.run.dir={tmp_path / 'again'}").returncode == 0
+    for name in ("model_0.pt", "model_1.pt"):
+        ours, theirs = checkpoint(run, name), checkpoint(tmp_path / "again", name)
+        for model in ("actor_state_dict", "critic_state_dict"):
+            assert all(torch.equal(ours[model][key], theirs[model][key]) for key in ours[model])
+        assert ours["learning_rate"] == theirs["learning_rate"]
+    untimed = [tag for tag in lines_of(run)[1] if tag.startswith(("Loss", "Train", "Episode", "Policy"))]
+    assert [lines_of(run)[1][tag] for tag in untimed] == [lines_of(tmp_path / "again")[1][tag] for tag in untimed]
+
+
+def test_ctrl_c_saves_a_checkpoint_and_the_summary_and_exits_130(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = ["experiment=smoke", "env=hover", "max_iterations=1000000", "save_interval=1000000"]
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *words, f"hydra.run.dir={folder}"],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        metrics, deadline_s = folder / "metrics.jsonl", time.monotonic() + 240
+        while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline_s
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    last = len(lines_of(folder)) - 1
+    assert summary["iterations"] == last + 1
+    assert checkpoint(folder, f"model_{last}.pt")["iter"] == last
+
+
+def test_a_simulator_that_gives_up_ends_the_run_with_code_1_and_a_reason(train: Train, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = train("experiment=smoke", "env.max_collision_pairs=1", f"hydra.run.dir={folder}")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "max_collision_pairs" in done.stderr
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert "max_collision_pairs" in summary["message"]
+    assert "Traceback" in (folder / "train.log").read_text()
