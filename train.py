@@ -15,6 +15,7 @@ from ppo_lab import command_line  # noqa: E402
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
+@command_line.exit_codes()  # within Hydra, which would print more than our one message
 def main(cfg: DictConfig) -> None:
     experiment = command_line.to_experiment(cfg)
     from ppo_lab.training import train  # torch and the simulator, once the words are known to be right

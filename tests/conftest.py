@@ -1,6 +1,5 @@
 """What several tests need: composed experiments, and the simulator, started once."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -42,7 +41,6 @@ def train() -> Callable[..., subprocess.CompletedProcess[str]]:
             capture_output=True,
             text=True,
             timeout=300,
-            env=os.environ | {"PYTHONWARNINGS": "default"},
         )
 
     return run

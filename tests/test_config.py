@@ -135,7 +135,7 @@ WRONG = {
     "env.lin_vel_x_range=[1,0]": "Try env.lin_vel_x_range=[0.0,1.0].",
     "env.base_init_quat=[0,0,0,0]": "a quaternion has length 1.",
     "env.resampling_time_s=0.001": "is shorter than one step",
-    "~env.default_joint_angles.FR_hip_joint": "names 11 joints; Go2 has 12.",
+    "~env.default_joint_angles.FR_hip_joint": "missing or unknown: FR_hip_joint.",
     "resume=outputs/some_run": "resuming a run is not built yet. Allowed: null.",
     # not settings at all
     "num_envs": "cannot read 'num_envs'.",

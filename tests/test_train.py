@@ -115,7 +115,7 @@ def test_every_tag_that_was_promised_is_there_and_finite(run: Path) -> None:
         "Memory/host_rss_mib Memory/host_peak_rss_mib"
     ).split():
         assert math.isfinite(last[tag]), tag
-    if run.parent.name and "go2" in (run / "config.yaml").read_text().splitlines()[1]:
+    if yaml.safe_load((run / "config.yaml").read_text())["env"]["name"] == "go2":  # untrained, it soon falls
         terms = [tag for tag in last if tag.startswith("Episode/rew_")]
         assert len(terms) == 6
         assert {"Train/mean_reward", "Train/mean_episode_length"} <= set(last)
@@ -124,8 +124,9 @@ def test_every_tag_that_was_promised_is_there_and_finite(run: Path) -> None:
 def test_memory_is_bracketed_by_phase(run: Path) -> None:
     first, second = lines_of(run)
     for line in (first, second):
-        assert line["Memory/resident_mib"] <= line["Memory/rollout_peak_mib"] <= line["Memory/allocated_peak_mib"]
+        assert line["Memory/resident_mib"] <= line["Memory/update_peak_mib"]
         assert line["Memory/allocated_peak_mib"] == max(line["Memory/rollout_peak_mib"], line["Memory/update_peak_mib"])
+    assert first["Memory/rollout_peak_mib"] < second["Memory/rollout_peak_mib"], "Adam's state came in between"
     assert second["Memory/update_peak_mib"] > second["Memory/rollout_peak_mib"], "activations are of the update"
 
 
@@ -184,13 +185,14 @@ def test_ctrl_c_saves_a_checkpoint_and_the_summary_and_exits_130(tmp_path: Path)
     assert checkpoint(folder, f"model_{last}.pt")["iter"] == last
 
 
-def test_a_simulator_that_gives_up_ends_the_run_with_code_1_and_a_reason(train: Train, tmp_path: Path) -> None:
+def test_a_run_that_breaks_ends_with_code_1_and_a_reason(train: Train, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    done = train("experiment=smoke", "env.max_collision_pairs=1", f"hydra.run.dir={folder}")
+    breaking = ["algorithm.schedule=fixed", "algorithm.learning_rate=1e30"]
+    done = train("experiment=smoke", "env=hover", *breaking, f"hydra.run.dir={folder}")
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert "max_collision_pairs" in done.stderr
+    assert "loss became nan in iteration 0; try a lower algorithm.learning_rate" in done.stderr
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "failed"
-    assert "max_collision_pairs" in summary["message"]
+    assert "loss became nan" in summary["message"]
     assert "Traceback" in (folder / "train.log").read_text()

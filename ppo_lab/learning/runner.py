@@ -74,6 +74,7 @@ class Runner(OnPolicyRunner):
             with self.monitor.phase("update"):
                 losses = self._update(obs)
             learned_s = self._clock_s()
+            _refuse_nan(iteration, losses)
 
             scalars = {
                 **self.episodes.scalars(),
@@ -87,7 +88,6 @@ class Runner(OnPolicyRunner):
             }
             self.current_learning_iteration = iteration
             self.report(iteration, scalars)
-            _refuse_nan(iteration, losses)
             last = iteration == final or self.should_stop()
             self.checkpoints.offer(iteration, self.state, scalars.get("Train/mean_reward"), last)
             if last:

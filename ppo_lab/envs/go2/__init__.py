@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from ppo_lab.envs.go2.env import Go2Env
 
+JOINTS = {f"{leg}_{joint}_joint" for leg in ("FR", "FL", "RR", "RL") for joint in ("hip", "thigh", "calf")}
+
 
 @dataclass
 class ObsScales:
@@ -65,8 +67,9 @@ class Config(EnvConfig):
     def problems(self) -> Iterator[str]:
         yield from self.unordered_ranges("lin_vel_x_range", "lin_vel_y_range", "ang_vel_range")
         yield from self.not_unit("base_init_quat")
-        if len(self.default_joint_angles) != self.num_actions:
-            yield f"env.default_joint_angles names {len(self.default_joint_angles)} joints; Go2 has {self.num_actions}."
+        if set(self.default_joint_angles) != JOINTS:
+            wrong = ", ".join(sorted(JOINTS ^ set(self.default_joint_angles)))
+            yield f"env.default_joint_angles must name Go2's {len(JOINTS)} joints; missing or unknown: {wrong}."
         if self.resampling_time_s < self.dt:
             yield f"env.resampling_time_s={self.resampling_time_s} is shorter than one step. Try {self.dt} or more."
 
