@@ -40,7 +40,7 @@ def train(cfg: ExperimentConfig, folder: Path, overrides: list[str]) -> None:
     log.info("run folder: %s", _shown(folder))
     device = resolve_device(cfg.device)
     config_yaml = yaml.safe_dump(asdict(cfg), sort_keys=False)
-    manifest = describe_run(overrides, cfg.seed, device)
+    manifest = describe_run(overrides, cfg.seed, device, _shown(folder / "git.diff"))
     write_text(folder / "config.yaml", config_yaml)
     write_json(folder / "manifest.json", manifest)
     if manifest["git"]["dirty"]:

@@ -27,11 +27,11 @@ def start_simulator(device: torch.device, seed: int, performance_mode: bool) -> 
     )
 
 
-class GenesisEnv:
+class BatchedEnv:
     """The buffers and books of N envs. A subclass builds its scene, then defines `step`.
 
-    The subclass's `step` is written out in the order that its MDP prescribes; what it calls here is
-    `_pay` (rewards), `_end_episodes` (books and counters of the envs that are reset) and `_observe`.
+    A `step` is written out in the order that its MDP prescribes. What it calls here: `_pay` for the rewards,
+    `_end_episodes` for the books and counters of the envs that are reset, `_observe`, and `_extras`.
     """
 
     def __init__(self, cfg: EnvConfig, num_envs: int, device: torch.device, reward_scales: Any) -> None:

@@ -6,7 +6,6 @@ import os
 import platform
 import shlex
 import subprocess
-import sys
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -21,16 +20,18 @@ PACKAGES = (
 )
 
 
-def describe_run(overrides: list[str], seed: int, device: torch.device) -> dict[str, Any]:
-    """The content of manifest.json; docs/run_folder.md lists the keys."""
+def describe_run(overrides: list[str], seed: int, device: torch.device, diff: Path) -> dict[str, Any]:
+    """The content of manifest.json; docs/run_folder.md lists the keys. `diff`: where a dirty checkout's goes."""
     git = describe_git()
-    train = shlex.join(["python", "train.py", *overrides])
-    checkout = [f"git checkout {git['commit']}"] if git["commit"] else []
+    command = shlex.join(["python", "train.py", *overrides])
+    restore = [f"git checkout {git['commit']}"] if git["commit"] else []
+    if git["dirty"]:
+        restore.append(f"git apply {shlex.quote(str(diff))}")
     return {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command,
         "overrides": overrides,
-        "repeat": " && ".join([*checkout, train]),
+        "repeat": " && ".join([*restore, command]),
         "seed": seed,
         "git": git,
         "packages": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},

@@ -14,13 +14,13 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from ppo_lab.envs import rewards
-from ppo_lab.envs.base import GenesisEnv, euler_deg, in_frame
+from ppo_lab.envs.base import BatchedEnv, euler_deg, in_frame
 from ppo_lab.envs.go2 import Config
 
 JOINT_DOFS = slice(6, 18)  # after the free base
 
 
-class Go2Env(GenesisEnv):
+class Go2Env(BatchedEnv):
     """See the module's text; `ppo_lab.envs.VecEnv` is the contract."""
 
     cfg: Config

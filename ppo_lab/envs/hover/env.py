@@ -14,11 +14,11 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from ppo_lab.envs import rewards
-from ppo_lab.envs.base import GenesisEnv, euler_deg, in_frame
+from ppo_lab.envs.base import BatchedEnv, euler_deg, in_frame
 from ppo_lab.envs.hover import Config
 
 
-class HoverEnv(GenesisEnv):
+class HoverEnv(BatchedEnv):
     """See the module's text; `ppo_lab.envs.VecEnv` is the contract."""
 
     cfg: Config

@@ -1,0 +1,34 @@
+"""What the docs show is what the code does."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def test_the_worked_example_of_a_new_env_trains_as_it_stands(tmp_path: Path) -> None:
+    page = (REPOSITORY / "docs" / "add_an_env.md").read_text()
+    files = dict(re.findall(r"`(\S+\.(?:yaml|py))`\n\n```\w+\n(.*?)```", page, re.DOTALL))
+    assert set(files) == {"conf/env/puck.yaml", "ppo_lab/envs/puck.py"}
+    for name in ("conf", "ppo_lab"):
+        shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "train.py", tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+
+    def train(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "train.py", "env=puck", *words]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+
+    refused = train("env.push=-1")
+    assert refused.returncode == 2
+    assert refused.stderr in page
+    done = train("max_iterations=25", "hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    rewards = [json.loads(line).get("Train/mean_reward", 0.0) for line in lines]
+    assert rewards[-1] > 1.5 * rewards[5], "it learns"
