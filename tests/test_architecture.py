@@ -29,7 +29,7 @@ def room(module: str) -> str:
 
 def imports(path: Path) -> set[str]:
     """The modules that `path` imports, wherever in the file, but for those under `if TYPE_CHECKING`."""
-    found = set()
+    found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ppo_lab import command_line, envs
@@ -61,11 +62,9 @@ def test_the_run_folder_has_its_papers(run: Path) -> None:
 def test_the_saved_config_is_the_one_that_ran(run: Path) -> None:
     saved = yaml.safe_load((run / "config.yaml").read_text())
     words = yaml.safe_load((run / ".hydra" / "overrides.yaml").read_text())
-    from omegaconf import OmegaConf
-
     again = command_line.to_experiment(command_line.compose(words))
     assert OmegaConf.to_container(OmegaConf.structured(again)) == saved
-    assert command_line.to_experiment(OmegaConf.create(saved)) == again
+    assert command_line.to_experiment(DictConfig(saved)) == again
 
 
 def test_the_manifest_says_where_the_run_comes_from(run: Path) -> None:
