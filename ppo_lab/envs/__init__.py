@@ -54,7 +54,7 @@ class VecEnv(Protocol):
         ...
 
 
-SHARED = {"base", "rewards"}
+SHARED = {"base", "footprint", "rewards"}
 """The modules here that are not envs."""
 
 
