@@ -1,0 +1,101 @@
+"""Counts the simulator's memory for the shipped envs, and checks the count against the process's resident memory.
+
+`store` counts anew what ppo_lab/memory/simulator.json holds; `growth` writes docs/results/simulator_memory.json:
+
+    python benchmarks/simulator_memory.py store | growth
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import pickle
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from ppo_lab import command_line
+from ppo_lab.config import ExperimentConfig
+from ppo_lab.files import write_json, write_text
+from ppo_lab.memory import simulator
+
+OPTIONS = {"go2": ["name", "performance_mode", "max_collision_pairs"], "hover": ["name", "performance_mode"]}
+"""The settings that change what the simulator holds."""
+GROWTH_SIZES = {"go2": [64, 1024, 4096], "hover": [64, 2048, 8192]}
+RESULT = Path(__file__).parent.parent / "docs/results/simulator_memory.json"
+
+
+def main(command: str) -> None:
+    match command:
+        case "store":
+            records = [simulator.record(_experiment(env), OPTIONS[env], simulator.SIZES) for env in OPTIONS]
+            write_text(simulator.STORED, json.dumps(records, indent=1) + "\n")
+        case "growth":
+            write_json(RESULT, _about() | {env: growth(_experiment(env)) for env in OPTIONS})
+        case "resident":
+            print(resident_bytes(pickle.load(sys.stdin.buffer)))
+        case _:
+            sys.exit(__doc__)
+
+
+def growth(cfg: ExperimentConfig) -> dict[str, Any]:
+    """Resident memory of processes that each hold `cfg`'s env at one size, beside what is counted per env."""
+    memory = simulator.simulator_memory(cfg)
+    assert memory is not None
+    sizes = GROWTH_SIZES[cfg.env.name]
+    resident = []
+    for cfg.num_envs in sizes:
+        command = [sys.executable, __file__, "resident"]
+        child = subprocess.run(command, input=pickle.dumps(cfg), stdout=subprocess.PIPE, check=True)
+        resident.append(int(child.stdout.splitlines()[-1]))
+    counted = {
+        "simulator": memory.per_env_bytes,
+        "env_tensors": memory.env_per_env_bytes,
+        "step_peak": memory.step_peak_per_env_bytes,  # freed, but the process keeps the pages
+    }
+    grown = (resident[-1] - resident[0]) / (sizes[-1] - sizes[0])
+    return {
+        "num_envs": sizes,
+        "resident_bytes": resident,
+        "resident_growth_per_env_bytes": round(grown),
+        "counted_per_env_bytes": counted,
+        "growth_over_counted": round(grown / sum(counted.values()), 4),
+    }
+
+
+def resident_bytes(cfg: ExperimentConfig) -> int:
+    """Builds the env of `cfg` in this process, steps it, and says what the process then holds."""
+    import torch
+
+    from ppo_lab.envs import make_env
+    from ppo_lab.envs.base import start_simulator
+
+    cpu = torch.device("cpu")
+    start_simulator(cpu, seed=1, performance_mode=cfg.env.performance_mode)
+    env = make_env(cfg.env, cfg.num_envs, cpu)
+    with torch.inference_mode():
+        for _ in range(10):
+            env.step(2 * torch.rand(cfg.num_envs, env.num_actions) - 1)
+    return psutil.Process().memory_info().rss
+
+
+def _experiment(env: str) -> ExperimentConfig:
+    return command_line.to_experiment(command_line.compose([f"env={env}"]))
+
+
+def _about() -> dict[str, Any]:
+    return {
+        "date": datetime.date.today().isoformat(),
+        "hardware": f"{psutil.cpu_count()} CPU cores, {psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "versions": {name: metadata.version(name) for name in ("genesis-world", "quadrants", "torch")},
+    }
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) == 2 else "")
