@@ -1,0 +1,196 @@
+"""The trace on fake tensors against the same learner on real ones, counted by the memory log itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import random
+import subprocess
+import sys
+from typing import Any, cast
+
+import pytest
+import torch
+
+from ppo_lab import command_line, envs
+from ppo_lab.config import ACTIVATIONS, ConfigError, ExperimentConfig
+from ppo_lab.learning.runner import Runner
+from ppo_lab.memory import tracer
+from ppo_lab.memory.allocator import cublas_workspace_bytes, replay
+from ppo_lab.memory.monitor import MIB, MemoryMonitor
+from ppo_lab.memory.trace import (
+    CATEGORIES,
+    Allocation,
+    DeviceType,
+    Event,
+    Free,
+    Trace,
+    from_json,
+    summarize,
+    to_json,
+    trace,
+)
+
+
+def experiment(*overrides: str) -> ExperimentConfig:
+    return command_line.to_experiment(command_line.compose(["experiment=smoke", *overrides]))
+
+
+def random_overrides(seed: int) -> list[str]:
+    """A small configuration drawn from everything that shapes the learner's memory."""
+    draw = random.Random(seed)
+
+    def network(part: str) -> list[str]:
+        dims = [draw.choice([1, 7, 32, 100]) for _ in range(draw.randint(1, 3))]
+        return [
+            f"network.{part}.hidden_dims={dims}".replace(" ", ""),
+            f"network.{part}.activation={draw.choice(ACTIVATIONS)}",
+            f"network.{part}.obs_normalization={draw.choice(['true', 'false'])}",
+        ]
+
+    num_envs, num_steps = draw.randint(1, 60), draw.randint(2, 9)
+    divisors = [n for n in range(1, 9) if num_envs * num_steps % n == 0 and num_envs * num_steps > n]
+    return [
+        f"env={draw.choice(envs.names())}",
+        f"num_envs={num_envs}",
+        f"num_steps_per_env={num_steps}",
+        *network("actor"),
+        *network("critic"),
+        f"network.actor.std_type={draw.choice(['scalar', 'log'])}",
+        f"algorithm.num_mini_batches={draw.choice(divisors)}",
+        f"algorithm.num_learning_epochs={draw.randint(1, 3)}",
+        f"algorithm.schedule={draw.choice(['adaptive', 'fixed'])}",
+        f"algorithm.optimizer={draw.choice(['adam', 'adamw', 'sgd', 'rmsprop'])}",
+        f"algorithm.normalize_advantage_per_mini_batch={draw.choice(['true', 'false'])}",
+        f"algorithm.use_mixed_precision={draw.choice(['true', 'false'])}",
+        f"algorithm.use_clipped_value_loss={draw.choice(['true', 'false'])}",
+    ]
+
+
+def measured(cfg: ExperimentConfig) -> dict[str, int]:
+    """What the memory log of a real run on the CPU says of its third iteration."""
+    gc.collect()
+    rows: dict[str, float] = {}
+    with MemoryMonitor(torch.device("cpu"), count_tensors=True) as monitor:
+        env, checkpoints = tracer.StandInEnv(cfg), cast(Any, tracer.NoCheckpoints())
+        runner = Runner(env, cfg, monitor, checkpoints, lambda _, scalars: rows.update(scalars))
+        runner.learn(3, init_at_random_ep_len=True)
+    return {name: int(rows[f"Memory/{name}_mib"] * MIB) for name in ("rollout_peak", "update_peak", "resident")}
+
+
+def traced(cfg: ExperimentConfig, device_type: DeviceType = "cpu") -> Trace:
+    gc.collect()
+    return tracer.run(cfg, device_type)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_random_learner_holds_on_real_tensors_what_the_trace_says_to_the_byte(seed: int) -> None:
+    cfg = experiment(*random_overrides(seed))
+    found = traced(cfg)
+    assert measured(cfg) == {
+        "rollout_peak": found.rollout_peak_bytes,
+        "update_peak": found.update_peak_bytes,
+        "resident": found.resident_bytes,
+    }
+
+
+def test_go2_at_its_peaks_holds_what_one_counts_by_hand() -> None:
+    found = trace(experiment("env=go2"))  # 16 envs x 8 steps, mini-batches of 32
+    rollout, update = found.alive_at_rollout_peak, found.alive_at_update_peak
+    assert sum(rollout.values()) == found.rollout_peak_bytes
+    assert sum(update.values()) == found.update_peak_bytes
+    parameter_bytes = 4 * (189_324 + 187_905 + 12)
+    assert update["parameters"] == update["gradients"] == parameter_bytes
+    assert update["optimizer"] == 2 * parameter_bytes + 17 * 4  # and a counter for each parameter
+    # obs 45, actions 12, mean 12, deviation 12, reward, value, log-probability, return, advantage; a byte for done
+    assert update["storage"] == 128 * (4 * (45 + 12 + 12 + 12 + 5) + 1)
+    # the same without reward and done; and the order of all 128
+    assert update["mini_batch"] == 32 * 4 * (45 + 12 + 12 + 12 + 4) + 128 * 8
+    assert update["env"] == 16 * 45 * 4
+    # two observations, then reward, done, time-out, and the 6 sums of what was paid
+    assert rollout["env"] == 16 * (2 * 45 * 4 + 4 + 1 + 4) + 6 * 4
+    # (T, N) returns, lengths, ended; (N,) return and length, here and in rsl_rl's logger; the sums
+    assert update["episodes"] == 128 * (4 + 4 + 1) + 4 * 16 * 4 + 6 * 4
+
+
+def test_elu_saves_each_hidden_layer_twice_and_relu_once() -> None:
+    elu, relu = (traced(experiment("env=go2", f"network.activation={name}")) for name in ("elu", "relu"))
+    one_copy = 32 * 4 * 2 * (512 + 256 + 128)
+    assert elu.saved_activation_bytes - relu.saved_activation_bytes == one_copy
+
+
+def test_on_a_gpu_the_optimizer_works_on_all_parameters_at_once_and_counts_on_the_host() -> None:
+    cfg = experiment("env=go2")
+    cpu, cuda = traced(cfg, "cpu").alive_at_update_peak, traced(cfg, "cuda").alive_at_update_peak
+    parameter_bytes = 4 * 377_241
+    assert cuda["optimizer"] == 2 * parameter_bytes
+    assert cpu["temporary"] < parameter_bytes < cuda["temporary"]
+
+
+def test_the_events_add_up_to_what_is_resident() -> None:
+    alive = 0
+    sizes: dict[int, int] = {}
+    found = traced(experiment("env=hover"))
+    for event in found.events:
+        if isinstance(event, Allocation):
+            sizes[event.block] = event.size_bytes
+            alive += event.size_bytes
+        else:
+            alive -= sizes.pop(event.block)
+    assert alive == found.resident_bytes
+    assert {event.category for event in found.events if isinstance(event, Allocation)} == set(CATEGORIES)
+    forward, backward = found.matmul_starts
+    assert 0 < forward < backward < found.rollout[0] < found.rollout[1] == found.update[0] < found.update[1]
+
+
+def test_a_peak_counts_what_is_alive_when_its_phase_starts() -> None:
+    events: list[Event] = [Allocation(0, 100, "storage"), Allocation(1, 50, "temporary"), Free(1)]
+    events.append(Allocation(2, 10, "activations"))
+    found = from_json(to_json(summarize(events, rollout=(2, 3), update=(3, 4), matmul_starts=[1])))
+    assert (found.rollout_peak_bytes, found.alive_at_rollout_peak) == (150, {"storage": 100, "temporary": 50})
+    assert (found.update_peak_bytes, found.alive_at_update_peak) == (110, {"storage": 100, "activations": 10})
+    assert (found.resident_bytes, found.saved_activation_bytes, found.matmul_starts) == (110, 10, (1,))
+    assert found.events == tuple(events)
+
+
+def test_a_storage_that_grows_goes_and_comes_again() -> None:
+    with tracer.Recorder(torch.device("cpu")) as recorder:
+        before = recorder.event_count()
+        tensor = torch.zeros(10)
+        tensor.resize_(20)
+        del tensor
+    first, gone, second, gone_too = recorder.events()[before:]
+    assert isinstance(first, Allocation)
+    assert isinstance(second, Allocation)
+    assert (first.size_bytes, second.size_bytes) == (40, 80)
+    assert (gone, gone_too) == (Free(first.block), Free(second.block))
+
+
+def test_torch_is_as_it_was_after_a_trace() -> None:
+    move = torch.nn.Module.to
+    traced(experiment("env=hover"))
+    assert torch.nn.Module.to is move
+    assert type(torch.zeros(1)) is torch.Tensor
+
+
+def test_an_experiment_survives_the_way_to_the_tracer() -> None:
+    cfg = experiment("env=go2", "algorithm.num_mini_batches=2")
+    assert tracer.read_experiment(json.dumps(dataclasses.asdict(cfg))) == cfg
+
+
+def test_mixed_precision_on_a_gpu_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"algorithm\.use_mixed_precision=true cannot be traced"):
+        trace(experiment("env=go2", "algorithm.use_mixed_precision=true"), "cuda")
+
+
+def test_asking_for_a_trace_or_a_replay_does_not_load_torch() -> None:
+    program = "import sys, ppo_lab.memory.trace, ppo_lab.memory.allocator; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_replay_of_go2_reserves_what_a_separate_model_found() -> None:
+    found = trace(command_line.to_experiment(command_line.compose([])))  # 4096 envs x 24 steps
+    workspace = cublas_workspace_bytes(9)
+    assert replay(found.events).reserved_bytes == 520_093_696
+    assert replay(found.events, None, workspace, found.matmul_starts[:1]).reserved_bytes == 553_648_128
