@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import pickle
 import platform
 import subprocess
 import sys
@@ -38,7 +37,7 @@ def main(command: str) -> None:
         case "growth":
             write_json(RESULT, _about() | {env: growth(_experiment(env)) for env in OPTIONS})
         case "resident":
-            print(resident_bytes(pickle.load(sys.stdin.buffer)))
+            print(resident_bytes(command_line.from_json(sys.stdin.read())))
         case _:
             sys.exit(__doc__)
 
@@ -51,7 +50,7 @@ def growth(cfg: ExperimentConfig) -> dict[str, Any]:
     resident = []
     for cfg.num_envs in sizes:
         command = [sys.executable, __file__, "resident"]
-        child = subprocess.run(command, input=pickle.dumps(cfg), stdout=subprocess.PIPE, check=True)
+        child = subprocess.run(command, input=command_line.to_json(cfg).encode(), stdout=subprocess.PIPE, check=True)
         resident.append(int(child.stdout.splitlines()[-1]))
     counted = {
         "simulator": memory.per_env_bytes,

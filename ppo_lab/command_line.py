@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import json
 import logging
 import os
 import re
@@ -119,6 +120,16 @@ def to_experiment(cfg: DictConfig) -> ExperimentConfig:
     assert isinstance(experiment, ExperimentConfig)
     check(experiment)
     return experiment
+
+
+def to_json(experiment: ExperimentConfig) -> str:
+    """The experiment as text, for another process."""
+    return json.dumps(dataclasses.asdict(experiment))
+
+
+def from_json(text: str) -> ExperimentConfig:
+    """The experiment that `to_json` wrote, checked anew. Raises a ConfigError."""
+    return to_experiment(DictConfig(json.loads(text)))
 
 
 def _parse(word: str) -> Override:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import sys
@@ -64,6 +65,7 @@ def train(cfg: ExperimentConfig, folder: Path, overrides: list[str]) -> None:
         with MemoryMonitor(device, cfg.memory.count_tensors) as monitor:
             start_simulator(device, cfg.seed, cfg.env.performance_mode)
             env = make_env(cfg.env, cfg.num_envs, device)
+            gc.collect()  # what building the scene left in cycles
             checkpoints = Checkpoints(folder / "checkpoints", cfg.save_interval)
             runner = Runner(env, cfg, monitor, checkpoints, report, interrupt.requested)
             summary.begin_training()

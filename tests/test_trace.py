@@ -176,7 +176,7 @@ def test_torch_is_as_it_was_after_a_trace() -> None:
 
 def test_an_experiment_survives_the_way_to_the_tracer() -> None:
     cfg = experiment("env=go2", "algorithm.num_mini_batches=2")
-    assert tracer.read_experiment(json.dumps(dataclasses.asdict(cfg))) == cfg
+    assert command_line.from_json(command_line.to_json(cfg)) == cfg
 
 
 def test_mixed_precision_on_a_gpu_is_refused_by_name() -> None:

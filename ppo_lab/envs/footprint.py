@@ -1,6 +1,6 @@
 """Counts what the simulator and an env hold in memory, in a process of its own.
 
-`python -m ppo_lab.envs.footprint SIZE...` reads a pickled `EnvConfig` from stdin, builds that env on the CPU with each
+`python -m ppo_lab.envs.footprint SIZE...` reads an experiment as JSON from stdin, builds its env on the CPU with each
 number of envs in turn, and prints as its last line the JSON of `count`.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import json
 import math
-import pickle
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -22,6 +21,7 @@ import torch
 from genesis.utils import array_class
 from genesis.utils.array_class import ArrayItem, ConfigItem, DataItem, DataKind
 
+from ppo_lab import command_line
 from ppo_lab.config import EnvConfig
 from ppo_lab.envs import make_env
 from ppo_lab.envs.base import start_simulator
@@ -50,13 +50,16 @@ def count(cfg: EnvConfig, sizes: list[int]) -> dict[str, Any]:
         for num_envs in sizes:
             env: Any = make_env(cfg, num_envs, CPU)
             actions = 2 * torch.rand(num_envs, env.num_actions) - 1
+            before = env.get_observations()
             with torch.inference_mode():
                 for _ in range(SETTLING_STEPS):
-                    env.step(actions)
+                    before, *_ = env.step(actions)
+                del _
                 gc.collect()  # what the build left in cycles
                 resident_bytes = live.current_bytes
                 live.reset_peak()
-                returned = env.step(actions)
+                returned = env.step(actions)  # while the learner still holds the observations before
+                del before
             by_size["env_bytes"].append(resident_bytes - actions.nbytes)
             by_size["step_peak_bytes"].append(live.peak_bytes - resident_bytes)
             by_size["step_returned_bytes"].append(live.current_bytes - resident_bytes)
@@ -133,6 +136,6 @@ def _nbytes(array: Any) -> int:
 
 if __name__ == "__main__":
     try:
-        print(json.dumps(count(pickle.load(sys.stdin.buffer), [int(size) for size in sys.argv[1:]])))
+        print(json.dumps(count(command_line.from_json(sys.stdin.read()).env, [int(size) for size in sys.argv[1:]])))
     except Exception as error:  # one line, for `ppo_lab.memory.simulator`
         sys.exit(f"{type(error).__name__}: {error}")

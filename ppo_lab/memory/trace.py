@@ -6,7 +6,6 @@ finds, and how to ask; neither needs torch.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from ppo_lab import command_line
 from ppo_lab.config import ConfigError, ExperimentConfig
 
 DeviceType = Literal["cpu", "cuda"]
@@ -27,7 +27,7 @@ CATEGORIES = (
     "storage",  # the rollout buffer
     "mini_batch",  # the order of the transitions, and what is gathered by it
     "activations",  # what the forward pass saves for the backward pass, beyond the above
-    "env",  # what env.step returns; the simulator is not traced
+    "env",  # its tensors, as counted beforehand; the simulator has its memory outside torch
     "episodes",  # the books of returns and lengths
     "temporary",
 )
@@ -92,7 +92,7 @@ def trace(cfg: ExperimentConfig, device_type: DeviceType = "cpu") -> Trace:
         )
     child = subprocess.run(
         [sys.executable, "-m", "ppo_lab.memory.tracer", device_type],
-        input=json.dumps(dataclasses.asdict(cfg)),
+        input=command_line.to_json(cfg),
         capture_output=True,
         text=True,
         cwd=Path(__file__).resolve().parents[2],  # where ppo_lab can be imported from

@@ -6,25 +6,24 @@ A program: reads an experiment as JSON from stdin and prints the trace; its argu
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from omegaconf import OmegaConf
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
 
-from ppo_lab import envs
+from ppo_lab import command_line
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.learning.runner import Runner
 from ppo_lab.memory import trace
 from ppo_lab.memory.live_tensors import LiveTensors
+from ppo_lab.memory.simulator import simulator_memory
 from ppo_lab.memory.trace import Allocation, DeviceType, Event, Free, Trace
 
 aten = torch.ops.aten
@@ -34,7 +33,10 @@ GATHERS = {aten.index.Tensor, aten.randperm.default}
 
 
 class StandInEnv:
-    """Keeps the contract of `ppo_lab.envs.VecEnv`, with zeros: the shapes and lifetimes of an env, and no simulator."""
+    """Keeps the contract of `ppo_lab.envs.VecEnv`, with zeros: the shapes and lifetimes of an env, and no simulator.
+
+    Where the env's own tensors have been counted, it holds as many bytes, between steps and within.
+    """
 
     def __init__(self, cfg: ExperimentConfig) -> None:
         self.cfg = cfg.env
@@ -45,11 +47,16 @@ class StandInEnv:
         self.reward_names = tuple(dataclasses.asdict(cfg.env).get("reward_scales", ()))
         self.episode_length_buf = torch.zeros(cfg.num_envs, dtype=torch.int32)
         self._obs = self._new_obs()
+        counted = simulator_memory(cfg)
+        held_bytes = self._obs.nbytes + self.episode_length_buf.nbytes
+        self._rest = _bytes(counted.env_bytes(cfg.num_envs) - held_bytes if counted else 0)
+        self._step_peak_bytes = counted.step_peak_bytes(cfg.num_envs) if counted else 0
 
     def get_observations(self) -> TensorDict:
         return TensorDict({"policy": self._obs}, batch_size=[self.num_envs], device=self.device)
 
     def step(self, actions: Tensor) -> tuple[TensorDict, Tensor, Tensor, dict[str, Tensor]]:
+        _bytes(self._step_peak_bytes)  # comes and goes
         self._obs = self._new_obs()
         rewards = torch.zeros(self.num_envs)
         dones = torch.zeros(self.num_envs, dtype=torch.bool)
@@ -58,6 +65,10 @@ class StandInEnv:
 
     def _new_obs(self) -> Tensor:
         return torch.zeros(self.num_envs, self.cfg.num_obs)
+
+
+def _bytes(size: int) -> Tensor:
+    return torch.zeros(size, dtype=torch.uint8)
 
 
 class Recorder(LiveTensors):
@@ -232,13 +243,5 @@ def _labelled(env: StandInEnv, recorder: Recorder) -> Any:
     return env
 
 
-def read_experiment(text: str) -> ExperimentConfig:
-    """The experiment that was written as JSON."""
-    values = json.loads(text)
-    schema = OmegaConf.structured(ExperimentConfig)
-    schema.env = OmegaConf.structured(envs.config_class(values["env"]["name"]))
-    return cast(ExperimentConfig, OmegaConf.to_object(OmegaConf.merge(schema, values)))
-
-
 if __name__ == "__main__":
-    print(trace.to_json(run(read_experiment(sys.stdin.read()), cast(DeviceType, sys.argv[1]))))
+    print(trace.to_json(run(command_line.from_json(sys.stdin.read()), cast(DeviceType, sys.argv[1]))))
