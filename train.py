@@ -11,17 +11,18 @@ import hydra  # noqa: E402
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
-from ppo_lab import command_line  # noqa: E402
+from ppo_lab import budget, command_line  # noqa: E402
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 @command_line.exit_codes()  # within Hydra, which would print more than our one message
 def main(cfg: DictConfig) -> None:
     experiment = command_line.to_experiment(cfg)
-    from ppo_lab.training import train  # torch and the simulator, once the words are known to be right
+    estimated = budget.estimate_in_background(experiment)
+    from ppo_lab.training import train  # loads torch and the simulator
 
     run = HydraConfig.get()
-    train(experiment, Path(run.runtime.output_dir), list(run.overrides.task))
+    train(experiment, Path(run.runtime.output_dir), list(run.overrides.task), estimated)
 
 
 if __name__ == "__main__":

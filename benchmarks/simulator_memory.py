@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from ppo_lab import command_line
-from ppo_lab.config import ExperimentConfig
+from ppo_lab.config import ExperimentConfig, to_json
 from ppo_lab.files import write_json, write_text
 from ppo_lab.memory import simulator
 
@@ -50,7 +50,7 @@ def growth(cfg: ExperimentConfig) -> dict[str, Any]:
     resident = []
     for cfg.num_envs in sizes:
         command = [sys.executable, __file__, "resident"]
-        child = subprocess.run(command, input=command_line.to_json(cfg).encode(), stdout=subprocess.PIPE, check=True)
+        child = subprocess.run(command, input=to_json(cfg).encode(), stdout=subprocess.PIPE, check=True)
         resident.append(int(child.stdout.splitlines()[-1]))
     counted = {
         "simulator": memory.per_env_bytes,

@@ -30,8 +30,12 @@ HYDRA_ANSWERS = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--
 """Options to which Hydra answers by itself, without a run."""
 
 
-class RunFailed(RuntimeError):
+class RunFailedError(RuntimeError):
     """The run ended early; the text says why, and where to look."""
+
+
+class OverBudgetError(RuntimeError):
+    """The run is predicted not to fit; the text says by how much, and what would."""
 
 
 class ExitCode(enum.IntEnum):
@@ -40,6 +44,7 @@ class ExitCode(enum.IntEnum):
     DONE = 0
     FAILED = 1
     WRONG_INPUT = 2
+    OVER_BUDGET = 3
     INTERRUPTED = 130
 
 
@@ -53,7 +58,9 @@ def exit_codes() -> Iterator[None]:
         _exit(ExitCode.WRONG_INPUT, f"error: {error}")
     except KeyboardInterrupt:
         _exit(ExitCode.INTERRUPTED, "interrupted")
-    except RunFailed as error:
+    except OverBudgetError as error:
+        _exit(ExitCode.OVER_BUDGET, f"error: {error}")
+    except RunFailedError as error:
         _exit(ExitCode.FAILED, f"error: {error}")
 
 
@@ -66,7 +73,7 @@ def prepare_run(argv: list[str]) -> list[str]:
         ConfigError: the words do not make an experiment.
         MachineError: the machine cannot run it.
     """
-    if HYDRA_ANSWERS.intersection(argv):
+    if is_for_hydra(argv):
         return argv
     cfg = compose(argv)
     experiment = to_experiment(cfg)
@@ -78,18 +85,23 @@ def prepare_run(argv: list[str]) -> list[str]:
     return [*(word for word in argv if not word.startswith("hydra.run.dir=")), f"hydra.run.dir='{folder}'"]
 
 
-def compose(words: list[str]) -> DictConfig:
-    """Composes `conf/config.yaml` with overrides, Hydra's own settings included. Raises a ConfigError."""
+def is_for_hydra(argv: list[str]) -> bool:
+    """Whether Hydra answers by itself, as to --help."""
+    return bool(HYDRA_ANSWERS.intersection(argv))
+
+
+def compose(words: list[str], config_name: str = "config") -> DictConfig:
+    """Composes `conf/<config_name>.yaml` with overrides, Hydra's own settings included. Raises a ConfigError."""
     overrides = [_parse(word) for word in words]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         try:
-            return hydra.compose("config", words, return_hydra_config=True)
+            return hydra.compose(config_name, words, return_hydra_config=True)
         except MissingConfigException as error:
             group, _, choice = (error.missing_cfg_file or "").rpartition("/")
             _refuse_choice(group, choice, error.options or [])
         except Exception as error:  # Hydra has its own, and lets AssertionError and ValueError out as well
             env = [word for word in words if word in {f"env={name}" for name in envs.names()}]
-            known = _keys(hydra.compose("config", env))
+            known = _keys(hydra.compose(config_name, env))
             for override in overrides:
                 key, value = override.key_or_group, override.value()
                 if key in _groups() and not isinstance(value, str):
@@ -101,7 +113,6 @@ def compose(words: list[str]) -> DictConfig:
 
 def to_experiment(cfg: DictConfig) -> ExperimentConfig:
     """The typed and checked experiment of a composed configuration. Raises a ConfigError."""
-    cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     schema = OmegaConf.structured(ExperimentConfig)
     name = OmegaConf.select(cfg, "env.name")
     if name not in envs.names():
@@ -109,26 +120,25 @@ def to_experiment(cfg: DictConfig) -> ExperimentConfig:
             f"env.name={name} is not an env.{did_you_mean(str(name), envs.names())} " + _one_of(envs.names())
         )
     schema.env = OmegaConf.structured(envs.config_class(name))
+    return to_settings(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]), schema)
+
+
+def to_settings(cfg: DictConfig, schema: DictConfig) -> Any:
+    """What `cfg` says, as the dataclass that `schema` was made of, checked. Raises a ConfigError."""
     try:
         merged = OmegaConf.merge(schema, cfg)
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise ConfigError(f"{missing[0]} has no value. Give it one: {missing[0]}=...")
-        experiment = OmegaConf.to_object(merged)
+        settings = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         _refuse_value(error, schema, cfg)
-    assert isinstance(experiment, ExperimentConfig)
-    check(experiment)
-    return experiment
-
-
-def to_json(experiment: ExperimentConfig) -> str:
-    """The experiment as text, for another process."""
-    return json.dumps(dataclasses.asdict(experiment))
+    check(settings)
+    return settings
 
 
 def from_json(text: str) -> ExperimentConfig:
-    """The experiment that `to_json` wrote, checked anew. Raises a ConfigError."""
+    """The experiment that `config.to_json` wrote, checked anew. Raises a ConfigError."""
     return to_experiment(DictConfig(json.loads(text)))
 
 
@@ -160,7 +170,7 @@ def _refuse_key(key: str, known: set[str]) -> NoReturn:
 
 def _refuse_value(error: OmegaConfBaseException, schema: DictConfig, cfg: DictConfig) -> NoReturn:
     key = re.sub(r"\[\d+\]", "", error.full_key or "")
-    kind = _kind_of(key, envs.config_class(cfg.env.name))
+    kind = _kind_of(key, schema)
     if kind is None:
         _refuse_key(key, _keys(schema))
     got: Any = OmegaConf.to_container(cfg, resolve=False)
@@ -169,14 +179,15 @@ def _refuse_value(error: OmegaConfBaseException, schema: DictConfig, cfg: DictCo
     raise ConfigError(f"{key}={as_text(got)} is of the wrong kind. Allowed: {kind}.") from None
 
 
-def _kind_of(key: str, env_class: type) -> str | None:
-    """What may stand at `key` of an experiment, in words; None where the schema has no such key."""
-    kind: Any = ExperimentConfig
+def _kind_of(key: str, schema: DictConfig) -> str | None:
+    """What may stand at `key`, in words; None where the schema has no such key."""
+    kind: Any = OmegaConf.get_type(schema)
     for part in key.split("."):
         if typing.get_origin(kind) is dict:
             kind = typing.get_args(kind)[1]
         elif dataclasses.is_dataclass(kind) and part in typing.get_type_hints(kind):
-            kind = env_class if (kind, part) == (ExperimentConfig, "env") else typing.get_type_hints(kind)[part]
+            is_env = (kind, part) == (ExperimentConfig, "env")
+            kind = OmegaConf.get_type(schema.env) if is_env else typing.get_type_hints(kind)[part]
         else:
             return None
     if dataclasses.is_dataclass(kind):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
+import json
 import math
 import re
 from collections.abc import Collection, Iterator
@@ -170,6 +171,8 @@ class MemoryConfig:
 
     count_tensors: bool = setting()
     """On a CPU, count the live tensors' bytes operation by operation. Exact, and slow."""
+    over_budget: str = setting(choices=("stop", "warn"))
+    """What to do before a run that is predicted not to fit."""
 
 
 @dataclass
@@ -205,9 +208,13 @@ class ExperimentConfig:
         return self.transitions // self.algorithm.num_mini_batches
 
 
-def check(cfg: ExperimentConfig) -> None:
-    """Raises a ConfigError for the first value out of range, or else the first combination that cannot work."""
-    for problem in itertools.chain(_out_of_range(cfg), _impossible_combinations(cfg)):
+def check(settings: Any) -> None:
+    """Raises a ConfigError for the first value out of range, or else the first combination that cannot work.
+
+    `settings`: an ExperimentConfig, or any dataclass of `setting` fields.
+    """
+    combinations = _impossible_combinations(settings) if isinstance(settings, ExperimentConfig) else ()
+    for problem in itertools.chain(_out_of_range(settings), combinations):
         raise ConfigError(problem)
 
 
@@ -254,6 +261,11 @@ def did_you_mean(word: str, known: Collection[str]) -> str:
         by_last_part[part] for part in difflib.get_close_matches(word.rpartition(".")[2], by_last_part, 1)
     ]
     return f" Did you mean {near[0]}?" if near else ""
+
+
+def to_json(cfg: ExperimentConfig) -> str:
+    """The experiment as text, for another process; `command_line.from_json` reads it."""
+    return json.dumps(dataclasses.asdict(cfg))
 
 
 def as_text(value: Any) -> str:

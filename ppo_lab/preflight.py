@@ -7,9 +7,11 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 import re
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -72,6 +74,16 @@ def resolve_device(name: str) -> torch.device:
                 f"device={name}: this machine has {count} CUDA GPUs that torch can use; allowed: {allowed}."
             )
     return device
+
+
+def cpu_name() -> str:
+    """The processor's name, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "CPU"
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or "CPU")
 
 
 def exit_on_wrong_packages() -> None:

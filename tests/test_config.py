@@ -113,7 +113,7 @@ WRONG = {
     "quiet=maybe": "quiet=maybe is of the wrong kind. Allowed: true or false.",
     "network.hidden_dims=256": "Allowed: a list of whole numbers, as in [1,2,3].",
     "network.hidden_dims=[a]": "network.hidden_dims=[a] is of the wrong kind.",
-    "memory=3": "Allowed: a group of settings: count_tensors.",
+    "memory=3": "Allowed: a group of settings: count_tensors, over_budget.",
     "env.kp=stiff": "env.kp=stiff is of the wrong kind. Allowed: a number.",
     # out of range
     "num_envs=0": "num_envs=0 is out of range. Allowed: >= 1.",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
-import json
 import random
 import subprocess
 import sys
@@ -15,6 +13,7 @@ import torch
 
 from ppo_lab import command_line, envs
 from ppo_lab.config import ACTIVATIONS, ConfigError, ExperimentConfig
+from ppo_lab.config import to_json as experiment_to_json
 from ppo_lab.learning.runner import Runner
 from ppo_lab.memory import tracer
 from ppo_lab.memory.allocator import cublas_workspace_bytes, replay
@@ -176,7 +175,7 @@ def test_torch_is_as_it_was_after_a_trace() -> None:
 
 def test_an_experiment_survives_the_way_to_the_tracer() -> None:
     cfg = experiment("env=go2", "algorithm.num_mini_batches=2")
-    assert command_line.from_json(command_line.to_json(cfg)) == cfg
+    assert command_line.from_json(experiment_to_json(cfg)) == cfg
 
 
 def test_mixed_precision_on_a_gpu_is_refused_by_name() -> None:

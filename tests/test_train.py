@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 
 from ppo_lab import command_line, envs
 
@@ -51,6 +53,7 @@ def test_the_run_folder_has_its_papers(run: Path) -> None:
         ".hydra",
         "checkpoints",
         "config.yaml",
+        "estimate.json",
         "manifest.json",
         "metrics.jsonl",
         "summary.json",
@@ -105,6 +108,16 @@ def test_tensorboard_and_metrics_jsonl_hold_the_same_numbers(run: Path) -> None:
     assert {"config/text_summary", "environment/text_summary"} <= set(board.Tags()["tensors"])
 
 
+def test_every_chart_of_the_custom_page_has_something_to_draw(run: Path) -> None:
+    board = EventAccumulator(str(run)).Reload()
+    layout = layout_pb2.Layout.FromString(board.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    assert [category.title for category in layout.category] == ["Reward", "Losses", "Memory", "Speed"]
+    tags = {tag for line in lines_of(run) for tag in line}
+    for category in layout.category[1:]:  # rewards wait for an episode to end
+        for chart in category.chart:
+            assert any(re.match(chart.multiline.tag[0], tag) for tag in tags), chart.title
+
+
 def test_every_tag_that_was_promised_is_there_and_finite(run: Path) -> None:
     last = lines_of(run)[-1]
     for tag in (
@@ -127,6 +140,16 @@ def test_memory_is_bracketed_by_phase(run: Path) -> None:
         assert line["Memory/allocated_peak_mib"] == max(line["Memory/rollout_peak_mib"], line["Memory/update_peak_mib"])
     assert first["Memory/rollout_peak_mib"] < second["Memory/rollout_peak_mib"], "Adam's state came in between"
     assert second["Memory/update_peak_mib"] > second["Memory/rollout_peak_mib"], "activations are of the update"
+
+
+def test_memory_was_predicted_to_the_byte(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    compared = {row["name"]: (row["predicted_bytes"], row["error_percent"]) for row in summary["memory"]}
+    estimate = json.loads((run / "estimate.json").read_text())
+    for name in ("rollout_peak", "update_peak", "allocated_peak"):
+        assert compared[name] == (estimate[f"{name}_bytes"], 0.0), name
+    drawn = lines_of(run)[-1]
+    assert drawn["Memory/predicted_update_peak_mib"] == drawn["Memory/update_peak_mib"]
 
 
 def test_checkpoints_load_without_unpickling(run: Path) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map
 
 from ppo_lab.files import write_atomically
 
@@ -27,12 +27,12 @@ class Checkpoints:
         self.folder = folder
         self.save_interval = save_interval
         self.best_reward = -math.inf
-        self._best: State | None = None
+        self._best: bytes | None = None
 
     def offer(self, iteration: int, state: Callable[[], State], reward: float | None, last: bool = False) -> None:
         """Called at the end of every iteration; saves what is due.
 
-        A new best is copied to the host at once and written along with the next checkpoint.
+        A new best is serialized at once, so that it takes no tensors, and written along with the next checkpoint.
 
         Args:
             iteration: counted from 0.
@@ -41,14 +41,19 @@ class Checkpoints:
             last: nothing comes after.
         """
         if reward is not None and reward > self.best_reward:
-            self.best_reward, self._best = reward, _on_host(state())
+            self.best_reward, self._best = reward, _to_bytes(state())
         if last or iteration % self.save_interval == 0:
             save(self.folder / f"model_{iteration}.pt", state())
-            if self._best is not None:
-                save(self.folder / "best.pt", self._best)
-                self._best = None
+            self.write_best()
         if last and not (self.folder / "best.pt").exists():
             save(self.folder / "best.pt", state())
+
+    def write_best(self) -> None:
+        """Writes the best so far, where it is not on disk yet."""
+        if self._best is not None:
+            best = self._best
+            write_atomically(self.folder / "best.pt", lambda file: file.write(best))
+            self._best = None
 
 
 def save(path: Path, state: State) -> None:
@@ -56,5 +61,7 @@ def save(path: Path, state: State) -> None:
     write_atomically(path, lambda file: torch.save(state, file))
 
 
-def _on_host(state: State) -> State:
-    return tree_map(lambda leaf: leaf.detach().cpu().clone() if isinstance(leaf, torch.Tensor) else leaf, state)
+def _to_bytes(state: State) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()

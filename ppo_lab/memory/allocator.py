@@ -6,6 +6,7 @@ rising addresses, which decides between free blocks of one size.
 
 from __future__ import annotations
 
+import os
 import re
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
@@ -120,6 +121,12 @@ def replay(
 def cublas_workspace_bytes(compute_capability_major: int) -> int:
     """What torch gives each cuBLAS handle, one for each thread that multiplies matrices."""
     return 32 * MIB if compute_capability_major >= 9 else 8 * MIB + 128 * 1024
+
+
+def settings_of_this_process() -> AllocatorSettings:
+    """As the environment sets them, under torch's name for them or the older one. Raises a ConfigError."""
+    older = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "")
+    return read_settings(os.environ.get("PYTORCH_ALLOC_CONF", older))
 
 
 def read_settings(text: str) -> AllocatorSettings:

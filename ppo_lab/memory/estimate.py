@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import median_low
 from typing import Literal
 
+from ppo_lab.config import ExperimentConfig
+from ppo_lab.memory import allocator, closed_form, simulator
+from ppo_lab.memory.calibration import measured_overheads
+from ppo_lab.memory.closed_form import total_bytes
 from ppo_lab.memory.hardware import Hardware
-from ppo_lab.memory.trace import Trace
+from ppo_lab.memory.simulator import SimulatorMemory
+from ppo_lab.memory.trace import Trace, trace
 
 Known = Literal["exact", "traced", "simulated", "measured", "derived", "calibrated", "unknown"]
 """exact: closed form. traced: the learner on fake tensors. simulated: that trace through a model of the allocator.
@@ -52,6 +58,7 @@ class Estimate:
     gradient_bytes: int
     optimizer_bytes: int
     saved_activation_bytes: int
+    """The closed form of the networks; with a trace, all that is saved for backward, the loss's graph included."""
     rollout_peak_bytes: int | None
     """Requested by tensors, as traced."""
     update_peak_bytes: int | None
@@ -66,3 +73,125 @@ class Estimate:
     fits: bool | None
     """By `high`; where `high` is unknown, False if even `low` is too much, or else None."""
     trace: Trace | None
+
+
+def estimate(
+    cfg: ExperimentConfig, hardware: Hardware, with_trace: bool = True, count_new_envs: bool = True
+) -> Estimate:
+    """Predicts what `cfg` holds on `hardware`.
+
+    Args:
+        cfg: a checked experiment.
+        hardware: a card; or a CPU, where the host's memory is meant.
+        with_trace: takes seconds. Without, everything that needs a trace is None.
+        count_new_envs: build an env whose simulator was never counted, to count it, which takes a minute or more.
+            Without, what the simulator holds is None for it.
+
+    Raises:
+        ConfigError: a setting that cannot be traced, or an allocator setting that cannot be simulated.
+        MeasurementError: the env cannot be built to be counted.
+    """
+    rollout = total_bytes(closed_form.rollout_storage(cfg))
+    mini_batch = total_bytes(closed_form.mini_batch(cfg))
+    parameters = closed_form.parameters(cfg)
+    parameter_count = sum(spec.elements for spec in parameters)
+    gradients = total_bytes(closed_form.gradients(cfg))
+    optimizer = total_bytes(closed_form.optimizer_state(cfg))
+    activations = total_bytes(closed_form.saved_activations(cfg))
+    counted = simulator.simulator_memory(cfg) or (simulator.measure(cfg) if with_trace and count_new_envs else None)
+    simulator_bytes = counted.bytes(cfg.num_envs, hardware.cores) if counted else None
+    rows = [
+        Row("rollout", f"{cfg.transitions:,} transitions x {rollout // cfg.transitions:,}", rollout, "exact"),
+        Row("mini-batch", f"{cfg.mini_batch_size:,} x {mini_batch // cfg.mini_batch_size:,}", mini_batch, "exact"),
+        Row("parameters", f"{parameter_count:,} x 4", total_bytes(parameters), "exact"),
+        Row("gradients", f"{parameter_count:,} x 4", gradients, "exact"),
+        Row("optimizer state", f"{parameter_count:,} x {optimizer // parameter_count}", optimizer, "exact"),
+        Row("saved activations", f"{cfg.mini_batch_size:,} x both networks", activations, "exact"),
+        *_env_rows(cfg, hardware, counted),
+    ]
+
+    found = trace(cfg, "cuda" if hardware.is_gpu else "cpu") if with_trace else None
+    allocated = reserved = None
+    device = None
+    if found:
+        rows += _traced_rows(cfg, found)
+        allocated = max(found.rollout_peak_bytes, found.update_peak_bytes)
+        if hardware.is_gpu:
+            replayed = allocator.replay(
+                found.events,
+                allocator.settings_of_this_process(),
+                allocator.cublas_workspace_bytes(hardware.compute_capability_major),
+                found.matmul_starts,
+            )
+            allocated, reserved = replayed.allocated_peak_bytes, replayed.reserved_peak_bytes
+            rows.append(Row("allocated by torch", "blocks, cuBLAS workspaces included", allocated, "simulated"))
+            rows.append(Row("reserved by torch", "segments that hold the blocks", reserved, "simulated"))
+        if simulator_bytes is not None:
+            device = whole_device((reserved or allocated) + simulator_bytes, measured_overheads(hardware.name))
+            known: Known = "unknown" if device.high is None else "calibrated"
+            overhead = None if device.likely is None else device.likely - device.low
+            what = "CUDA context, kernels" if hardware.is_gpu else "Python, torch, the simulator's code"
+            rows.append(Row("overhead", what, overhead, known))
+    return Estimate(
+        transitions=cfg.transitions,
+        mini_batch_size=cfg.mini_batch_size,
+        rows=tuple(rows),
+        rollout_bytes=rollout,
+        mini_batch_bytes=mini_batch,
+        parameters=parameter_count,
+        parameter_bytes=total_bytes(parameters),
+        gradient_bytes=gradients,
+        optimizer_bytes=optimizer,
+        saved_activation_bytes=found.saved_activation_bytes if found else activations,
+        rollout_peak_bytes=found.rollout_peak_bytes if found else None,
+        update_peak_bytes=found.update_peak_bytes if found else None,
+        allocated_peak_bytes=allocated,
+        reserved_peak_bytes=reserved,
+        simulator_bytes=simulator_bytes,
+        device_bytes=device,
+        hardware=hardware,
+        fits=None if device is None else fits(device, hardware.memory_bytes),
+        trace=found,
+    )
+
+
+def whole_device(known_bytes: int, overheads: tuple[int, ...]) -> Span:
+    """What is known, plus what finished runs on such a device held beyond it; `low` is without."""
+    if not overheads:
+        return Span(known_bytes, None, None)
+    return Span(known_bytes + min(overheads), known_bytes + median_low(overheads), known_bytes + max(overheads))
+
+
+def fits(device: Span, memory_bytes: int) -> bool | None:
+    """Whether it fits for sure; None where that is not known."""
+    if device.high is not None:
+        return device.high <= memory_bytes
+    return False if device.low > memory_bytes else None
+
+
+def _env_rows(cfg: ExperimentConfig, hardware: Hardware, counted: SimulatorMemory | None) -> list[Row]:
+    if counted is None:
+        return [Row("simulator", "never counted for these settings", None, "unknown")]
+    n = cfg.num_envs
+    if hardware.is_gpu:
+        formula = f"{counted.gpu_constant_bytes:,} + {n:,} envs x {counted.gpu_per_env_bytes:,} + threads"
+    else:
+        formula = f"{counted.constant_bytes:,} + {n:,} envs x {counted.per_env_bytes:,}"
+    return [
+        Row("simulator", formula, counted.bytes(n, hardware.cores), "derived" if hardware.is_gpu else "measured"),
+        Row(
+            "env's own tensors",
+            f"{counted.env_constant_bytes:,} + {n:,} envs x {counted.env_per_env_bytes:,}",
+            counted.env_bytes(n),
+            "measured",
+        ),
+    ]
+
+
+def _traced_rows(cfg: ExperimentConfig, found: Trace) -> list[Row]:
+    steps, updates = cfg.num_steps_per_env, cfg.algorithm.num_learning_epochs * cfg.algorithm.num_mini_batches
+    return [
+        Row("saved for backward", "the same, and the loss's graph", found.saved_activation_bytes, "traced"),
+        Row("peak of the rollout", f"{steps} steps", found.rollout_peak_bytes, "traced"),
+        Row("peak of the update", f"{updates} mini-batches", found.update_peak_bytes, "traced"),
+    ]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
+import psutil
+
 from ppo_lab.config import setting
+from ppo_lab.preflight import cpu_name
 
 MIB = 2**20
 
@@ -37,3 +41,39 @@ class Hardware:
     def cores(self) -> int:
         """As Genesis counts them: 128 in each multiprocessor (genesis.utils.misc.get_gpu_core_count)."""
         return 128 * self.multiprocessors
+
+
+def this_machine(device: str = "auto") -> Hardware:
+    """What `device` (auto, cpu, cuda, cuda:N) is here, without torch: by NVML, and else the host."""
+    return (device != "cpu" and _gpu(int(device.partition(":")[2] or 0))) or Hardware(
+        name=cpu_name(),
+        memory_mib=psutil.virtual_memory().total // MIB,
+        compute_capability="cpu",
+        multiprocessors=0,
+    )
+
+
+def _gpu(index: int) -> Hardware | None:
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        chosen = visible.split(",")[index].strip() if visible else str(index)
+        by_index = chosen.isdecimal()
+        handle = (
+            pynvml.nvmlDeviceGetHandleByIndex(int(chosen)) if by_index else pynvml.nvmlDeviceGetHandleByUUID(chosen)
+        )
+        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+        return Hardware(
+            name=pynvml.nvmlDeviceGetName(handle),
+            memory_mib=pynvml.nvmlDeviceGetMemoryInfo(handle).total // MIB,
+            compute_capability=f"{major}.{minor}",
+            multiprocessors=pynvml.nvmlDeviceGetNumGpuCores(handle) // _cores_per_multiprocessor(major, minor),
+        )
+    except Exception:  # no library, no driver, no such device
+        return None
+
+
+def _cores_per_multiprocessor(major: int, minor: int) -> int:
+    return 64 if (major, minor) in ((7, 0), (7, 2), (7, 5), (8, 0)) else 128

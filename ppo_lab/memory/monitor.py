@@ -148,6 +148,13 @@ class FlatMemoryWatch:
                 del self._baseline[tag]
 
 
+def free_bytes(device: torch.device) -> int:
+    """What can still be taken of the device's memory; of the host's, for a CPU."""
+    if device.type == "cpu":
+        return psutil.virtual_memory().available
+    return torch.accelerator.get_memory_info(device)[0]
+
+
 def host_peak_rss_bytes() -> int:
     """The most resident memory this process ever had. 0 where the system does not say."""
     if sys.platform == "linux":  # getrusage would count the parent's, inherited over exec

@@ -25,8 +25,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ppo_lab import command_line
-from ppo_lab.config import ExperimentConfig
+from ppo_lab.config import ExperimentConfig, to_json
 from ppo_lab.files import write_json
 
 STORED = Path(__file__).with_name("simulator.json")
@@ -164,7 +163,7 @@ def count(cfg: ExperimentConfig, sizes: Sequence[int]) -> dict[str, Any]:
     path = os.pathsep.join(filter(None, (str(ENVS.parent.parent), os.environ.get("PYTHONPATH"))))
     child = subprocess.run(
         [sys.executable, "-m", "ppo_lab.envs.footprint", *map(str, sizes)],
-        input=command_line.to_json(cfg).encode(),
+        input=to_json(cfg).encode(),
         capture_output=True,
         env=os.environ | {"PYTHONPATH": path},
     )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ppo_lab import command_line
+from ppo_lab import config
 from ppo_lab.config import ConfigError, ExperimentConfig
 
 DeviceType = Literal["cpu", "cuda"]
@@ -92,7 +92,7 @@ def trace(cfg: ExperimentConfig, device_type: DeviceType = "cpu") -> Trace:
         )
     child = subprocess.run(
         [sys.executable, "-m", "ppo_lab.memory.tracer", device_type],
-        input=command_line.to_json(cfg),
+        input=config.to_json(cfg),
         capture_output=True,
         text=True,
         cwd=Path(__file__).resolve().parents[2],  # where ppo_lab can be imported from

@@ -14,6 +14,8 @@ from typing import Any
 import psutil
 import torch
 
+from ppo_lab.preflight import cpu_name
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = (
     "torch genesis-world quadrants rsl-rl-lib tensordict hydra-core omegaconf tensorboard numpy rich psutil".split()
@@ -57,7 +59,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     """Processor, memory, and the accelerator with its driver where one is used."""
     machine = {
         "platform": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cpu_cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
@@ -68,6 +70,8 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         machine |= {
             "gpu": properties.name,
             "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
+            "compute_capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
             "cuda": torch.version.cuda,
             "driver": _driver_version(),
         }
@@ -87,16 +91,6 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
 
 
 def _driver_version() -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -18,10 +19,11 @@ class Summary:
         self._transitions = transitions_per_iteration
         self._process_started_s = psutil.Process().create_time()
         self._training_started_s: float | None = None
-        self._iterations = 0
+        self.iterations = 0
         self._last: dict[str, float] = {}
         self._best_reward: float | None = None
-        self._peaks_mib: dict[str, float] = {}
+        self.peak_mib: dict[str, float] = {}
+        """The highest value of each memory row."""
 
     def begin_training(self) -> None:
         """Everything is built; the first iteration begins."""
@@ -29,27 +31,33 @@ class Summary:
 
     def add(self, scalars: dict[str, float]) -> None:
         """Takes one iteration's scalars."""
-        self._iterations += 1
+        self.iterations += 1
         self._last |= scalars
         reward = scalars.get("Train/mean_reward")
         if reward is not None:
             self._best_reward = max(reward, self._best_reward if self._best_reward is not None else reward)
         for tag, value in scalars.items():
             if tag.startswith("Memory/"):
-                self._peaks_mib[tag] = max(value, self._peaks_mib.get(tag, 0.0))
+                self.peak_mib[tag] = max(value, self.peak_mib.get(tag, 0.0))
 
-    def write(self, status: str, message: str | None = None) -> str:
-        """Writes the file. `status`: completed, interrupted or failed. Returns the gist in words."""
+    def write(self, status: str, message: str | None, memory: list[dict[str, Any]]) -> str:
+        """Writes the file, and returns the gist in words.
+
+        Args:
+            status: completed, interrupted or failed.
+            message: why.
+            memory: what was predicted, beside what was measured.
+        """
         now_s = time.time()
         training_s = now_s - self._training_started_s if self._training_started_s else None
-        steps_per_s = self._iterations * self._transitions / training_s if training_s else None
+        steps_per_s = self.iterations * self._transitions / training_s if training_s else None
         reward, length = self._last.get("Train/mean_reward"), self._last.get("Train/mean_episode_length")
         write_json(
             self._path,
             {
                 "status": status,
                 "message": message,
-                "iterations": self._iterations,
+                "iterations": self.iterations,
                 "wall_s": now_s - self._process_started_s,
                 "startup_s": (self._training_started_s or now_s) - self._process_started_s,
                 "training_s": training_s,
@@ -57,8 +65,9 @@ class Summary:
                 "final_reward": reward,
                 "best_reward": self._best_reward,
                 "final_episode_length": length,
-                "peak_mib": self._peaks_mib,
+                "peak_mib": self.peak_mib,
+                "memory": memory,
             },
         )
-        outcome = f"{self._iterations} iterations in {now_s - self._process_started_s:.0f} s"
+        outcome = f"{self.iterations} iterations in {now_s - self._process_started_s:.0f} s"
         return outcome if reward is None else f"{outcome}, mean reward {reward:.2f}, mean episode length {length:.0f}"

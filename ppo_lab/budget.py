@@ -1,0 +1,72 @@
+"""Whether a run will fit, asked before it starts."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from ppo_lab.command_line import OverBudgetError
+from ppo_lab.config import ConfigError, ExperimentConfig
+from ppo_lab.memory import fit
+from ppo_lab.memory.estimate import Estimate, estimate
+from ppo_lab.memory.hardware import MIB, Hardware, this_machine
+
+log = logging.getLogger(__name__)
+
+
+def estimate_in_background(cfg: ExperimentConfig) -> Future[Estimate]:
+    """Starts the estimate for this machine, in a process of its own, while torch and the simulator load."""
+    executor = ThreadPoolExecutor(max_workers=1)
+    future = executor.submit(lambda: estimate(cfg, this_machine(cfg.device), count_new_envs=False))
+    executor.shutdown(wait=False)
+    return future
+
+
+def check_budget(cfg: ExperimentConfig, estimated: Future[Estimate], free_bytes: int) -> Estimate | None:
+    """Says in one line what is predicted and what is free. None where nothing can be predicted.
+
+    Raises:
+        OverBudgetError: it will not fit, by the high figure or, where that is unknown, by the low one; unless
+            memory.over_budget=warn.
+    """
+    try:
+        found = estimated.result()
+    except ConfigError as error:
+        log.info("memory: no prediction: %s", error)
+        return None
+    if found.device_bytes is None:
+        log.info("memory: this env's simulator was never counted; estimate.py counts it once")
+        return found
+    device = found.device_bytes
+    need_bytes = device.low if device.high is None else device.high
+    peak = found.reserved_peak_bytes or found.allocated_peak_bytes or 0
+    at_least = "at least " if device.high is None else ""
+    fits = "fits" if device.high is not None else "fits as far as is known"
+    verdict = fits if need_bytes <= free_bytes else "does not fit"
+    line = (
+        f"memory: {peak / MIB:,.0f} MiB for the learner, {at_least}{need_bytes / MIB:,.0f} MiB in all, "
+        f"of {free_bytes / MIB:,.0f} MiB free on {found.hardware.name}: {verdict}"
+    )
+    if need_bytes <= free_bytes:
+        log.info(line)
+    elif cfg.memory.over_budget == "warn":
+        log.warning(line)
+    else:
+        raise OverBudgetError(f"{line}. {advice(cfg, found.hardware, free_bytes)}")
+    return found
+
+
+def advice(cfg: ExperimentConfig, hardware: Hardware, free_bytes: int) -> str:
+    """What would fit into `free_bytes`, as words for the command line."""
+    room = Hardware(hardware.name, free_bytes // MIB, hardware.compute_capability, hardware.multiprocessors)
+    tries = []
+    for search, setting in (
+        (fit.largest_num_envs, "num_envs={0.num_envs}"),
+        (fit.smallest_num_mini_batches, "algorithm.num_mini_batches={0.num_mini_batches}"),
+    ):
+        try:
+            tries.append(setting.format(search(cfg, room)))
+        except ConfigError as error:
+            log.debug("no advice: %s", error)
+    tries.append("memory.over_budget=warn to start all the same")
+    return f"Try {', or '.join(tries)}."

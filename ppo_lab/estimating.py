@@ -1,0 +1,118 @@
+"""One question about memory, from the words on the command line to a table, JSON or pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import rich
+from omegaconf import DictConfig, OmegaConf
+
+from ppo_lab import command_line
+from ppo_lab.command_line import ExitCode
+from ppo_lab.config import ConfigError, ExperimentConfig, setting
+from ppo_lab.memory import fit, hardware, measured, render
+from ppo_lab.memory.allocator import settings_of_this_process
+from ppo_lab.memory.calibration import measured_overheads
+from ppo_lab.memory.estimate import Estimate, estimate
+from ppo_lab.memory.hardware import Hardware
+
+
+@dataclass
+class Question:
+    """What is asked of an experiment; its keys stand beside the experiment's on the command line."""
+
+    hardware: Hardware = setting()
+    trace: bool = setting()
+    explain: bool = setting()
+    format: str = setting(choices=("table", "json", "png"))
+    plot: str | None = setting(pattern=r".+\.png")
+    fit: str | None = setting(choices=("num_envs", "num_mini_batches", "frontier"))
+    run: str | None = setting()
+
+
+def main(words: list[str]) -> ExitCode:
+    """Answers on stdout. Raises a ConfigError."""
+    cfg, question = ask(words)
+    if question.run is not None:
+        return _compare(Path(question.run), question.format)
+    if question.fit is not None:
+        return _fit(cfg, question)
+    found = estimate(cfg, question.hardware, question.trace)
+    if question.format == "json":
+        print(json.dumps(render.as_json(found), indent=2))
+    elif question.format == "table":
+        if question.explain:
+            rich.print(render.explanation(cfg))
+        rich.print(render.table(found))
+    plot = question.plot or ("memory.png" if question.format == "png" else None)
+    if plot:
+        _draw(cfg, found, Path(plot))
+    return ExitCode.OVER_BUDGET if found.fits is False else ExitCode.DONE
+
+
+def ask(words: list[str]) -> tuple[ExperimentConfig, Question]:
+    """The experiment and the question in `words`. Raises a ConfigError."""
+    OmegaConf.register_new_resolver("this_machine", _this_machine, replace=True)
+    cfg = command_line.compose(words, "estimate")
+    own = {f.name for f in dataclasses.fields(Question)}
+    question = command_line.to_settings(OmegaConf.masked_copy(cfg, list(own)), OmegaConf.structured(Question))
+    rest = [str(key) for key in cfg if key not in own]
+    return command_line.to_experiment(OmegaConf.masked_copy(cfg, rest)), question
+
+
+def _this_machine(field: str) -> Any:
+    return getattr(hardware.this_machine(), field)
+
+
+def _fit(cfg: ExperimentConfig, question: Question) -> ExitCode:
+    card, overhead_bytes = question.hardware, max(measured_overheads(question.hardware.name), default=0)
+    if question.fit == "num_envs":
+        fits = [fit.largest_num_envs(cfg, card, overhead_bytes)]
+    elif question.fit == "num_mini_batches":
+        fits = [fit.smallest_num_mini_batches(cfg, card, overhead_bytes)]
+    else:
+        fits = list(fit.frontier(cfg, card, overhead_bytes))
+    if question.format == "json":
+        print(json.dumps({"hardware": card.name, "fits": [dataclasses.asdict(one) for one in fits]}, indent=2))
+    else:
+        rich.print(render.fits_table(card, fits, overhead_known=overhead_bytes > 0))
+    return ExitCode.DONE
+
+
+def _compare(folder: Path, form: str) -> ExitCode:
+    run = measured.read_run(folder)
+    prediction = run.estimate or render.as_json(estimate(run.cfg, run.hardware))
+    comparisons = measured.compare(prediction, run.peak_mib)
+    overhead_bytes = measured.learn_overhead(run, prediction)
+    if form == "json":
+        rows = [measured.as_json(comparison) for comparison in comparisons]
+        print(json.dumps({"run": str(folder), "memory": rows, "overhead_bytes": overhead_bytes}, indent=2))
+    else:
+        rich.print(render.comparison_table(comparisons, overhead_bytes))
+    return ExitCode.DONE
+
+
+def _draw(cfg: ExperimentConfig, found: Estimate, path: Path) -> None:
+    from ppo_lab.memory import pictures  # matplotlib
+
+    if found.trace is None:
+        raise ConfigError("trace=false leaves nothing to draw. Allowed with plot: trace=true.")
+    if not path.parent.is_dir():
+        raise ConfigError(f"plot={path}: there is no folder {path.parent}.")
+    pictures.draw_iteration(cfg, found, path, settings_of_this_process())
+    map_path = path.with_stem(f"{path.stem}_map")
+    title = f"{cfg.env.name}, {cfg.num_steps_per_env} steps an env: MiB needed on {found.hardware.name}"
+    pictures.draw_map(fit.needs(cfg, found.hardware), _cards(), title, map_path)
+    print(f"drew {path} and {map_path}", file=sys.stderr)
+
+
+def _cards() -> dict[str, int]:
+    """The cards in conf/hardware, name -> bytes."""
+    files = [file for file in sorted((command_line.CONF / "hardware").glob("*.yaml")) if file.stem != "this"]
+    cards = [OmegaConf.load(file) for file in files]
+    return {card["name"]: card["memory_mib"] * hardware.MIB for card in cards if isinstance(card, DictConfig)}

@@ -1,0 +1,123 @@
+"""Predicted beside measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig
+
+from ppo_lab import command_line
+from ppo_lab.config import ConfigError, ExperimentConfig
+from ppo_lab.memory.calibration import Overhead, remember
+from ppo_lab.memory.hardware import MIB, Hardware
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One figure of a run."""
+
+    name: str
+    predicted_bytes: int
+    measured_bytes: int
+
+    @property
+    def error_percent(self) -> float:
+        """Positive where more was predicted than measured."""
+        return 100 * (self.predicted_bytes / self.measured_bytes - 1)
+
+
+def predicted_bytes(estimate: Mapping[str, Any]) -> dict[str, int]:
+    """The figures of an estimate, as `render.as_json` gives it, by the names of the memory rows that measure them."""
+    on_gpu = estimate["hardware"]["compute_capability"] != "cpu"
+    device = estimate["device_bytes"]
+    figures = {"allocated_peak": estimate["allocated_peak_bytes"]}
+    if on_gpu:
+        figures["reserved"] = estimate["reserved_peak_bytes"]
+    else:  # a GPU's counters round up and know workspaces; a CPU's count is of the very same bytes
+        figures |= {"rollout_peak": estimate["rollout_peak_bytes"], "update_peak": estimate["update_peak_bytes"]}
+    if device and device["likely"] is not None:
+        figures["device_used" if on_gpu else "host_peak_rss"] = device["likely"]
+    return {name: size for name, size in figures.items() if size is not None}
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    return {**asdict(comparison), "error_percent": round(comparison.error_percent, 3)}
+
+
+def compare(estimate: Mapping[str, Any], peak_mib: Mapping[str, float]) -> list[Comparison]:
+    """The figures that were both predicted and measured. `peak_mib`: "Memory/..._mib" -> highest value."""
+    tags = {name: f"Memory/{name}_mib" for name in predicted_bytes(estimate)}
+    return [
+        Comparison(name, size, round(peak_mib[tags[name]] * MIB))
+        for name, size in predicted_bytes(estimate).items()
+        if tags[name] in peak_mib
+    ]
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a run folder says of its memory."""
+
+    cfg: ExperimentConfig
+    hardware: Hardware
+    manifest: dict[str, Any]
+    peak_mib: dict[str, float]
+    estimate: dict[str, Any] | None
+    """The prediction that was made before the run."""
+
+
+def read_run(folder: Path) -> FinishedRun:
+    """Reads a run folder. Raises a ConfigError where it is none, or has measured nothing."""
+    try:
+        cfg = command_line.to_experiment(DictConfig(yaml.safe_load((folder / "config.yaml").read_text())))
+        manifest = json.loads((folder / "manifest.json").read_text())
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        why = f"{Path(error.filename).name} is missing" if isinstance(error, FileNotFoundError) else str(error)
+        raise ConfigError(f"run={folder} is not a run folder of train.py: {why}.") from None
+    if not lines:
+        raise ConfigError(f"run={folder} has no iteration to compare with. Try a run that has finished one.")
+    tags = {tag for line in lines for tag in line if tag.startswith("Memory/")}
+    peak_mib = {tag: max(line[tag] for line in lines if tag in line) for tag in tags}
+    file = folder / "estimate.json"
+    estimate = json.loads(file.read_text()) if file.exists() else None
+    return FinishedRun(cfg, _hardware(manifest["machine"]), manifest, peak_mib, estimate)
+
+
+def learn_overhead(run: FinishedRun, estimate: Mapping[str, Any]) -> int | None:
+    """Remembers what the run held on the device beyond the prediction, and returns it; None where that is not known."""
+    known_bytes = estimate["reserved_peak_bytes"] or estimate["allocated_peak_bytes"]
+    rows = ("process_device", "device_used") if run.hardware.is_gpu else ("host_peak_rss",)
+    measured = [run.peak_mib[f"Memory/{row}_mib"] for row in rows if f"Memory/{row}_mib" in run.peak_mib]
+    if known_bytes is None or estimate["simulator_bytes"] is None or not measured:
+        return None
+    overhead_bytes = round(measured[0] * MIB) - known_bytes - estimate["simulator_bytes"]
+    packages = run.manifest["packages"]
+    if overhead_bytes > 0:
+        remember(
+            Overhead(
+                device=run.hardware.name,
+                driver=run.manifest["machine"].get("driver"),
+                torch=packages["torch"].split("+")[0],
+                genesis=packages["genesis-world"],
+                run=run.manifest["started"],
+                overhead_bytes=overhead_bytes,
+            )
+        )
+    return overhead_bytes
+
+
+def _hardware(machine: Mapping[str, Any]) -> Hardware:
+    if "gpu" not in machine:
+        return Hardware(machine["cpu"], round(machine["memory_gib"] * 1024), "cpu", 0)
+    return Hardware(
+        machine["gpu"],
+        round(machine["gpu_memory_gib"] * 1024),
+        machine["compute_capability"],
+        machine["multiprocessors"],
+    )

@@ -1,0 +1,192 @@
+"""An estimate as a person or a script reads it; `ppo_lab.memory.pictures` draws it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from ppo_lab.config import ExperimentConfig
+from ppo_lab.memory.closed_form import formulas
+from ppo_lab.memory.estimate import Estimate, Known
+from ppo_lab.memory.fit import Fit
+from ppo_lab.memory.hardware import MIB, Hardware
+from ppo_lab.memory.measured import Comparison
+
+UNKNOWN = "unknown"
+
+LEGEND: dict[Known, str] = {
+    "exact": "a closed form, equal to the bytes of the real tensors",
+    "traced": "the learner itself, run on tensors without memory",
+    "simulated": "that trace, put through a model of torch's allocator",
+    "measured": "counted in the simulator, built on a CPU",
+    "derived": "from the simulator's own formulas for a GPU, not yet confirmed on one",
+    "calibrated": "from finished runs on such a device",
+    "unknown": "never measured on such a device, or not asked for",
+}
+
+
+def table(estimate: Estimate) -> RenderableType:
+    """The components, what they come to on the device, and whether that fits. For 100 columns."""
+    return Group(_components(estimate), _on_device(estimate), _verdict_line(estimate), _legend(estimate))
+
+
+def verdict(estimate: Estimate) -> str:
+    """Whether it fits and why, in one sentence."""
+    has = f"{estimate.hardware.name} has {_mib(estimate.hardware.memory_bytes)} MiB"
+    needs = estimate.device_bytes
+    if estimate.fits:
+        assert needs
+        return f"fits: it needs at most {_mib(needs.high)} MiB, and {has}."
+    if estimate.fits is False:
+        assert needs
+        too_much = (
+            f"at least {_mib(needs.low)}" if needs.low > estimate.hardware.memory_bytes else f"up to {_mib(needs.high)}"
+        )
+        return f"does not fit: it needs {too_much} MiB, and {has}."
+    unknown = ", ".join(row.name for row in estimate.rows if row.bytes is None) or "its upper bound"
+    at_least = f"it needs at least {_mib(needs.low)} MiB, and {has}; " if needs else f"{has}; "
+    return f"not known to fit: {at_least}{UNKNOWN}: {unknown}."
+
+
+def explanation(cfg: ExperimentConfig) -> RenderableType:
+    """Every closed form of the learner's memory: what the term means, the formula, and the numbers put in."""
+    grid = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 1, 0))
+    grid.add_column(no_wrap=True, style="bold")
+    grid.add_column()
+    for term in formulas(cfg):
+        result = "" if term.bytes is None else f" bytes ({_mib(term.bytes)} MiB)"
+        lines = (f"{term.meaning}.", f"= {term.formula}", f"= {term.numbers}{result}")
+        grid.add_row(term.term, Group(*map(Text, lines)))
+    return grid
+
+
+def fits_table(card: Hardware, fits: Sequence[Fit], overhead_known: bool) -> RenderableType:
+    """The largest runs that a card holds, and what stops the next."""
+    rows = Table(title=f"The largest that {card.name} holds", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for name in ("num_envs", "mini-batches", "needs MiB", f"of {_mib(card.memory_bytes)}", "the next", "needs MiB"):
+        rows.add_column(name, justify="right")
+    rows.add_column("and is stopped by")
+    for fit in fits:
+        following = "none" if fit.next_num_envs is None else f"{fit.next_num_envs:,} x {fit.next_num_mini_batches:,}"
+        rows.add_row(
+            f"{fit.num_envs:,}",
+            f"{fit.num_mini_batches:,}",
+            _mib(fit.need_bytes),
+            f"{fit.need_bytes / fit.memory_bytes:.1%}",
+            following,
+            "" if fit.next_need_bytes is None else _mib(fit.next_need_bytes),
+            fit.binding,
+        )
+    notes = ["Another num_mini_batches changes what is learned, not only what it needs."]
+    if not overhead_known:
+        notes.append(
+            f"These are upper bounds: what the CUDA context takes on {card.name} is unknown."
+            if card.is_gpu
+            else "These are upper bounds: what the process itself takes is unknown."
+        )
+    return Group(rows, *map(Text, notes))
+
+
+def comparison_table(comparisons: Sequence[Comparison], overhead_bytes: int | None) -> RenderableType:
+    """Predicted beside measured."""
+    rows = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    rows.add_column("at the peak")
+    for name in ("predicted, bytes", "measured, bytes", "error"):
+        rows.add_column(name, justify="right")
+    for one in comparisons:
+        figures = f"{one.predicted_bytes:,}", f"{one.measured_bytes:,}", f"{one.error_percent:+.2f} %"
+        rows.add_row(one.name, *figures)
+    if not comparisons:
+        rows.add_row("nothing that was measured had been predicted", "", "", "")
+    if overhead_bytes is None:
+        note = "What the run held beyond the prediction is unknown."
+    else:
+        note = (
+            f"Beyond the learner's tensors and the simulator, the run held {_mib(overhead_bytes)} MiB; now remembered."
+        )
+    return Group(rows, Text(note))
+
+
+def as_json(estimate: Estimate) -> dict[str, Any]:
+    """The estimate in JSON's terms, the trace's events left out. The keys are stable."""
+    fields = {name: value for name, value in vars(estimate).items() if name not in ("rows", "hardware", "trace")}
+    hardware, trace = estimate.hardware, estimate.trace
+    return fields | {
+        "device_bytes": estimate.device_bytes and asdict(estimate.device_bytes),
+        "hardware": {
+            "name": hardware.name,
+            "memory_bytes": hardware.memory_bytes,
+            "compute_capability": hardware.compute_capability,
+            "multiprocessors": hardware.multiprocessors,
+        },
+        "rows": [asdict(row) for row in estimate.rows],
+        "alive_at_rollout_peak": trace and trace.alive_at_rollout_peak,
+        "alive_at_update_peak": trace and trace.alive_at_update_peak,
+    }
+
+
+def _components(estimate: Estimate) -> Table:
+    title = f"{estimate.transitions:,} transitions, in mini-batches of {estimate.mini_batch_size:,}"
+    rows = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    rows.add_column("component")
+    rows.add_column("shape or formula")
+    rows.add_column("bytes", justify="right", no_wrap=True)
+    rows.add_column("MiB", justify="right", no_wrap=True)
+    rows.add_column("how known", no_wrap=True)
+    for row in estimate.rows:
+        size = UNKNOWN if row.bytes is None else f"{row.bytes:,}"
+        rows.add_row(Text(row.name), Text(row.formula), size, _mib(row.bytes), row.known)
+    return rows
+
+
+def _on_device(estimate: Estimate) -> Table:
+    hardware = estimate.hardware
+    figures = Table(title=f"On {hardware.name}, MiB", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    figures.add_column("at the peak")
+    for name in ("low", "likely", "high", f"of its {_mib(hardware.memory_bytes)} MiB"):
+        figures.add_column(name, justify="right", no_wrap=True)
+
+    def share(size: int | None, prefix: str = "") -> str:
+        return UNKNOWN if size is None else f"{prefix}{size / hardware.memory_bytes:.1%}"
+
+    single = {"allocated": estimate.allocated_peak_bytes}
+    if hardware.is_gpu:
+        single["reserved"] = estimate.reserved_peak_bytes
+    single["simulator"] = estimate.simulator_bytes
+    for name, size in single.items():
+        figures.add_row(name, "", _mib(size), "", share(size))
+    whole = estimate.device_bytes
+    low, likely, high = (whole.low, whole.likely, whole.high) if whole else (None, None, None)
+    of_card = share(low, "at least ") if high is None else share(high, "up to ")
+    figures.add_row("whole device", _mib(low), _mib(likely), _mib(high), of_card, style="bold")
+    return figures
+
+
+def _verdict_line(estimate: Estimate) -> RenderableType:
+    style = {True: "bold green", False: "bold red", None: "bold yellow"}[estimate.fits]
+    return Text(verdict(estimate)[0].upper() + verdict(estimate)[1:], style=style)
+
+
+def _legend(estimate: Estimate) -> RenderableType:
+    words = Table(box=None, show_header=False, pad_edge=False)
+    used = {row.known for row in estimate.rows}
+    if not estimate.device_bytes or estimate.device_bytes.high is None:
+        used.add("unknown")
+    for known, meaning in LEGEND.items():
+        if known in used:
+            words.add_row(known, meaning)
+    return Padding(words, (1, 0, 0, 0))
+
+
+def _mib(size: int | None) -> str:
+    """In MiB. Unlike nothing, what rounds to nothing is more than 0."""
+    if size is None:
+        return UNKNOWN
+    return "< 0.1" if 0 < size < 0.05 * MIB else f"{size / MIB:,.1f}"

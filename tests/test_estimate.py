@@ -1,0 +1,214 @@
+"""The estimate as a whole: what it says, what it refuses, and what it learns from finished runs."""
+
+import dataclasses
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+
+from ppo_lab import budget
+from ppo_lab.command_line import OverBudgetError
+from ppo_lab.config import ConfigError, ExperimentConfig
+from ppo_lab.memory import calibration, measured, render, simulator
+from ppo_lab.memory.estimate import Estimate, Span, estimate, fits, whole_device
+from ppo_lab.memory.hardware import MIB, Hardware
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+Experiment = Callable[..., ExperimentConfig]
+
+CARD = Hardware("a card", 8 * 1024, "8.9", 24)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulator, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(calibration, "cache_folder", lambda: tmp_path / "cache")
+
+
+def ask(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "estimate.py", *words]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+
+
+def test_go2_in_json_has_the_promised_keys_and_the_figures_worked_by_hand() -> None:
+    done = ask("format=json", "hardware=h100")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)  # nothing else on stdout
+    assert answer["transitions"] == 98_304
+    assert answer["rollout_bytes"] == 98_304 * (4 * (45 + 3 * 12 + 5) + 1)
+    assert answer["mini_batch_bytes"] == 24_576 * 4 * (45 + 3 * 12 + 4)
+    assert answer["parameters"] == 189_324 + 187_905 + 12
+    assert answer["parameter_bytes"] == answer["gradient_bytes"] == answer["optimizer_bytes"] // 2 == 1_508_964
+    networks_bytes = 24_576 * 4 * 2 * (45 + 2 * (512 + 256 + 128))  # ELU: every hidden layer twice
+    assert networks_bytes < answer["saved_activation_bytes"] < 1.02 * networks_bytes
+    assert answer["rollout_peak_bytes"] < answer["update_peak_bytes"] < answer["allocated_peak_bytes"]
+    assert answer["allocated_peak_bytes"] - answer["update_peak_bytes"] >= 2 * 32 * MIB  # workspaces, sm_90
+    assert answer["allocated_peak_bytes"] < answer["reserved_peak_bytes"]
+    assert answer["device_bytes"]["low"] >= answer["reserved_peak_bytes"] + answer["simulator_bytes"]
+    assert answer["fits"] is None  # what the context takes was never measured
+    assert answer["device_bytes"]["high"] is None
+    assert sum(answer["alive_at_update_peak"].values()) == answer["update_peak_bytes"]
+
+
+def test_without_a_trace_the_closed_forms_stand_alone(experiment: Experiment) -> None:
+    found = estimate(experiment(), CARD, with_trace=False)
+    assert found.rollout_bytes == 33_914_880
+    assert found.saved_activation_bytes == 361_168_896
+    assert (found.update_peak_bytes, found.reserved_peak_bytes, found.device_bytes, found.fits) == (None,) * 4
+    assert {row.known for row in found.rows} == {"exact", "derived", "measured"}
+
+
+def test_an_env_that_was_never_counted_is_unknown_not_zero(experiment: Experiment) -> None:
+    cfg = experiment("experiment=smoke", "env.max_collision_pairs=33")
+    found = estimate(cfg, CARD, count_new_envs=False)
+    assert found.simulator_bytes is None
+    assert found.device_bytes is None
+    assert [row.known for row in found.rows if row.name == "simulator"] == ["unknown"]
+
+
+def test_what_finished_runs_held_beyond_it_makes_a_span() -> None:
+    assert whole_device(1000, ()) == Span(1000, None, None)
+    assert whole_device(1000, (300, 100, 200)) == Span(1100, 1200, 1300)
+
+
+@pytest.mark.parametrize(
+    ("device", "answer"),
+    [
+        (Span(5, 6, 7), True),
+        (Span(5, 6, 8), False),  # by the high figure
+        (Span(5, None, None), None),
+        (Span(8, None, None), False),
+    ],
+)
+def test_fits_goes_by_the_high_figure(device: Span, answer: bool | None) -> None:
+    assert fits(device, memory_bytes=7) is answer
+
+
+WRONG = {
+    "hardware=rtx4090": "Did you mean rtx_4090?",
+    "format=xml": "format=xml is out of range. Allowed: one of table, json, png.",
+    "fit=largest": "fit=largest is out of range. Allowed: one of num_envs, num_mini_batches, frontier.",
+    "num_envs=0": "num_envs=0 is out of range.",
+    "run=nowhere": "run=nowhere is not a run folder of train.py: config.yaml is missing.",
+    "plot=picture.jpg": "plot=picture.jpg is out of range.",
+    "plot=no/such/folder.png": "plot=no/such/folder.png: there is no folder no/such.",
+    "algorithm.use_mixed_precision=true": "algorithm.use_mixed_precision=true cannot be traced for a GPU",
+}
+
+
+@pytest.mark.parametrize(("word", "message"), WRONG.items(), ids=WRONG)
+def test_a_wrong_word_is_refused_in_one_line(word: str, message: str) -> None:
+    done = ask("experiment=smoke", word)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_help_is_a_page_with_examples() -> None:
+    done = ask("--help")
+    assert done.returncode == 0
+    assert "hardware: a100_80gb" in done.stdout
+    assert done.stdout.count("python estimate.py ") >= 5
+
+
+def test_this_machine_without_a_gpu_is_its_processor_and_memory(experiment: Experiment) -> None:
+    done = ask("experiment=smoke", "hardware=this", "device=cpu", "format=json")
+    answer = json.loads(done.stdout)
+    if answer["hardware"]["compute_capability"] == "cpu":
+        assert answer["reserved_peak_bytes"] is None
+        assert answer["allocated_peak_bytes"] == max(answer["update_peak_bytes"], answer["rollout_peak_bytes"])
+
+
+def smoke_estimate(experiment: Experiment) -> Estimate:
+    return estimate(experiment("experiment=smoke"), Hardware("a CPU", 1024, "cpu", 0))
+
+
+def done(found: Estimate) -> Future[Estimate]:
+    future: Future[Estimate] = Future()
+    future.set_result(found)
+    return future
+
+
+def test_a_run_that_will_not_fit_is_stopped_with_what_would(experiment: Experiment) -> None:
+    found = smoke_estimate(experiment)
+    assert found.device_bytes
+    with pytest.raises(OverBudgetError) as stopped:
+        budget.check_budget(experiment("experiment=smoke"), done(found), found.device_bytes.low - 1)
+    assert "does not fit. Try num_envs=" in str(stopped.value)
+    largest = int(str(stopped.value).partition("Try num_envs=")[2].partition(",")[0])
+    assert 1 <= largest < 16
+    smaller = estimate(experiment("experiment=smoke", f"num_envs={largest}"), found.hardware)
+    assert smaller.device_bytes
+    assert smaller.device_bytes.low < found.device_bytes.low - 1
+
+
+def test_the_run_starts_all_the_same_if_it_is_told_to(experiment: Experiment, caplog: pytest.LogCaptureFixture) -> None:
+    found = smoke_estimate(experiment)
+    cfg = experiment("experiment=smoke", "memory.over_budget=warn")
+    assert budget.check_budget(cfg, done(found), free_bytes=0) is found
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+def test_the_high_figure_decides_where_it_is_known(experiment: Experiment) -> None:
+    cfg = experiment("experiment=smoke")
+    found = dataclasses.replace(smoke_estimate(experiment), device_bytes=Span(10 * MIB, 20 * MIB, 30 * MIB))
+    budget.check_budget(cfg, done(found), 30 * MIB)
+    with pytest.raises(OverBudgetError, match="30 MiB in all"):
+        budget.check_budget(cfg, done(found), 30 * MIB - 1)
+
+
+def test_what_cannot_be_predicted_does_not_stop_a_run(experiment: Experiment, caplog: pytest.LogCaptureFixture) -> None:
+    failed: Future[Estimate] = Future()
+    failed.set_exception(ConfigError("this cannot be traced"))
+    with caplog.at_level(logging.INFO):
+        assert budget.check_budget(experiment(), failed, free_bytes=1) is None
+    assert "this cannot be traced" in caplog.text
+
+
+def finished_run(folder: Path, peak_rss_mib: float) -> Path:
+    from ppo_lab import config
+    from ppo_lab.command_line import compose, to_experiment
+
+    folder.mkdir()
+    (folder / "config.yaml").write_text(config.to_json(to_experiment(compose(["experiment=smoke"]))))
+    packages = {"torch": calibration.installed("torch"), "genesis-world": calibration.installed("genesis-world")}
+    machine = {"cpu": "a CPU", "memory_gib": 1.0}
+    manifest = {"machine": machine, "packages": packages, "started": str(folder)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    lines = [{"iteration": n, "Memory/host_peak_rss_mib": peak_rss_mib - 1 + n} for n in range(2)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_a_finished_run_teaches_the_overhead_of_its_device(experiment: Experiment, tmp_path: Path) -> None:
+    before = smoke_estimate(experiment)
+    prediction = render.as_json(before)
+    assert before.device_bytes
+    run = measured.read_run(finished_run(tmp_path / "one", peak_rss_mib=500))
+    overhead = measured.learn_overhead(run, prediction)
+    assert overhead == 500 * MIB - before.device_bytes.low
+    measured.learn_overhead(run, prediction)  # the same run counts once
+    more = measured.read_run(finished_run(tmp_path / "two", peak_rss_mib=600))
+    measured.learn_overhead(more, prediction)
+    after = smoke_estimate(experiment)
+    assert after.device_bytes == Span(500 * MIB, 500 * MIB, 600 * MIB)
+    assert after.fits is True
+    comparison = measured.compare(render.as_json(after), more.peak_mib)
+    assert [(one.name, round(one.error_percent, 2)) for one in comparison] == [("host_peak_rss", -16.67)]
+
+
+def test_an_overhead_of_another_torch_is_not_used(tmp_path: Path) -> None:
+    calibration.remember(calibration.Overhead("a CPU", None, "2.11.0", "1.4.5", "then", 100))
+    assert calibration.measured_overheads("a CPU") == ()
+
+
+def test_a_folder_without_iterations_cannot_be_compared(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run", 500)
+    (run / "metrics.jsonl").write_text("")
+    with pytest.raises(ConfigError, match="has no iteration to compare with"):
+        measured.read_run(run)
