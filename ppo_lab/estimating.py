@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import rich
-from omegaconf import DictConfig, OmegaConf
+import yaml
+from omegaconf import OmegaConf
 
 from ppo_lab import command_line
 from ppo_lab.command_line import ExitCode
@@ -106,13 +107,13 @@ def _draw(cfg: ExperimentConfig, found: Estimate, path: Path) -> None:
         raise ConfigError(f"plot={path}: there is no folder {path.parent}.")
     pictures.draw_iteration(cfg, found, path, settings_of_this_process())
     map_path = path.with_stem(f"{path.stem}_map")
-    title = f"{cfg.env.name}, {cfg.num_steps_per_env} steps an env: MiB needed on {found.hardware.name}"
+    title = f"{cfg.env.name}, {cfg.num_steps_per_env} steps, on {found.hardware.name}"
     pictures.draw_map(fit.needs(cfg, found.hardware), _cards(), title, map_path)
     print(f"drew {path} and {map_path}", file=sys.stderr)
 
 
 def _cards() -> dict[str, int]:
-    """The cards in conf/hardware, name -> bytes."""
+    """The cards in conf/hardware, as one types them with their size -> bytes."""
     files = [file for file in sorted((command_line.CONF / "hardware").glob("*.yaml")) if file.stem != "this"]
-    cards = [OmegaConf.load(file) for file in files]
-    return {card["name"]: card["memory_mib"] * hardware.MIB for card in cards if isinstance(card, DictConfig)}
+    mib = {file.stem: yaml.safe_load(file.read_text())["memory_mib"] for file in files}
+    return {f"{name} ({round(size / 1024)} GB)": size * hardware.MIB for name, size in mib.items()}
