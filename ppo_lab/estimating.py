@@ -21,6 +21,7 @@ from ppo_lab.memory.allocator import settings_of_this_process
 from ppo_lab.memory.calibration import measured_overheads
 from ppo_lab.memory.estimate import Estimate, estimate
 from ppo_lab.memory.hardware import Hardware
+from ppo_lab.memory.simulator import MeasurementError, simulator_memory
 
 
 @dataclass
@@ -39,8 +40,17 @@ class Question:
 def main(words: list[str]) -> ExitCode:
     """Answers on stdout. Raises a ConfigError."""
     cfg, question = ask(words)
+    try:
+        return _answer(cfg, question)
+    except MeasurementError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _answer(cfg: ExperimentConfig, question: Question) -> ExitCode:
     if question.run is not None:
         return _compare(Path(question.run), question.format)
+    if (question.trace or question.fit) and simulator_memory(cfg) is None:
+        print("counting what the simulator holds for this env: once, a minute or more", file=sys.stderr)
     if question.fit is not None:
         return _fit(cfg, question)
     found = estimate(cfg, question.hardware, question.trace)

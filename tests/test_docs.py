@@ -7,6 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from ppo_lab import command_line
+from ppo_lab.config import ConfigError
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -32,3 +37,13 @@ def test_the_worked_example_of_a_new_env_trains_as_it_stands(tmp_path: Path) -> 
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     rewards = [json.loads(line).get("Train/mean_reward", 0.0) for line in lines]
     assert rewards[-1] > 1.5 * rewards[5], "it learns"
+
+
+def test_the_readme_shows_the_errors_that_one_gets() -> None:
+    page = (REPOSITORY / "README.md").read_text()
+    shown = re.findall(r"^\$ python train.py (\S+)\n(error: .*)$", page, re.MULTILINE)
+    assert len(shown) >= 2
+    for word, message in shown:
+        with pytest.raises(ConfigError) as refused:
+            command_line.to_experiment(command_line.compose([word]))
+        assert f"error: {refused.value}" == message

@@ -218,3 +218,30 @@ def test_a_run_that_breaks_ends_with_code_1_and_a_reason(train: Train, tmp_path:
     assert summary["status"] == "failed"
     assert "loss became nan" in summary["message"]
     assert "Traceback" in (folder / "train.log").read_text()
+
+
+OUT_OF_MEMORY = """
+import sys, torch
+from ppo_lab.learning.runner import Runner
+rollout = Runner._rollout
+def runs_out(self, obs):
+    if self.current_learning_iteration == 1:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    return rollout(self, obs)
+Runner._rollout = runs_out
+sys.argv[0] = "train.py"
+import runpy
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+def test_out_of_memory_ends_in_one_message_with_advice_and_the_checkpoints_safe(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = ["experiment=smoke", "env=hover", "max_iterations=5", f"hydra.run.dir={folder}"]
+    command = [sys.executable, "-c", OUT_OF_MEMORY, *words]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "out of memory in iteration 2; checkpoints are safe. Try num_envs=" in done.stderr
+    assert json.loads((folder / "summary.json").read_text())["iterations"] == 2
+    assert checkpoint(folder, "model_1.pt")["iter"] == 1

@@ -1,0 +1,61 @@
+"""Predicted beside measured, for real runs of both envs: writes docs/results/predicted_vs_measured.json.
+
+python benchmarks/predicted_vs_measured.py          # on a CPU, counting every tensor; about six minutes on two cores
+
+Each run's prediction is written to its folder before the env is built; the figures are read back from summary.json.
+"""
+
+import datetime
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ppo_lab.files import write_json
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+RESULT = REPOSITORY / "docs/results/predicted_vs_measured.json"
+CASES = [
+    ("go2", 128, 4),
+    ("go2", 512, 2),
+    ("go2", 512, 8),
+    ("go2", 2048, 4),
+    ("hover", 128, 4),
+    ("hover", 512, 1),
+    ("hover", 512, 4),
+    ("hover", 2048, 16),
+]
+"""env, num_envs, num_mini_batches"""
+
+
+def main() -> None:
+    runs = []
+    for env, num_envs, num_mini_batches in CASES:
+        words = [f"env={env}", f"num_envs={num_envs}", f"algorithm.num_mini_batches={num_mini_batches}"]
+        runs.append({"env": env, "num_envs": num_envs, "num_mini_batches": num_mini_batches} | measure(words))
+        print(json.dumps(runs[-1]), flush=True)
+    write_json(RESULT, {"date": datetime.date.today().isoformat(), "runs": runs})
+
+
+def measure(words: list[str]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as parent:
+        run = Path(parent) / "run"
+        also = ["max_iterations=2", "device=cpu", "memory.count_tensors=true", "quiet=true", f"hydra.run.dir={run}"]
+        subprocess.run([sys.executable, "train.py", *words, *also], cwd=REPOSITORY, check=True)
+        summary = json.loads((run / "summary.json").read_text())
+        estimate = json.loads((run / "estimate.json").read_text())
+        manifest = json.loads((run / "manifest.json").read_text())
+    return {
+        "memory": {row["name"]: row for row in summary["memory"]},
+        "known_bytes": estimate["device_bytes"]["low"],
+        "host_peak_rss_bytes": round(summary["peak_mib"]["Memory/host_peak_rss_mib"] * 2**20),
+        "commit": manifest["git"]["commit"],
+        "torch": manifest["packages"]["torch"],
+        "genesis-world": manifest["packages"]["genesis-world"],
+    }
+
+
+if __name__ == "__main__":
+    main()
