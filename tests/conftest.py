@@ -1,5 +1,6 @@
 """What several tests need: composed experiments, and the simulator, started once."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,9 @@ import torch
 
 from ppo_lab import command_line
 from ppo_lab.config import ExperimentConfig
+
+os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side, and threads that wait for each other burn the cores
+os.environ["QD_ENABLE_PYBUF"] = "0"  # or the simulator, imported here, would make those started from here talk
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -125,6 +125,7 @@ def test_on_a_huge_card_the_jacobian_caps_go2_at_245_482_envs() -> None:
     assert (found.num_envs, found.next_num_envs, found.binding) == (245_482, 245_483, JACOBIAN)
 
 
+@pytest.mark.slow
 def test_the_fewest_mini_batches_are_the_first_that_fit() -> None:
     hardware = cpu(7)
     words = ["env=hover", "num_envs=64", "num_steps_per_env=24", "algorithm.num_learning_epochs=2"]
@@ -136,6 +137,7 @@ def test_the_fewest_mini_batches_are_the_first_that_fit() -> None:
     assert found.num_mini_batches == 6
 
 
+@pytest.mark.slow
 def test_an_answer_counts_what_only_later_epochs_reserve() -> None:
     words = ["env=go2", "num_envs=8192"]
     hardware = card(4096)
@@ -155,6 +157,7 @@ def test_where_all_fits_one_mini_batch_is_the_fewest() -> None:
     assert (found.num_mini_batches, found.binding, found.next_num_mini_batches) == (1, NOTHING, None)
 
 
+@pytest.mark.slow
 def test_more_mini_batches_leave_room_for_more_envs() -> None:
     cfg = experiment("env=hover")
     one, four = frontier(cfg, cpu(40), num_mini_batches=(1, 4))
@@ -162,6 +165,7 @@ def test_more_mini_batches_leave_room_for_more_envs() -> None:
     assert one.num_envs < four.num_envs
 
 
+@pytest.mark.slow
 def test_a_device_too_small_for_any_run_is_refused() -> None:
     cfg = experiment("env=hover", "num_envs=2", "num_steps_per_env=1", "algorithm.num_mini_batches=1")
     with pytest.raises(ConfigError, match=r"has 2\.0 MiB, and num_envs=2 .* the smallest candidate, needs"):

@@ -18,6 +18,7 @@ from ppo_lab.learning.runner import Runner
 from ppo_lab.memory import tracer
 from ppo_lab.memory.allocator import cublas_workspace_bytes, replay
 from ppo_lab.memory.monitor import MIB, MemoryMonitor
+from ppo_lab.memory.simulator import simulator_memory
 from ppo_lab.memory.trace import (
     CATEGORIES,
     Allocation,
@@ -72,10 +73,14 @@ def measured(cfg: ExperimentConfig) -> dict[str, int]:
     gc.collect()
     rows: dict[str, float] = {}
     with MemoryMonitor(torch.device("cpu"), count_tensors=True) as monitor:
+        others_mib = monitor.scalars()["Memory/resident_mib"]
         env, checkpoints = tracer.StandInEnv(cfg), cast(Any, tracer.NoCheckpoints())
         runner = Runner(env, cfg, monitor, checkpoints, lambda _, scalars: rows.update(scalars))
         runner.learn(3, init_at_random_ep_len=True)
-    return {name: int(rows[f"Memory/{name}_mib"] * MIB) for name in ("rollout_peak", "update_peak", "resident")}
+    return {
+        name: round((rows[f"Memory/{name}_mib"] - others_mib) * MIB)
+        for name in ("rollout_peak", "update_peak", "resident")
+    }
 
 
 def traced(cfg: ExperimentConfig, device_type: DeviceType = "cpu") -> Trace:
@@ -106,9 +111,10 @@ def test_go2_at_its_peaks_holds_what_one_counts_by_hand() -> None:
     assert update["storage"] == 128 * (4 * (45 + 12 + 12 + 12 + 5) + 1)
     # the same without reward and done; and the order of all 128
     assert update["mini_batch"] == 32 * 4 * (45 + 12 + 12 + 12 + 4) + 128 * 8
-    assert update["env"] == 16 * 45 * 4
-    # two observations, then reward, done, time-out, and the 6 sums of what was paid
-    assert rollout["env"] == 16 * (2 * 45 * 4 + 4 + 1 + 4) + 6 * 4
+    env = simulator_memory(experiment("env=go2"))
+    assert env
+    assert update["env"] == env.env_bytes(16)
+    assert rollout["env"] == env.env_bytes(16) + env.step_peak_bytes(16)
     # (T, N) returns, lengths, ended; (N,) return and length, here and in rsl_rl's logger; the sums
     assert update["episodes"] == 128 * (4 + 4 + 1) + 4 * 16 * 4 + 6 * 4
 
@@ -188,8 +194,9 @@ def test_asking_for_a_trace_or_a_replay_does_not_load_torch() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_the_replay_of_go2_reserves_what_a_separate_model_found() -> None:
-    found = trace(command_line.to_experiment(command_line.compose([])))  # 4096 envs x 24 steps
+def test_the_replay_of_go2_reserves_what_a_separate_model_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracer, "simulator_memory", lambda cfg: None)  # that model had the learner alone
+    found = traced(command_line.to_experiment(command_line.compose([])))  # 4096 envs x 24 steps
     workspace = cublas_workspace_bytes(9)
     assert replay(found.events).reserved_bytes == 520_093_696
     assert replay(found.events, None, workspace, found.matmul_starts[:1]).reserved_bytes == 553_648_128

@@ -30,9 +30,7 @@ class LiveTensors(TorchDispatchMode):
         self._alive: dict[int, int] = {}  # storage's key -> bytes
 
     def __enter__(self) -> Self:
-        for thing in gc.get_objects():
-            if issubclass(type(thing), torch.Tensor):
-                self._see(thing)
+        self.see_what_is_alive()
         return super().__enter__()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -45,6 +43,12 @@ class LiveTensors(TorchDispatchMode):
     def reset_peak(self) -> None:
         """Starts a new peak from what is alive now."""
         self.peak_bytes = self.current_bytes
+
+    def see_what_is_alive(self) -> None:
+        """Counts the tensors that were there before."""
+        for thing in gc.get_objects():
+            if issubclass(type(thing), torch.Tensor):
+                self._see(thing)
 
     def perform(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The operation's result."""

@@ -84,6 +84,9 @@ class Recorder(LiveTensors):
         self._category = "temporary"
         self._operation: Any = None
 
+    def see_what_is_alive(self) -> None:
+        """Nothing: what is not the learner's is not traced."""
+
     def perform(self, func: Any, args: Any, kwargs: Any) -> Any:
         self._operation = func
         if func in HOST_READS:
@@ -190,6 +193,7 @@ def run(cfg: ExperimentConfig, device_type: DeviceType) -> Trace:
 
         def label(*_: Any) -> None:
             alg = runner.alg
+            recorder.label("env", env.episode_length_buf)
             recorder.label("storage", vars(alg.storage))
             recorder.label("episodes", (vars(runner.episodes), vars(runner.logger)))
             for model in (alg.actor, alg.critic):
