@@ -37,6 +37,20 @@ def main() -> None:
         runs.append({"env": env, "num_envs": num_envs, "num_mini_batches": num_mini_batches} | measure(words))
         print(json.dumps(runs[-1]), flush=True)
     write_json(RESULT, {"date": datetime.date.today().isoformat(), "runs": runs})
+    print(table(runs))
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """The table in docs/estimate.md, which a test compares with the committed result."""
+    rows = ["| env | num_envs | mini-batches | peak | predicted, bytes | measured, bytes | error |"]
+    rows.append("|---|---:|---:|---|---:|---:|---:|")
+    for run in runs:
+        for name in ("rollout_peak", "update_peak"):
+            row = run["memory"][name]
+            bytes_ = f"{row['predicted_bytes']:,} | {row['measured_bytes']:,} | {row['error_percent']:+.3f} %"
+            peak = name.partition("_")[0]
+            rows.append(f"| {run['env']} | {run['num_envs']:,} | {run['num_mini_batches']} | {peak} | {bytes_} |")
+    return "\n".join(rows)
 
 
 def measure(words: list[str]) -> dict[str, Any]:

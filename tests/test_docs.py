@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import predicted_vs_measured
 from ppo_lab import command_line
 from ppo_lab.config import ConfigError
 
@@ -47,3 +48,8 @@ def test_the_readme_shows_the_errors_that_one_gets() -> None:
         with pytest.raises(ConfigError) as refused:
             command_line.to_experiment(command_line.compose([word]))
         assert f"error: {refused.value}" == message
+
+
+def test_the_table_of_predictions_is_the_one_that_was_measured() -> None:
+    measured = json.loads(predicted_vs_measured.RESULT.read_text())
+    assert predicted_vs_measured.table(measured["runs"]) in (REPOSITORY / "docs" / "estimate.md").read_text()

@@ -52,13 +52,15 @@ class ProgressDisplay:
             disable=quiet or not rich.get_console().is_terminal,
             console=rich.get_console(),
         )
-        self._task = self._bar.add_task("", total=max_iterations)
+        self._task = self._bar.add_task("", total=max_iterations, start=False)
         self._plain = self._bar.disable and not quiet
         self._max_iterations = max_iterations
         self._started_s = self._printed_s = time.perf_counter()
 
     def __enter__(self) -> ProgressDisplay:
         self._bar.start()
+        self._bar.start_task(self._task)
+        self._started_s = time.perf_counter()
         return self
 
     def __exit__(self, *exc: object) -> None:
