@@ -22,7 +22,9 @@ def estimate_in_background(cfg: ExperimentConfig) -> Future[Estimate]:
     return future
 
 
-def check_budget(cfg: ExperimentConfig, estimated: Future[Estimate], free_bytes: int) -> Estimate | None:
+def check_budget(
+    cfg: ExperimentConfig, estimated: Future[Estimate], free_bytes: int, on_gpu: bool = False
+) -> Estimate | None:
     """Says in one line what is predicted and what is free. None where nothing can be predicted.
 
     Raises:
@@ -31,8 +33,11 @@ def check_budget(cfg: ExperimentConfig, estimated: Future[Estimate], free_bytes:
     """
     try:
         found = estimated.result()
-    except ConfigError as error:
+    except (ConfigError, RuntimeError) as error:
         log.info("memory: no prediction: %s", error)
+        return None
+    if found.hardware.is_gpu != on_gpu:
+        log.info("memory: no prediction: there is %s, and torch does not use it", found.hardware.name)
         return None
     if found.device_bytes is None:
         log.info("memory: this env's simulator was never counted; estimate.py counts it once")

@@ -76,7 +76,7 @@ def train(cfg: ExperimentConfig, folder: Path, overrides: list[str], estimated: 
         return summary.write(status, message, [measured.as_json(comparison) for comparison in compared])
 
     try:
-        estimate = check_budget(cfg, estimated, free_bytes(device))
+        estimate = check_budget(cfg, estimated, free_bytes(device), device.type == "cuda")
         if estimate:
             prediction |= render.as_json(estimate)
             write_json(folder / "estimate.json", prediction)

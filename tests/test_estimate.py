@@ -200,6 +200,8 @@ def test_a_finished_run_teaches_the_overhead_of_its_device(experiment: Experimen
     after = smoke_estimate(experiment)
     assert after.device_bytes == Span(500 * MIB, 500 * MIB, 600 * MIB)
     assert after.fits is True
+    [overhead] = [row.bytes for row in after.rows if row.name == "overhead"]
+    assert overhead == 500 * MIB - before.device_bytes.low
     comparison = measured.compare(render.as_json(after), more.peak_mib)
     assert [(one.name, round(one.error_percent, 2)) for one in comparison] == [("host_peak_rss", -16.67)]
 

@@ -170,7 +170,7 @@ def test_a_device_too_small_for_any_run_is_refused() -> None:
     cfg = experiment("env=hover", "num_envs=2", "num_steps_per_env=1", "algorithm.num_mini_batches=1")
     with pytest.raises(ConfigError, match=r"has 2\.0 MiB, and num_envs=2 .* the smallest candidate, needs"):
         largest_num_envs(cfg, cpu(2))
-    with pytest.raises(ConfigError, match=r"num_envs=2 algorithm\.num_mini_batches=2, the smallest candidate"):
+    with pytest.raises(ConfigError, match="mini-batches do not change that"):
         smallest_num_mini_batches(cfg, cpu(2))
 
 

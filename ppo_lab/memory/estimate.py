@@ -127,9 +127,10 @@ def estimate(
             rows.append(Row("allocated by torch", "blocks, cuBLAS workspaces included", allocated, "simulated"))
             rows.append(Row("reserved by torch", "segments that hold the blocks", reserved, "simulated"))
         if simulator_bytes is not None:
-            device = whole_device((reserved or allocated) + simulator_bytes, measured_overheads(hardware.name))
+            known_bytes = (reserved or allocated) + simulator_bytes
+            device = whole_device(known_bytes, measured_overheads(hardware.name))
             known: Known = "unknown" if device.high is None else "calibrated"
-            overhead = None if device.likely is None else device.likely - device.low
+            overhead = None if device.likely is None else device.likely - known_bytes
             what = "CUDA context, kernels" if hardware.is_gpu else "Python, torch, the simulator's code"
             rows.append(Row("overhead", what, overhead, known))
     return Estimate(

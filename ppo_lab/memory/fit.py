@@ -17,6 +17,7 @@ from itertools import count
 
 from ppo_lab.config import ConfigError, ExperimentConfig, check
 from ppo_lab.memory.allocator import cublas_workspace_bytes, replay, settings_of_this_process
+from ppo_lab.memory.closed_form import rollout_storage, total_bytes
 from ppo_lab.memory.hardware import MIB, Hardware
 from ppo_lab.memory.simulator import SimulatorMemory, measure, simulator_memory
 from ppo_lab.memory.trace import Allocation, DeviceType, Event, Trace, trace
@@ -185,6 +186,12 @@ def smallest_num_mini_batches(cfg: ExperimentConfig, hardware: Hardware, overhea
         MeasurementError: the env was never counted, and cannot be built.
     """
     device = _Device(hardware, _simulator(cfg), overhead_bytes)
+    fixed_bytes = total_bytes(rollout_storage(cfg)) + device.simulator.bytes(cfg.num_envs, hardware.cores)
+    if fixed_bytes > hardware.memory_bytes:  # or else the search would go through them all
+        raise ConfigError(
+            f"num_envs={cfg.num_envs}: rollout and simulator alone need {_mib(fixed_bytes)}, and {hardware.name} has "
+            f"{_mib(hardware.memory_bytes)}; mini-batches do not change that. Try fit=num_envs."
+        )
     divisors = [m for m in range(1, MOST_MINI_BATCHES + 1) if cfg.transitions % m == 0]
     candidates = [m for m in divisors if _is_valid(_with_mini_batches(cfg, m))]
 
