@@ -47,6 +47,11 @@ def main(words: list[str]) -> ExitCode:
 
 
 def _answer(cfg: ExperimentConfig, question: Question) -> ExitCode:
+    plot = question.plot or ("memory.png" if question.format == "png" else None)
+    if plot and not question.trace:
+        raise ConfigError("trace=false leaves nothing to draw. Allowed with plot: trace=true.")
+    if plot and not Path(plot).parent.is_dir():
+        raise ConfigError(f"plot={plot}: there is no folder {Path(plot).parent}.")
     if question.run is not None:
         return _compare(Path(question.run), question.format)
     if (question.trace or question.fit) and simulator_memory(cfg) is None:
@@ -60,7 +65,6 @@ def _answer(cfg: ExperimentConfig, question: Question) -> ExitCode:
         if question.explain:
             rich.print(render.explanation(cfg))
         rich.print(render.table(found))
-    plot = question.plot or ("memory.png" if question.format == "png" else None)
     if plot:
         _draw(cfg, found, Path(plot))
     return ExitCode.OVER_BUDGET if found.fits is False else ExitCode.DONE
@@ -111,10 +115,6 @@ def _compare(folder: Path, form: str) -> ExitCode:
 def _draw(cfg: ExperimentConfig, found: Estimate, path: Path) -> None:
     from ppo_lab.memory import pictures  # matplotlib
 
-    if found.trace is None:
-        raise ConfigError("trace=false leaves nothing to draw. Allowed with plot: trace=true.")
-    if not path.parent.is_dir():
-        raise ConfigError(f"plot={path}: there is no folder {path.parent}.")
     pictures.draw_iteration(cfg, found, path, settings_of_this_process())
     map_path = path.with_stem(f"{path.stem}_map")
     title = f"{cfg.env.name}, {cfg.num_steps_per_env} steps, on {found.hardware.name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass
 
@@ -43,6 +44,7 @@ class Hardware:
         return 128 * self.multiprocessors
 
 
+@functools.cache
 def this_machine(device: str = "auto") -> Hardware:
     """What `device` (auto, cpu, cuda, cuda:N) is here, without torch: by NVML, and else the host."""
     return (device != "cpu" and _gpu(int(device.partition(":")[2] or 0))) or Hardware(

@@ -51,11 +51,10 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 def compare(estimate: Mapping[str, Any], peak_mib: Mapping[str, float]) -> list[Comparison]:
     """The figures that were both predicted and measured. `peak_mib`: "Memory/..._mib" -> highest value."""
-    tags = {name: f"Memory/{name}_mib" for name in predicted_bytes(estimate)}
     return [
-        Comparison(name, size, round(peak_mib[tags[name]] * MIB))
+        Comparison(name, size, round(peak_mib[tag] * MIB))
         for name, size in predicted_bytes(estimate).items()
-        if tags[name] in peak_mib
+        if (tag := f"Memory/{name}_mib") in peak_mib
     ]
 
 
