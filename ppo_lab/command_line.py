@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
@@ -30,8 +31,19 @@ HYDRA_ANSWERS = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--
 """Options to which Hydra answers by itself, without a run."""
 
 
+START_KEYS = {"hydra", "resume", "reproduce"}
+
+
 class RunFailedError(RuntimeError):
     """The run ended early; the text says why, and where to look."""
+
+
+class StoppedError(RuntimeError):
+    """A signal asked the run to stop, which it did after a checkpoint; the text says how to go on."""
+
+
+class NotReproducedError(RuntimeError):
+    """A run was repeated and came out different; the text says where."""
 
 
 class OverBudgetError(RuntimeError):
@@ -45,6 +57,8 @@ class ExitCode(enum.IntEnum):
     FAILED = 1
     WRONG_INPUT = 2
     OVER_BUDGET = 3
+    REQUEUE = 75
+    """Stopped by SIGTERM or SIGUSR1 after a checkpoint; the number is EX_TEMPFAIL of sysexits.h: try again."""
     INTERRUPTED = 130
 
 
@@ -60,29 +74,10 @@ def exit_codes() -> Iterator[None]:
         _exit(ExitCode.INTERRUPTED, "interrupted")
     except OverBudgetError as error:
         _exit(ExitCode.OVER_BUDGET, f"error: {error}")
-    except RunFailedError as error:
+    except StoppedError as error:
+        _exit(ExitCode.REQUEUE, f"stopped: {error}")
+    except (RunFailedError, NotReproducedError) as error:
         _exit(ExitCode.FAILED, f"error: {error}")
-
-
-def prepare_run(argv: list[str]) -> list[str]:
-    """Checks the words `argv` (without the program's name) and this machine, and makes the run's folder.
-
-    Returns the words for Hydra, the folder among them. Nothing is left on disk when it raises.
-
-    Raises:
-        ConfigError: the words do not make an experiment.
-        MachineError: the machine cannot run it.
-    """
-    if is_for_hydra(argv):
-        return argv
-    cfg = compose(argv)
-    experiment = to_experiment(cfg)
-    preflight.check_system_libraries()
-    if experiment.device.startswith("cuda"):
-        preflight.resolve_device(experiment.device)
-    by_hand = any(word.startswith("hydra.run.dir=") for word in argv)
-    folder = _make_new_folder(Path(cfg.hydra.run.dir), may_be_renamed=not by_hand)
-    return [*(word for word in argv if not word.startswith("hydra.run.dir=")), f"hydra.run.dir='{folder}'"]
 
 
 def is_for_hydra(argv: list[str]) -> bool:
@@ -113,6 +108,7 @@ def compose(words: list[str], config_name: str = "config") -> DictConfig:
 
 def to_experiment(cfg: DictConfig) -> ExperimentConfig:
     """The typed and checked experiment of a composed configuration. Raises a ConfigError."""
+    cfg = without_start(cfg)
     schema = OmegaConf.structured(ExperimentConfig)
     name = OmegaConf.select(cfg, "env.name")
     if name not in envs.names():
@@ -120,7 +116,20 @@ def to_experiment(cfg: DictConfig) -> ExperimentConfig:
             f"env.name={name} is not an env.{did_you_mean(str(name), envs.names())} " + _one_of(envs.names())
         )
     schema.env = OmegaConf.structured(envs.config_class(name))
-    return to_settings(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]), schema)
+    return to_settings(cfg, schema)
+
+
+def without_start(cfg: DictConfig) -> DictConfig:
+    """`cfg` without the keys that say how a run starts rather than what it is."""
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in START_KEYS])
+
+
+def read_experiment(path: Path) -> ExperimentConfig:
+    """The experiment that a run folder's config.yaml holds, checked anew. Raises a ConfigError."""
+    try:
+        return to_experiment(DictConfig(yaml.safe_load(path.read_text())))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {_first_line(error)}") from None
 
 
 def to_settings(cfg: DictConfig, schema: DictConfig) -> Any:
@@ -222,29 +231,6 @@ def _one_of(options: Sequence[str]) -> str:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
-
-
-def _make_new_folder(wanted: Path, may_be_renamed: bool) -> Path:
-    """Makes the folder `wanted`, or one beside it with a number; an existing run is never written over."""
-    folder, number = wanted, 1
-    while True:
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            if not may_be_renamed:
-                if folder.is_dir() and not any(folder.iterdir()):
-                    return folder
-                raise ConfigError(
-                    f"hydra.run.dir={folder} exists and is not an empty folder; a run never writes over another; "
-                    "name a new folder."
-                ) from None
-            number += 1
-            folder = wanted.with_name(f"{wanted.name}_{number}")
-        except OSError as error:
-            raise ConfigError(
-                f"cannot make the run folder {folder}: {error.strerror}; choose another with hydra.run.dir=FOLDER."
-            ) from None
 
 
 def _exit(code: ExitCode, message: str) -> NoReturn:

@@ -176,6 +176,16 @@ class MemoryConfig:
 
 
 @dataclass
+class CheckpointConfig:
+    """What is kept for resuming, beside the weights every `save_interval` iterations."""
+
+    keep_state: int = setting(at_least=1)
+    """The newest checkpoints from which a run can go on exactly; older ones keep the weights."""
+    every_seconds: float | None = setting(above=0)
+    """Save also when this much time has passed; null: only every save_interval."""
+
+
+@dataclass
 class ExperimentConfig:
     """One training run, whole."""
 
@@ -183,15 +193,17 @@ class ExperimentConfig:
     algorithm: AlgorithmConfig = setting()
     network: NetworkConfig = setting()
     memory: MemoryConfig = setting()
+    checkpoint: CheckpointConfig = setting()
     num_envs: int = setting(at_least=1)
     num_steps_per_env: int = setting(at_least=1)
     """Steps of every env in one rollout."""
     max_iterations: int = setting(at_least=1)
     save_interval: int = setting(at_least=1)
-    """Iterations between checkpoints."""
+    """Iterations between checkpoints; see also checkpoint.every_seconds."""
     seed: int = setting(at_least=0, at_most=2**32 - 1)
     device: str = setting(pattern=r"auto|cpu|cuda(:\d+)?")
-    resume: str | None = setting()
+    deterministic: bool = setting()
+    """On a GPU, use deterministic algorithms alone, so that the same seed gives the same bits."""
     run_name: str = setting(pattern=r"[A-Za-z0-9][A-Za-z0-9._-]*")
     """The last part of the run folder's name."""
     quiet: bool = setting()
@@ -241,8 +253,6 @@ def _impossible_combinations(cfg: ExperimentConfig) -> Iterator[str]:
             f"got {rollout} in {cfg.algorithm.num_mini_batches}. "
             f"Try algorithm.num_mini_batches={cfg.transitions // 2}."
         )
-    if cfg.resume is not None:
-        yield f"resume={cfg.resume}: resuming a run is not built yet. Allowed: null."
     yield from cfg.env.problems()
 
 

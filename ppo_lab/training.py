@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import signal
 import sys
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -16,53 +19,57 @@ import torch
 import yaml
 
 from ppo_lab.budget import advice, check_budget
-from ppo_lab.command_line import OverBudgetError, RunFailedError
-from ppo_lab.config import ExperimentConfig
+from ppo_lab.command_line import NotReproducedError, OverBudgetError, RunFailedError, StoppedError
 from ppo_lab.envs import make_env
 from ppo_lab.envs.base import start_simulator
 from ppo_lab.files import write_json, write_text
+from ppo_lab.learning import checkpoint
 from ppo_lab.learning.checkpoint import Checkpoints
 from ppo_lab.learning.runner import Runner
 from ppo_lab.memory import measured, render
 from ppo_lab.memory.estimate import Estimate
 from ppo_lab.memory.monitor import MIB, FlatMemoryWatch, MemoryMonitor, free_bytes
 from ppo_lab.preflight import resolve_device
-from ppo_lab.telemetry import console
-from ppo_lab.telemetry.manifest import describe_run, git_diff
+from ppo_lab.reproduction import compare
+from ppo_lab.runs import Run
+from ppo_lab.telemetry import console, manifest
 from ppo_lab.telemetry.metrics import MetricsWriter
 from ppo_lab.telemetry.summary import Summary
 
 log = logging.getLogger(__name__)
 
 
-def train(cfg: ExperimentConfig, folder: Path, overrides: list[str], estimated: Future[Estimate]) -> None:
-    """Trains as `cfg` says, and leaves everything that is to be kept in `folder`.
+def train(run: Run, estimated: Future[Estimate]) -> None:
+    """Trains as `run.cfg` says, and leaves everything that is to be kept in `run.folder`.
 
     Raises:
         OverBudgetError: the run is predicted not to fit.
         RunFailedError: something broke; summary.json and train.log in the folder say what.
-        KeyboardInterrupt: Ctrl-C, after a checkpoint and the summary are written.
+        StoppedError: SIGTERM or SIGUSR1, after a checkpoint and the summary are written.
+        KeyboardInterrupt: Ctrl-C, the same.
     """
+    cfg, folder = run.cfg, run.folder
+    logging.raiseExceptions = False  # a log that cannot be written ends nothing
     if cfg.quiet:
         console.show_warnings_only()
     log.info("run folder: %s", _shown(folder))
+    for warning in run.warnings:
+        log.warning(warning)
     device = resolve_device(cfg.device)
+    first = 0 if run.checkpoint is None else run.checkpoint + 1
     config_yaml = yaml.safe_dump(asdict(cfg), sort_keys=False)
-    manifest = describe_run(overrides, cfg.seed, device, _shown(folder / "git.diff"))
-    write_text(folder / "config.yaml", config_yaml)
-    write_json(folder / "manifest.json", manifest)
-    if manifest["git"]["dirty"]:
-        write_text(folder / "git.diff", git_diff())
+    description = manifest.describe_run(run.overrides, cfg, device, _shown(folder))
 
-    metrics = MetricsWriter(folder)
-    environment = manifest["packages"] | manifest["machine"] | {"repeat": manifest["repeat"]}
-    summary = Summary(folder / "summary.json", cfg.transitions)
-    progress = console.ProgressDisplay(cfg.max_iterations, cfg.quiet)
-    checkpoints = Checkpoints(folder / "checkpoints", cfg.save_interval)
+    metrics = MetricsWriter(folder, first)
+    summary = Summary(folder / "summary.json", cfg.transitions, metrics.earlier)
+    progress = console.ProgressDisplay(cfg.max_iterations, cfg.quiet, first)
+    checkpoints = Checkpoints(
+        folder / "checkpoints", cfg.save_interval, cfg.checkpoint.keep_state, cfg.checkpoint.every_seconds, metrics.sync
+    )
     watch = FlatMemoryWatch()
-    interrupt = FirstInterrupt()
     prediction: dict[str, Any] = {}
     predicted_mib: dict[str, float] = {}
+    estimate: Estimate | None = None
 
     def report(iteration: int, scalars: dict[str, float]) -> None:
         metrics.write(iteration, scalars | predicted_mib)
@@ -75,44 +82,103 @@ def train(cfg: ExperimentConfig, folder: Path, overrides: list[str], estimated: 
         compared = measured.compare(prediction, summary.peak_mib) if prediction else []
         return summary.write(status, message, [measured.as_json(comparison) for comparison in compared])
 
-    try:
-        estimate = check_budget(cfg, estimated, free_bytes(device), device.type == "cuda")
-        if estimate:
-            prediction |= render.as_json(estimate)
-            write_json(folder / "estimate.json", prediction)
-            for name, size in measured.predicted_bytes(prediction).items():
-                predicted_mib[f"Memory/predicted_{name}_mib"] = size / MIB
-        with MemoryMonitor(device, cfg.memory.count_tensors) as monitor:
-            metrics.describe(config_yaml, environment, monitor.scalars().keys())
-            start_simulator(device, cfg.seed, cfg.env.performance_mode)
-            env = make_env(cfg.env, cfg.num_envs, device)
-            gc.collect()  # what building the scene left in cycles
-            runner = Runner(env, cfg, monitor, checkpoints, report, interrupt.requested)
-            summary.begin_training()
-            with progress, interrupt:
-                runner.learn(cfg.max_iterations, init_at_random_ep_len=True)
-        if runner.current_learning_iteration < cfg.max_iterations - 1:
-            raise KeyboardInterrupt
-        log.info("finished: %s", finish("completed"))
-        log.info("see it:   %s --logdir %s", _shown(Path(sys.executable).with_name("tensorboard")), _shown(folder))
-    except KeyboardInterrupt:
-        log.info("interrupted: %s", finish("interrupted"))
-        raise
-    except OverBudgetError as error:
-        finish("failed", str(error))
-        raise
-    except Exception as error:
-        log.debug("the run failed", exc_info=True)
-        finish("failed", f"{type(error).__name__}: {error}")
-        checkpoints.write_best()
-        more = f"(more in {_shown(folder)}/train.log)"
-        if estimate and isinstance(error, torch.OutOfMemoryError):
-            free = free_bytes(device)
-            what = f"out of memory in iteration {summary.iterations}; checkpoints are safe. "
-            raise RunFailedError(f"{what}{advice(cfg, estimate.hardware, free)} {more}") from error
-        raise RunFailedError(f"the run failed: {error} {more}") from error
-    finally:
-        metrics.close()
+    with StopSignals() as stop:
+        try:
+            _write_papers(run, config_yaml, description, first)
+            summary.write("running", None, [])
+            estimate = check_budget(cfg, estimated, free_bytes(device), device.type == "cuda")
+            if estimate:
+                prediction |= render.as_json(estimate)
+                write_json(folder / "estimate.json", prediction)
+                for name, size in measured.predicted_bytes(prediction).items():
+                    predicted_mib[f"Memory/predicted_{name}_mib"] = size / MIB
+            with MemoryMonitor(device, cfg.memory.count_tensors) as monitor:
+                metrics.describe(config_yaml, _environment(description), monitor.scalars().keys())
+                if cfg.deterministic:
+                    _be_deterministic()
+                start_simulator(device, cfg.seed, cfg.env.performance_mode, cfg.deterministic)
+                env = make_env(cfg.env, cfg.num_envs, device)
+                gc.collect()  # what building the scene left in cycles
+                runner = Runner(env, cfg, monitor, checkpoints, report, stop.requested)
+                if run.continues:
+                    _go_on(runner, checkpoints, run.checkpoint)
+                summary.begin_training()
+                with progress, stop.after_the_iteration():
+                    runner.learn(cfg.max_iterations - first, init_at_random_ep_len=first == 0)
+            if runner.next_iteration < cfg.max_iterations:
+                stop.stop()
+            log.info("finished: %s", finish("completed"))
+            log.info("see it:   %s --logdir %s", _shown(Path(sys.executable).with_name("tensorboard")), _shown(folder))
+            if run.reproduces:
+                _compare(run.reproduces, folder)
+        except (KeyboardInterrupt, StoppedError) as stopped:
+            log.info("interrupted: %s", finish("interrupted", str(stopped) or None))
+            log.info("go on:    python train.py resume=%s", _shown(folder))
+            raise
+        except NotReproducedError:
+            raise
+        except (OverBudgetError, RunFailedError) as error:
+            finish("failed", str(error))
+            raise
+        except Exception as error:
+            log.debug("the run failed", exc_info=True)
+            finish("failed", f"{type(error).__name__}: {error}")
+            checkpoints.write_best()
+            more = f"(more in {_shown(folder)}/train.log)"
+            if estimate and isinstance(error, torch.OutOfMemoryError):
+                free = free_bytes(device)
+                what = f"out of memory in iteration {summary.iterations}; checkpoints are safe. "
+                raise RunFailedError(f"{what}{advice(cfg, estimate.hardware, free)} {more}") from error
+            raise RunFailedError(f"the run failed: {error} {more}") from error
+        finally:
+            metrics.close()
+
+
+def _write_papers(run: Run, config_yaml: str, description: dict[str, Any], first: int) -> None:
+    """config.yaml, manifest.json and git.diff; a run that goes on adds to the manifest what is different now."""
+    folder, diff = run.folder, "git.diff"
+    original = manifest.read(run.reproduces or folder) if run.continues or run.reproduces else None
+    if original:
+        for difference in manifest.differences(original, description):
+            log.warning("%s: the result may differ", difference)
+    if original and run.continues:
+        diff = f"git_{first}.diff"
+        again = {"iteration": first, **description}
+        description = original | {"continued": [*original.get("continued", []), again]}
+    write_text(folder / "config.yaml", config_yaml)
+    write_json(folder / "manifest.json", description)
+    if description["git"]["dirty"]:
+        write_text(folder / diff, manifest.git_diff())
+
+
+def _environment(description: dict[str, Any]) -> dict[str, Any]:
+    return description["packages"] | description["machine"] | {"repeat": description["repeat"]}
+
+
+def _go_on(runner: Runner, checkpoints: Checkpoints, iteration: int | None) -> None:
+    """Puts everything back as it was after `iteration`; None: as it is at the start."""
+    checkpoints.set_aside(after=-1 if iteration is None else iteration)
+    if iteration is None:
+        log.info("nothing was saved yet: the run starts over")
+        return
+    model, state = (checkpoint.load(checkpoints.folder / f"{kind}_{iteration}.pt") for kind in ("model", "state"))
+    checkpoints.best_reward = state["best_reward"]
+    runner.restore(model, state)
+    log.info("goes on after iteration %d", iteration + 1)
+
+
+def _compare(original: Path, repeated: Path) -> None:
+    found = compare(original, repeated)
+    write_json(repeated / "reproduction.json", {"original": str(original), "equal": found.equal, **asdict(found)})
+    if not found.equal:
+        raise NotReproducedError(f"not reproduced: {found}")
+    log.info("reproduced: %s", found)
+
+
+def _be_deterministic() -> None:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _shown(path: Path) -> Path:
@@ -120,24 +186,43 @@ def _shown(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-class FirstInterrupt:
-    """While entered, the first Ctrl-C is a request, the second stops at once."""
+class StopSignals:
+    """While entered, Ctrl-C, SIGTERM and SIGUSR1 stop the run: within `after_the_iteration` the first is a request."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
     def __init__(self) -> None:
-        self._requested = False
+        self._received: signal.Signals | None = None
+        self._patient = False
 
     def requested(self) -> bool:
-        return self._requested
+        return self._received is not None
 
-    def __enter__(self) -> FirstInterrupt:
-        self._before = signal.signal(signal.SIGINT, self._handle)
+    def stop(self) -> None:
+        """Raises what belongs to the signal: KeyboardInterrupt for Ctrl-C, or else a StoppedError."""
+        if self._received in (None, signal.SIGINT):
+            raise KeyboardInterrupt
+        raise StoppedError(f"{self._received.name}, after a checkpoint; resume=auto or resume=FOLDER goes on")
+
+    @contextmanager
+    def after_the_iteration(self) -> Iterator[None]:
+        self._patient = True
+        try:
+            yield
+        finally:
+            self._patient = False
+
+    def __enter__(self) -> StopSignals:
+        self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
         return self
 
     def __exit__(self, *exc: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self._requested:
-            raise KeyboardInterrupt
-        self._requested = True
-        log.info("finishing this iteration, then saving; Ctrl-C again stops at once")
+        first = self._received is None
+        self._received = signal.Signals(signum)
+        if not (first and self._patient):
+            self.stop()
+        log.info("%s: finishing this iteration, then saving; again stops at once", self._received.name)

@@ -16,7 +16,9 @@ MAY_IMPORT = {
     "envs": {"config"},
     "command_line": {"config", "envs", "preflight"},
     "learning": {"config", "files"},
-    "telemetry": {"files", "preflight"},
+    "telemetry": {"config", "files", "preflight"},
+    "runs": {"command_line", "config", "files", "preflight"},
+    "reproduction": {"files", "learning", "telemetry"},
     "memory": {"command_line", "config", "files", "preflight"},
     "memory/tracer": {"command_line", "config", "learning", "memory"},
     "envs/footprint": {"command_line", "config", "envs", "memory"},
@@ -31,6 +33,8 @@ MAY_IMPORT = {
         "learning",
         "memory",
         "preflight",
+        "reproduction",
+        "runs",
         "telemetry",
     },
 }
@@ -80,7 +84,7 @@ def test_only_the_envs_know_the_simulator(path: Path) -> None:
 
 
 TORCH_FREE = [
-    *("config", "files", "preflight", "command_line", "budget", "estimating"),
+    *("config", "files", "preflight", "command_line", "runs", "budget", "estimating"),
     *("envs", "envs.go2", "envs.hover"),
     *("memory.closed_form", "memory.estimate", "memory.fit", "memory.measured", "memory.render"),
 ]

@@ -136,7 +136,6 @@ WRONG = {
     "env.base_init_quat=[0,0,0,0]": "a quaternion has length 1.",
     "env.resampling_time_s=0.001": "is shorter than one step",
     "~env.default_joint_angles.FR_hip_joint": "missing or unknown: FR_hip_joint.",
-    "resume=outputs/some_run": "resuming a run is not built yet. Allowed: null.",
     # not settings at all
     "num_envs": "cannot read 'num_envs'.",
     "--num_envs=3": "unknown option --num_envs=3.",

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ppo_lab.files import write_atomically
-from ppo_lab.learning.checkpoint import Checkpoints
+from ppo_lab.learning.checkpoint import CheckpointError, Checkpoints, load, save
 from ppo_lab.learning.episodes import EpisodeStatistics
 
 
@@ -61,38 +61,92 @@ def test_only_the_last_hundred_episodes_count() -> None:
     assert episodes.scalars()["Train/mean_reward"] == sum(range(50, 150)) / 100
 
 
-def state(iteration: int) -> dict[str, Any]:
+def model(iteration: int) -> dict[str, Any]:
     return {"iter": iteration, "actor_state_dict": {"weight": torch.full((3,), float(iteration))}}
 
 
-def load(path: Path) -> dict[str, Any]:
-    return torch.load(path, weights_only=True)
+def offer(checkpoints: Checkpoints, iteration: int, reward: float | None = None, last: bool = False) -> None:
+    checkpoints.offer(iteration, lambda: model(iteration), lambda: {"iteration": iteration}, reward, last)
 
 
-def test_checkpoints_come_at_intervals_and_at_the_end(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path / "checkpoints", save_interval=3)
+def test_checkpoints_come_at_intervals_and_at_the_end_with_the_state_of_the_newest(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", save_interval=3, keep_state=2)
     for iteration, reward in enumerate([None, 1.0, 5.0, 2.0, 3.0]):
-        checkpoints.offer(iteration, lambda now=iteration: state(now), reward, last=iteration == 4)  # type: ignore[misc]
+        offer(checkpoints, iteration, reward, last=iteration == 4)
     folder = checkpoints.folder
-    assert sorted(path.name for path in folder.iterdir()) == ["best.pt", "model_0.pt", "model_3.pt", "model_4.pt"]
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["best.pt", "model_0.pt", "model_3.pt", "model_4.pt", "state_3.pt", "state_4.pt"]
     assert load(folder / "best.pt")["iter"] == 2
     assert load(folder / "model_4.pt")["iter"] == 4
+    assert load(folder / "state_4.pt") == {"iteration": 4, "best_reward": 5.0}
+
+
+def test_a_checkpoint_comes_also_when_the_time_has_passed(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", save_interval=10**9, every_seconds=1e-9)
+    offer(checkpoints, 1)
+    checkpoints.every_seconds = 1e9
+    offer(checkpoints, 2)
+    checkpoints.wait()
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["model_1.pt", "state_1.pt"]
 
 
 def test_the_best_is_a_copy_of_its_own_moment(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", save_interval=10)
-    living = state(0)
-    checkpoints.offer(1, lambda: living, reward=1.0)
+    living = model(0)
+    checkpoints.offer(1, lambda: living, dict, reward=1.0)
     living["actor_state_dict"]["weight"].fill_(99.0)  # training goes on
-    checkpoints.offer(2, lambda: living, reward=0.0, last=True)
+    checkpoints.offer(2, lambda: living, dict, reward=0.0, last=True)
     assert load(checkpoints.folder / "best.pt")["actor_state_dict"]["weight"].tolist() == [0.0, 0.0, 0.0]
 
 
 def test_without_a_reward_the_last_is_the_best(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", save_interval=1)
-    checkpoints.offer(0, lambda: state(0), None)
-    checkpoints.offer(1, lambda: state(1), None, last=True)
+    offer(checkpoints, 0)
+    offer(checkpoints, 1, last=True)
     assert load(checkpoints.folder / "best.pt")["iter"] == 1
+
+
+def test_what_was_saved_after_the_point_of_return_is_set_aside(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", save_interval=1)
+    for iteration in range(3):
+        offer(checkpoints, iteration, last=iteration == 2)
+    (checkpoints.folder / ".model_2.pt.77.tmp").write_bytes(b"half")
+    checkpoints.set_aside(after=1)
+    names = {path.name for path in checkpoints.folder.iterdir()}
+    assert names == {"best.pt", "model_0.pt", "model_1.pt", "model_2.pt.old", "state_1.pt", "state_2.pt.old"}
+
+
+BREAK = {
+    "is empty": lambda content: b"",
+    "is cut short": lambda content: content[:-100],
+    "does not match its checksum": lambda content: content[:200] + bytes([content[200] ^ 1]) + content[201:],
+}
+
+
+@pytest.mark.parametrize("why", BREAK)
+def test_a_broken_file_is_refused_by_name(tmp_path: Path, why: str) -> None:
+    path = tmp_path / "model_3.pt"
+    save(path, model(3))
+    assert load(path)["iter"] == 3
+    path.write_bytes(BREAK[why](path.read_bytes()))
+    with pytest.raises(CheckpointError, match=rf"model_3\.pt {why}"):
+        load(path)
+
+
+def test_a_foreign_file_is_refused_and_one_that_would_run_code_too(tmp_path: Path) -> None:
+    path, ran = tmp_path / "model_3.pt", tmp_path / "ran"
+
+    class Hostile:
+        def __reduce__(self) -> Any:
+            return Path.touch, (ran,)
+
+    torch.save(model(3), path)
+    with pytest.raises(CheckpointError, match="not written by this project"):
+        load(path)
+    save(path, {"iter": Hostile()})
+    with pytest.raises(CheckpointError, match="holds more than tensors and plain data"):
+        load(path)
+    assert not ran.exists()
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

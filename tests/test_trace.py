@@ -74,7 +74,7 @@ def measured(cfg: ExperimentConfig) -> dict[str, int]:
     rows: dict[str, float] = {}
     with MemoryMonitor(torch.device("cpu"), count_tensors=True) as monitor:
         others_mib = monitor.scalars()["Memory/resident_mib"]
-        env, checkpoints = tracer.StandInEnv(cfg), cast(Any, tracer.NoCheckpoints())
+        env, checkpoints = cast(Any, tracer.StandInEnv(cfg)), cast(Any, tracer.NoCheckpoints())
         runner = Runner(env, cfg, monitor, checkpoints, lambda _, scalars: rows.update(scalars))
         runner.learn(3, init_at_random_ep_len=True)
     return {

@@ -51,6 +51,7 @@ def test_the_run_folder_has_its_papers(run: Path) -> None:
     names = {path.name for path in run.iterdir() if "tfevents" not in path.name} - {"git.diff"}
     assert names == {
         ".hydra",
+        ".lock",
         "checkpoints",
         "config.yaml",
         "estimate.json",
@@ -59,7 +60,8 @@ def test_the_run_folder_has_its_papers(run: Path) -> None:
         "summary.json",
         "train.log",
     }
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"model_0.pt", "model_1.pt", "best.pt"}
+    names = {path.name for path in (run / "checkpoints").iterdir()}
+    assert names == {"model_0.pt", "model_1.pt", "state_0.pt", "state_1.pt", "best.pt"}
 
 
 def test_the_saved_config_is_the_one_that_ran(run: Path) -> None:
@@ -225,7 +227,7 @@ import sys, torch
 from ppo_lab.learning.runner import Runner
 rollout = Runner._rollout
 def runs_out(self, obs):
-    if self.current_learning_iteration == 1:
+    if self.next_iteration == 2:
         raise torch.OutOfMemoryError("CUDA out of memory")
     return rollout(self, obs)
 Runner._rollout = runs_out

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ppo_lab.config import EnvConfig
 
@@ -51,6 +51,14 @@ class VecEnv(Protocol):
 
             Every tensor is a fresh one, never written again: the learner keeps references (rsl_rl issue 222).
         """
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the coming steps depend on but for the random generators: tensors on the CPU, in dicts."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Puts back what `state` gave, of an env built alike: the coming steps are the same, bit for bit."""
         ...
 
 

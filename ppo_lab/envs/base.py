@@ -1,21 +1,34 @@
-"""What every env on Genesis shares: starting the simulator, episode books, random draws, the body's frame."""
+"""What every env on Genesis shares: starting the simulator, its state, episode books, random draws, frames."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import genesis as gs
 import torch
+from genesis.utils import array_class
+from genesis.utils.array_class import DataItem, DataKind, ScalarItem
 from genesis.utils.geom import inv_quat, quat_to_xyz, transform_by_quat, transform_quat_by_quat
 from tensordict import TensorDict
 from torch import Tensor
 
 from ppo_lab.config import EnvConfig
 
+CARRIED_OVER = re.compile(
+    r"\.(_is_forward_(pos|vel)_updated|dyn_state\.geoms\.(pos|quat)|dyn_state\.dofs\.cdofd?_(ang|vel)|"
+    r"dyn_state\.links\.(pos|quat|i_pos|i_quat|cd_ang|cd_vel|cinr_\w+|cfrc_coupling_\w+))$"
+)
+"""What Genesis derives in one step and reads in the next, beside what it calls STATE and INFO.
 
-def start_simulator(device: torch.device, seed: int, performance_mode: bool) -> None:
+Recomputed instead, it would differ in the last bits. All else that is derived is written before it is read, which
+tests/test_state.py proves for every env by filling it with NaN.
+"""
+
+
+def start_simulator(device: torch.device, seed: int, performance_mode: bool, deterministic: bool = False) -> None:
     """Starts Genesis on `device`, once in a process. Seeds torch, numpy and python along with the simulator."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -23,6 +36,7 @@ def start_simulator(device: torch.device, seed: int, performance_mode: bool) -> 
         backend=gs.cuda if device.type == "cuda" else gs.cpu,
         seed=seed,
         performance_mode=performance_mode,
+        use_deterministic_algorithms=deterministic or None,
         logging_level="error",
     )
 
@@ -32,7 +46,11 @@ class BatchedEnv:
 
     A `step` is written out in the order that its MDP prescribes. What it calls here: `_pay` for the rewards,
     `_end_episodes` for the books and counters of the envs that are reset, `_observe`, and `_extras`.
+
+    What changes from step to step is a tensor and an attribute, or it would be lost on resuming.
     """
+
+    _scene: Any = None  # a gs.Scene, where there is one
 
     def __init__(self, cfg: EnvConfig, num_envs: int, device: torch.device, reward_scales: Any) -> None:
         """`reward_scales`: a dataclass of weights per second, one field per reward term."""
@@ -46,6 +64,18 @@ class BatchedEnv:
         self.episode_length_buf = torch.zeros(num_envs, dtype=torch.int32, device=device)
         self._weights = self._tensor(list(weights.values())).unsqueeze(1) * cfg.dt  # (K, 1)
         self._reward_sums = torch.zeros(len(weights), num_envs, device=device)  # (K, N), of the episode so far
+
+    def state(self) -> dict[str, Any]:
+        buffers = {name: value.cpu() for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return {"buffers": buffers, "simulator": simulator_state(self._scene) if self._scene else {}}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        for name, value in state["buffers"].items():
+            if not isinstance(getattr(self, name, None), Tensor):
+                raise ValueError(f"{type(self).__name__} has no tensor {name}, which the saved state has")
+            setattr(self, name, value.to(self.device))
+        if self._scene:
+            restore_simulator(self._scene, state["simulator"])
 
     def get_observations(self) -> TensorDict:
         return TensorDict({"policy": self._obs}, batch_size=[self.num_envs], device=self.device)
@@ -76,6 +106,32 @@ class BatchedEnv:
 
     def _tensor(self, values: Sequence[float] | Sequence[Sequence[float]]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.device)
+
+
+def simulator_state(scene: gs.Scene) -> dict[str, Tensor]:
+    """What the coming steps of `scene` depend on, by the names of Genesis' arrays, on the CPU."""
+    return {item.name: _read(item) for item in _carried_over(scene)}
+
+
+def restore_simulator(scene: gs.Scene, state: dict[str, Tensor]) -> None:
+    """Puts `scene`, built alike and not stepped since, in the `state` that `simulator_state` read.
+
+    What Genesis' own `Scene.__setstate__` does, without the copy of all derived arrays that it needs.
+    """
+    scene._sim._restart()
+    scene.rigid_solver._restart()
+    array_class.fill_data(_carried_over(scene), state)
+
+
+def _carried_over(scene: gs.Scene) -> list[DataItem]:
+    items = scene._sim.data(frozenset({DataKind.INFO, DataKind.STATE, DataKind.DERIVED}))
+    return [item for item in items if item.kind != DataKind.DERIVED or CARRIED_OVER.search(item.name)]
+
+
+def _read(item: DataItem) -> Tensor:
+    if isinstance(item, ScalarItem):
+        return torch.tensor(getattr(item.owner, item.attr))
+    return torch.as_tensor(array_class.data_to_array(item.array, to_torch=False, copy=True))
 
 
 def in_frame(quat: Tensor, vector: Tensor) -> Tensor:

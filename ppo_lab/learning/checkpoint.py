@@ -1,64 +1,197 @@
-"""Checkpoints: what is saved, when, and never half."""
+"""Checkpoints: what is saved, when, and never half.
+
+`model_<iteration>.pt` holds the learner in rsl_rl's own keys. `state_<iteration>.pt` holds what else the coming
+iterations depend on, so that a run goes on bit for bit as if it had never stopped. Both are torch files, sealed with a
+checksum (`ppo_lab.files.seal`), and `torch.load(path, weights_only=True)` reads them.
+"""
 
 from __future__ import annotations
 
 import io
+import logging
 import math
+import pickle
+import random
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from ppo_lab.files import write_atomically
+from ppo_lab.files import flaw, numbered, seal, write_atomically
+
+log = logging.getLogger(__name__)
 
 State = dict[str, Any]
-"""rsl_rl's own keys (actor_state_dict, critic_state_dict, optimizer_state_dict, iter, infos) and learning_rate.
+"""Tensors, numbers, strings and None alone, in dicts, lists and tuples: what `weights_only=True` reads.
 
-Tensors, numbers, strings and None alone, so that `torch.load(path, weights_only=True)` reads it.
+Of a model: rsl_rl's actor_state_dict, critic_state_dict, optimizer_state_dict, iter, infos; and learning_rate.
+Of a state: iteration, env, episodes, random, best_reward.
 """
 
 
-class Checkpoints:
-    """The folder `checkpoints/` of a run: model_<iteration>.pt at intervals, and best.pt."""
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or read; the text says which and why."""
 
-    def __init__(self, folder: Path, save_interval: int) -> None:
+
+class Checkpoints:
+    """The folder `checkpoints/` of a run: model_<iteration>.pt, state_<iteration>.pt of the newest, and best.pt.
+
+    Files are compressed and written by a thread while training goes on: what is saved is serialized at once, the
+    state first and the model last, so that an iteration whose model is there has its state too.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        save_interval: int,
+        keep_state: int = 2,
+        every_seconds: float | None = None,
+        before_saving: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`before_saving` is called first: what a checkpoint says has happened must be on the disk before it."""
         folder.mkdir(exist_ok=True)
         self.folder = folder
         self.save_interval = save_interval
+        self.keep_state = keep_state
+        self.every_seconds = every_seconds or math.inf
         self.best_reward = -math.inf
+        self._before_saving = before_saving
         self._best: bytes | None = None
+        self._saved_s = time.monotonic()
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
 
-    def offer(self, iteration: int, state: Callable[[], State], reward: float | None, last: bool = False) -> None:
+    def offer(
+        self,
+        iteration: int,
+        model: Callable[[], State],
+        state: Callable[[], State],
+        reward: float | None,
+        last: bool = False,
+    ) -> None:
         """Called at the end of every iteration; saves what is due.
 
         A new best is serialized at once, so that it takes no tensors, and written along with the next checkpoint.
 
         Args:
             iteration: counted from 0.
-            state: gives the learner's state; called only when it is needed.
+            model: gives the learner; called only when it is needed.
+            state: gives what else the coming iterations depend on; called only when it is needed.
             reward: `Train/mean_reward`, None before an episode has ended.
-            last: nothing comes after.
+            last: nothing comes after; returns when all is written.
+
+        Raises:
+            CheckpointError: `last`, and it could not be written. An earlier one that could not is a warning.
         """
         if reward is not None and reward > self.best_reward:
-            self.best_reward, self._best = reward, _to_bytes(state())
-        if last or iteration % self.save_interval == 0:
-            save(self.folder / f"model_{iteration}.pt", state())
-            self.write_best()
-        if last and not (self.folder / "best.pt").exists():
-            save(self.folder / "best.pt", state())
+            self.best_reward, self._best = reward, _to_bytes(model())
+        due_s = self._saved_s + self.every_seconds
+        if last or iteration % self.save_interval == 0 or time.monotonic() >= due_s:
+            self.wait()
+            self._before_saving()
+            if last and self._best is None and not (self.folder / "best.pt").exists():
+                self._best = _to_bytes(model())
+            files = {f"state_{iteration}.pt": _to_bytes(state() | {"best_reward": self.best_reward})}
+            if self._best is not None:
+                files["best.pt"] = self._best
+            files[f"model_{iteration}.pt"] = _to_bytes(model())
+            self._saved_s = time.monotonic()
+            self._writing = self._writer.submit(self._write, iteration, files)
+        if last:
+            self.wait(must_succeed=True)
+
+    def wait(self, must_succeed: bool = False) -> None:
+        """Returns when nothing is being written any more. A write that failed is a warning, or a CheckpointError."""
+        writing, self._writing = self._writing, None
+        try:
+            if writing:
+                writing.result()
+        except CheckpointError as error:
+            if must_succeed:
+                raise
+            log.warning("%s; training goes on", error)
 
     def write_best(self) -> None:
         """Writes the best so far, where it is not on disk yet."""
+        self.wait()
         if self._best is not None:
-            best = self._best
-            write_atomically(self.folder / "best.pt", lambda file: file.write(best))
+            _write_sealed(self.folder / "best.pt", self._best)
             self._best = None
+
+    def set_aside(self, after: int) -> None:
+        """Renames what an earlier attempt saved after iteration `after`, which is about to be trained anew."""
+        for name in ("model", "state"):
+            for iteration, path in numbered(self.folder, name).items():
+                if iteration > after:
+                    path.replace(path.with_name(f"{path.name}.old"))
+        for path in self.folder.glob(".*.tmp"):
+            path.unlink()
+
+    def _write(self, iteration: int, files: dict[str, bytes]) -> None:
+        for name, content in files.items():
+            try:
+                _write_sealed(self.folder / name, content)
+            except OSError as error:
+                raise CheckpointError(
+                    f"checkpoint {self.folder / name} was not written: {error.strerror}; those before it are intact"
+                ) from error
+            if content is self._best:
+                self._best = None
+        states = [path for number, path in numbered(self.folder, "state").items() if number <= iteration]
+        for path in states[: -self.keep_state]:
+            path.unlink()
 
 
 def save(path: Path, state: State) -> None:
     """Writes `state` to `path` in one stroke: a reader finds the old file or the new one, whole."""
-    write_atomically(path, lambda file: torch.save(state, file))
+    _write_sealed(path, _to_bytes(state))
+
+
+def load(path: Path) -> State:
+    """What was saved at `path`, on the CPU. Raises a CheckpointError, and runs nothing that the file might hold."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    wrong = flaw(content)
+    if wrong:
+        raise CheckpointError(f"{path} {wrong}")
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path} holds more than tensors and plain data, and was not loaded") from error
+
+
+def random_state(device: torch.device) -> State:
+    """The state of every generator that training draws from."""
+    version, numbers, gauss = random.getstate()
+    of_numpy: Any = np.random.get_state(legacy=False)
+    of_numpy["state"]["key"] = of_numpy["state"]["key"].tolist()
+    state = {"torch": torch.get_rng_state(), "numpy": of_numpy, "python": (version, list(numbers), gauss)}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: State, device: torch.device) -> None:
+    """Puts back what `random_state` gave. Nothing may be drawn between this and the next iteration."""
+    torch.set_rng_state(state["torch"])
+    of_numpy = state["numpy"]
+    key = np.array(of_numpy["state"]["key"], dtype=np.uint32)
+    np.random.set_state(of_numpy | {"state": of_numpy["state"] | {"key": key}})
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def _write_sealed(path: Path, archive: bytes) -> None:
+    sealed = seal(archive)
+    write_atomically(path, lambda file: file.write(sealed))
 
 
 def _to_bytes(state: State) -> bytes:

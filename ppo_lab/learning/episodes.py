@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from statistics import mean
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +45,22 @@ class EpisodeStatistics:
         self._length.masked_fill_(dones, 0.0)
         self._sums += episode_sums
         self._step += 1
+
+    def state(self) -> dict[str, Any]:
+        """What the coming rollouts depend on. Valid between rollouts."""
+        return {
+            "return": self._return,
+            "length": self._length,
+            "last_returns": list(self.last_returns),
+            "last_lengths": list(self.last_lengths),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Puts back what `state` gave."""
+        self._return.copy_(state["return"])
+        self._length.copy_(state["length"])
+        self.last_returns.extend(state["last_returns"])
+        self.last_lengths.extend(state["last_lengths"])
 
     def scalars(self) -> dict[str, float]:
         """Closes the rollout. A tag is absent as long as no episode has ended.

@@ -14,6 +14,7 @@ import torch
 from rsl_rl.runners import OnPolicyRunner
 
 from ppo_lab.config import ExperimentConfig, ModelConfig
+from ppo_lab.learning.checkpoint import random_state, set_random_state
 from ppo_lab.learning.episodes import EpisodeStatistics
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ class Runner(OnPolicyRunner):
     """rsl_rl's runner with a loop of our own, which hands one dict of scalars an iteration to `report`."""
 
     env: VecEnv
-    current_learning_iteration: int
-    """The newest iteration that is complete, counted from 0; 0 before the first."""
+    next_iteration: int = 0
+    """How many iterations are complete, and the number of the next, since they are counted from 0."""
 
     def __init__(
         self,
@@ -58,15 +59,15 @@ class Runner(OnPolicyRunner):
         self.episodes = EpisodeStatistics(env.num_envs, cfg.num_steps_per_env, env.reward_names, env.device)
 
     def learn(self, num_learning_iterations: int, init_at_random_ep_len: bool = False) -> None:
-        """Runs iterations of one rollout and one update each. They are numbered from 0."""
+        """Runs iterations of one rollout and one update each, from `next_iteration` on."""
         if init_at_random_ep_len:  # or else every env would time out in the same step
             self.env.episode_length_buf = torch.randint_like(
                 self.env.episode_length_buf, high=self.env.max_episode_length
             )
         obs = self.env.get_observations()
         self.alg.train_mode()
-        final = self.current_learning_iteration + num_learning_iterations - 1
-        for iteration in range(self.current_learning_iteration, final + 1):
+        final = self.next_iteration + num_learning_iterations - 1
+        for iteration in range(self.next_iteration, final + 1):
             started_s = self._clock_s()
             with self.monitor.phase("rollout"):
                 obs = self._rollout(obs)
@@ -86,20 +87,38 @@ class Runner(OnPolicyRunner):
                 "Perf/learning_time": learned_s - collected_s,
                 **self.monitor.scalars(),
             }
-            self.current_learning_iteration = iteration
+            self.next_iteration = iteration + 1
             self.report(iteration, scalars)
             last = iteration == final or self.should_stop()
-            self.checkpoints.offer(iteration, self.state, scalars.get("Train/mean_reward"), last)
+            self.checkpoints.offer(iteration, self.model, self.state, scalars.get("Train/mean_reward"), last)
             if last:
                 break
 
-    def state(self) -> State:
-        """What a checkpoint holds."""
+    def model(self) -> State:
+        """The learner, in rsl_rl's keys, and its learning rate."""
         return self.alg.save() | {
-            "iter": self.current_learning_iteration,
+            "iter": self.next_iteration - 1,
             "infos": None,
             "learning_rate": self.alg.learning_rate,
         }
+
+    def state(self) -> State:
+        """What else the coming iterations depend on. Valid between iterations."""
+        return {
+            "iteration": self.next_iteration - 1,
+            "env": self.env.state(),
+            "episodes": self.episodes.state(),
+            "random": random_state(self.env.device),
+        }
+
+    def restore(self, model: State, state: State) -> None:
+        """Goes on where `model` and `state` were saved, bit for bit. Nothing may be drawn before `learn`."""
+        self.alg.load(model, load_cfg=None, strict=True)
+        self.alg.learning_rate = model["learning_rate"]
+        self.env.restore(state["env"])
+        self.episodes.restore(state["episodes"])
+        self.next_iteration = state["iteration"] + 1
+        set_random_state(state["random"], self.env.device)
 
     @torch.inference_mode()
     def _rollout(self, obs: TensorDict) -> TensorDict:

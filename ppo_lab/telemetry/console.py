@@ -40,7 +40,7 @@ def show_warnings_only() -> None:
 class ProgressDisplay:
     """Shows each iteration's main figures. A context manager."""
 
-    def __init__(self, max_iterations: int, quiet: bool) -> None:
+    def __init__(self, max_iterations: int, quiet: bool, first_iteration: int = 0) -> None:
         self._bar = Progress(
             TextColumn("iteration"),
             MofNCompleteColumn(),
@@ -55,6 +55,7 @@ class ProgressDisplay:
         self._task = self._bar.add_task("", total=max_iterations, start=False)
         self._plain = self._bar.disable and not quiet
         self._max_iterations = max_iterations
+        self._first = first_iteration
         self._started_s = self._printed_s = time.perf_counter()
 
     def __enter__(self) -> ProgressDisplay:
@@ -71,9 +72,11 @@ class ProgressDisplay:
         text = " | ".join(form.format(scalars[tag]) for tag, form in SHOWN.items() if tag in scalars)
         self._bar.update(self._task, completed=iteration + 1, description=text)
         done, now_s = iteration + 1, time.perf_counter()
-        if self._plain and (now_s - self._printed_s > PLAIN_LINES_EVERY_S or done in (1, self._max_iterations)):
+        if self._plain and (
+            now_s - self._printed_s > PLAIN_LINES_EVERY_S or done in (self._first + 1, self._max_iterations)
+        ):
             self._printed_s = now_s
-            left_s = (now_s - self._started_s) / done * (self._max_iterations - done)
+            left_s = (now_s - self._started_s) / (done - self._first) * (self._max_iterations - done)
             log.info(
                 "iteration %d/%d | %s | left %s", done, self._max_iterations, text, timedelta(seconds=round(left_s))
             )

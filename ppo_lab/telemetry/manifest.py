@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shlex
 import subprocess
+from collections.abc import Iterator
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import psutil
 import torch
 
+from ppo_lab.config import ExperimentConfig
 from ppo_lab.preflight import cpu_name
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -22,23 +25,58 @@ PACKAGES = (
 )
 
 
-def describe_run(overrides: list[str], seed: int, device: torch.device, diff: Path) -> dict[str, Any]:
-    """The content of manifest.json; docs/run_folder.md lists the keys. `diff`: where a dirty checkout's goes."""
+MATTERS = ("cpu", "torch_threads", "device", "gpu", "driver", "cuda")
+"""Of the machine: what decides the last bits."""
+
+
+def describe_run(overrides: list[str], cfg: ExperimentConfig, device: torch.device, folder: Path) -> dict[str, Any]:
+    """The content of manifest.json; docs/run_folder.md lists the keys. `folder`: the run's, as one would type it."""
     git = describe_git()
     command = shlex.join(["python", "train.py", *overrides])
     restore = [f"git checkout {git['commit']}"] if git["commit"] else []
     if git["dirty"]:
-        restore.append(f"git apply {shlex.quote(str(diff))}")
+        restore.append(f"git apply {shlex.quote(str(folder / 'git.diff'))}")
     return {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": command,
         "overrides": overrides,
         "repeat": " && ".join([*restore, command]),
-        "seed": seed,
+        "reproduce": shlex.join(["python", "train.py", f"reproduce={folder}"]),
+        "exact": _exactness(cfg, device),
+        "seed": cfg.seed,
         "git": git,
         "packages": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "machine": describe_machine(device),
     }
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """A run folder's manifest; None where there is none that can be read."""
+    try:
+        found = json.loads((folder / "manifest.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    """What differs between two manifests of what a result may depend on, in words."""
+    for group, keys in (("git", ("commit", "dirty")), ("packages", PACKAGES), ("machine", MATTERS)):
+        before, after = then.get(group) or {}, now[group]
+        for key in keys:
+            if before.get(key) != after.get(key):
+                yield f"{key} was {before.get(key)} and is {after.get(key)}"
+    if then.get("git", {}).get("dirty"):
+        yield "the checkout had changes beyond its commit"
+
+
+def _exactness(cfg: ExperimentConfig, device: torch.device) -> str:
+    """What is promised of resuming and repeating the run, in words."""
+    if device.type == "cpu":
+        return "bit for bit, on the same versions, processor and number of threads"
+    if cfg.deterministic:
+        return "not claimed: deterministic algorithms are on, but equality on a GPU has not been checked yet"
+    return "not claimed: on a GPU only deterministic=true could be exact"
 
 
 def describe_git() -> dict[str, Any]:

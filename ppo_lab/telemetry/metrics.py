@@ -1,15 +1,25 @@
-"""One dict of scalars an iteration, to TensorBoard and to metrics.jsonl alike."""
+"""One dict of scalars an iteration, to TensorBoard and to metrics.jsonl alike, and back."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import os
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
+
+from ppo_lab.files import write_text
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, float]
+"""iteration, and the scalars by their tags."""
 
 LAYOUT = {
     "Reward": {
@@ -40,34 +50,90 @@ LAYOUT = {
 
 
 class MetricsWriter:
-    """Writes a run's scalars to event files and to metrics.jsonl, each iteration once, in order."""
+    """Writes a run's scalars to event files and to metrics.jsonl, each iteration once, in order.
 
-    def __init__(self, folder: Path) -> None:
-        self._board = SummaryWriter(str(folder), flush_secs=10)
-        self._lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+    Neither may end a run: what metrics.jsonl cannot take is kept and written with the next row; an event file that
+    fails is given up, with a warning.
+    """
+
+    def __init__(self, folder: Path, first_iteration: int = 0) -> None:
+        """Rows from `first_iteration` on, which an earlier attempt may have written, are about to be written anew."""
+        self.earlier = [row for row in read_rows(folder) if row["iteration"] < first_iteration]
+        if len(self.earlier) != first_iteration:
+            log.warning("metrics.jsonl has %d rows of the %d before", len(self.earlier), first_iteration)
+        if first_iteration or (folder / "metrics.jsonl").exists():
+            write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.earlier))
+        self._lines = (folder / "metrics.jsonl").open("ab", buffering=0)
+        self._unwritten = b""
+        self._board: SummaryWriter | None = SummaryWriter(
+            str(folder), flush_secs=10, purge_step=first_iteration or None
+        )
 
     def describe(self, config_yaml: str, environment: dict[str, Any], memory_tags: Collection[str]) -> None:
         """Puts the configuration, a table of the environment and the dashboard's layout into the event file.
 
         `memory_tags`: the Memory/ rows that this device has; a chart with none of them is left out.
         """
-        self._board.add_text("config", f"```yaml\n{config_yaml}\n```")
         rows = "\n".join(f"| {key} | {value} |" for key, value in environment.items())
-        self._board.add_text("environment", f"| | |\n|---|---|\n{rows}")
         charts = {
             title: chart
             for title, chart in LAYOUT["Memory"].items()
             if any(re.match(chart[1][0], tag) for tag in memory_tags)
         }
-        self._board.add_custom_scalars(LAYOUT | {"Memory": charts})
+
+        def describe(board: SummaryWriter) -> None:
+            board.add_text("config", f"```yaml\n{config_yaml}\n```")
+            board.add_text("environment", f"| | |\n|---|---|\n{rows}")
+            board.add_custom_scalars(LAYOUT | {"Memory": charts})
+
+        self._on_the_board(describe)
 
     def write(self, iteration: int, scalars: dict[str, float]) -> None:
         """Writes {tag: value}. One event for all of them: an event each costs ten times as much."""
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-        self._board.file_writer.add_summary(Summary(value=values), iteration)
-        self._lines.write(json.dumps({"iteration": iteration, **scalars}) + "\n")
-        self._lines.flush()
+        self._on_the_board(lambda board: board.file_writer.add_summary(Summary(value=values), iteration))
+        had_trouble = bool(self._unwritten)
+        self._unwritten += json.dumps({"iteration": iteration, **scalars}).encode() + b"\n"
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._lines.write(self._unwritten) :]
+        except OSError as error:
+            if not had_trouble:
+                log.warning("metrics.jsonl cannot be written: %s; its rows are kept and tried again", error.strerror)
+
+    def sync(self) -> None:
+        """Returns when all that was written is on the disk."""
+        self._on_the_board(lambda board: board.flush())
+        with contextlib.suppress(OSError):
+            os.fsync(self._lines.fileno())
 
     def close(self) -> None:
-        self._board.close()
+        self._on_the_board(lambda board: board.close())
         self._lines.close()
+
+    def _on_the_board(self, do: Callable[[SummaryWriter], None]) -> None:
+        if self._board is None:
+            return
+        try:
+            do(self._board)
+        except Exception as error:  # a dashboard is no reason to lose a run
+            log.warning("TensorBoard's event file cannot be written: %s; metrics.jsonl goes on", error)
+            self._board = None
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """The rows of a run's metrics.jsonl up to the first that is no row, as a killed run may leave half of one."""
+    rows: list[Row] = []
+    try:
+        text = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return rows
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(row, dict) or row.get("iteration") != len(rows):
+            break
+        rows.append(row)
+    return rows

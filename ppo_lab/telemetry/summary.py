@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from ppo_lab.files import write_json
 class Summary:
     """Collects what summary.json says; docs/run_folder.md lists the keys."""
 
-    def __init__(self, path: Path, transitions_per_iteration: int) -> None:
+    def __init__(self, path: Path, transitions_per_iteration: int, earlier: Iterable[dict[str, float]] = ()) -> None:
+        """`earlier`: the rows of the iterations before this process, where a run goes on."""
         self._path = path
         self._transitions = transitions_per_iteration
         self._process_started_s = psutil.Process().create_time()
@@ -24,6 +26,10 @@ class Summary:
         self._best_reward: float | None = None
         self.peak_mib: dict[str, float] = {}
         """The highest value of each memory row."""
+        self._earlier_s = 0.0
+        for row in earlier:
+            self.add(row)
+            self._earlier_s += row.get("Perf/collection_time", 0.0) + row.get("Perf/learning_time", 0.0)
 
     def begin_training(self) -> None:
         """Everything is built; the first iteration begins."""
@@ -44,12 +50,12 @@ class Summary:
         """Writes the file, and returns the gist in words.
 
         Args:
-            status: completed, interrupted or failed.
+            status: running, completed, interrupted or failed.
             message: why.
             memory: what was predicted, beside what was measured.
         """
         now_s = time.time()
-        training_s = now_s - self._training_started_s if self._training_started_s else None
+        training_s = self._earlier_s + now_s - self._training_started_s if self._training_started_s else None
         steps_per_s = self.iterations * self._transitions / training_s if training_s else None
         reward, length = self._last.get("Train/mean_reward"), self._last.get("Train/mean_episode_length")
         write_json(
