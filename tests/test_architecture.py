@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "envs/footprint": {"command_line", "config", "envs", "memory"},
     "budget": {"command_line", "config", "memory"},
     "estimating": {"command_line", "config", "memory"},
+    "import_run": {"command_line", "config", "files", "learning", "preflight", "telemetry"},
     "training": {
         "budget",
         "command_line",
@@ -86,6 +87,7 @@ def test_only_the_envs_know_the_simulator(path: Path) -> None:
 TORCH_FREE = [
     *("config", "files", "preflight", "command_line", "runs", "budget", "estimating"),
     *("envs", "envs.go2", "envs.hover"),
+    *("import_run.__main__", "import_run.plain_pickle", "import_run.old_settings"),
     *("memory.closed_form", "memory.estimate", "memory.fit", "memory.measured", "memory.render"),
 ]
 
@@ -106,3 +108,13 @@ def test_nothing_unpickles_or_evaluates() -> None:
     for path in SOURCES:
         names = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
         assert not names & {"eval", "exec", "pickle.load", "pickle.loads", "yaml.load", "yaml.unsafe_load"}, path
+
+
+def test_one_file_alone_unpickles_and_that_through_an_unpickler_that_finds_no_names() -> None:
+    """Old runs keep their settings in a pickle. Elsewhere only the error has a use: torch raises it."""
+    for path in SOURCES:
+        uses = {ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+        ours = {"pickle.Unpickler"} if path == PACKAGE / "import_run" / "plain_pickle.py" else set()
+        assert {use for use in uses if use.startswith("pickle.")} - {"pickle.UnpicklingError"} == ours, path
+        aliased = {name for name in imports(path) if name.startswith("pickle.")}
+        assert not aliased | {"dill", "cloudpickle", "shelve", "marshal"} & imports(path), path
