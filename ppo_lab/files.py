@@ -68,10 +68,8 @@ def flaw(sealed: bytes) -> str | None:
 
 def numbered(folder: Path, name: str) -> dict[int, Path]:
     """The files `<name>_<number>.pt` in `folder`, by number, the lowest first."""
-    found = {
-        int(match[1]): path for path in folder.glob(f"{name}_*.pt") if (match := re.search(r"_(\d+)\.pt$", path.name))
-    }
-    return dict(sorted(found.items()))
+    found = {path: re.fullmatch(rf"{name}_(\d+)\.pt", path.name) for path in folder.glob(f"{name}_*.pt")}
+    return dict(sorted((int(match[1]), path) for path, match in found.items() if match))
 
 
 def lock(folder: Path) -> IO[str] | None:

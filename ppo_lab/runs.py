@@ -77,10 +77,12 @@ def _begin(cfg: DictConfig, folder: Path, overrides: list[str], may_be_renamed: 
     else:
         original = Path(cfg.reproduce)
         saved = _saved_experiment(original, f"reproduce={original}")
+        if not (original / "metrics.jsonl").is_file():
+            raise ConfigError(f"reproduce={original}: it has no metrics.jsonl, and so nothing to compare with.")
         experiment = _with_changes(saved, cfg, overrides, ("quiet", "run_name"), f"reproduce={original}")
     _check_device(experiment)
     if original is not None and may_be_renamed:
-        folder = Path("outputs", experiment.env.name, folder.name)
+        folder = folder.parent.with_name(experiment.env.name) / folder.name
     made = _make_new_folder(folder, may_be_renamed)
     return Run(experiment, made, overrides, _lock(made), reproduces=original)
 
@@ -104,15 +106,19 @@ def _continue(target: Path, cfg: DictConfig, overrides: list[str]) -> Run:
     saved = _saved_experiment(folder, asked)
     experiment = _with_changes(saved, cfg, overrides, MAY_CHANGE, asked)
     _check_device(experiment)
-    held = _lock(folder)
     warnings: list[str] = []
-    checkpoint = _newest_whole(folder, at, asked, warnings)
-    done = 0 if checkpoint is None else checkpoint + 1
-    if done >= experiment.max_iterations:
-        raise ConfigError(
-            f"{asked}: {done} iterations are done, and max_iterations={experiment.max_iterations} is the total. "
-            f"Try max_iterations={2 * done} to train on."
-        )
+    held = _lock(folder)
+    try:
+        checkpoint = _newest_whole(folder, at, asked, warnings)
+        done = 0 if checkpoint is None else checkpoint + 1
+        if done >= experiment.max_iterations:
+            raise ConfigError(
+                f"{asked}: {done} iterations are done, and max_iterations={experiment.max_iterations} is the total. "
+                f"Try max_iterations={2 * done} to train on."
+            )
+    except ConfigError:
+        held.close()
+        raise
     return Run(experiment, folder, overrides, held, continues=True, checkpoint=checkpoint, warnings=warnings)
 
 
