@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -108,7 +109,8 @@ def train(run: Run, estimated: Future[Estimate]) -> None:
             if runner.next_iteration < cfg.max_iterations:
                 stop.stop()
             log.info("finished: %s", finish("completed"))
-            log.info("see it:   %s --logdir %s", _shown(Path(sys.executable).with_name("tensorboard")), _shown(folder))
+            shown = _shown(Path(sys.executable)), shlex.quote(str(_shown(folder)))
+            log.info("see it:   %s -m ppo_lab.dashboard %s", *shown)
             if run.reproduces:
                 _compare(run.reproduces, folder)
         except (KeyboardInterrupt, StoppedError) as stopped:

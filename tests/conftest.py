@@ -1,9 +1,11 @@
 """What several tests need: composed experiments, and the simulator, started once."""
 
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -46,5 +48,29 @@ def train() -> Callable[..., subprocess.CompletedProcess[str]]:
             text=True,
             timeout=300,
         )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def dashboard() -> Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str]]]:
+    """Runs `python -m ppo_lab.dashboard` with words: its process and its address, once it serves."""
+
+    @contextmanager
+    def run(*words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+        command = [sys.executable, "-m", "ppo_lab.dashboard", *words]
+        with subprocess.Popen(
+            command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            try:
+                said = ""
+                while "Ctrl-C" not in said:
+                    line = process.stdout.readline()
+                    assert line, process.communicate()
+                    said += line
+                yield process, re.findall(r"(http://localhost:\d+/)#timeseries", said)[0]
+            finally:
+                process.terminate()
 
     return run

@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "memory/tracer": {"command_line", "config", "learning", "memory"},
     "envs/footprint": {"command_line", "config", "envs", "memory"},
     "budget": {"command_line", "config", "memory"},
+    "dashboard": {"command_line", "config"},
     "estimating": {"command_line", "config", "memory"},
     "import_run": {"command_line", "config", "files", "learning", "preflight", "telemetry"},
     "training": {
@@ -85,10 +86,11 @@ def test_only_the_envs_know_the_simulator(path: Path) -> None:
 
 
 TORCH_FREE = [
-    *("config", "files", "preflight", "command_line", "runs", "budget", "estimating"),
+    *("config", "files", "preflight", "command_line", "runs", "budget", "dashboard", "estimating"),
     *("envs", "envs.go2", "envs.hover"),
     *("import_run.__main__", "import_run.plain_pickle", "import_run.old_settings"),
     *("memory.closed_form", "memory.estimate", "memory.fit", "memory.measured", "memory.render"),
+    "telemetry.hparams",
 ]
 
 

@@ -35,7 +35,7 @@ def run(request: pytest.FixtureRequest, train: Train, tmp_path_factory: pytest.T
     done = train(*words, f"hydra.run.dir={folder}")
     assert done.returncode == 0, done.stderr
     assert "iteration 2/2" in done.stdout
-    assert f"--logdir {folder}" in done.stdout
+    assert f"-m ppo_lab.dashboard '{folder}'" in done.stdout
     return folder
 
 
