@@ -4,16 +4,17 @@ SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
+INSTALL := [ $$(id -u) = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq >/dev/null
 
-.PHONY: train test test-long setup lint clean
+.PHONY: train test test-long setup browser lint clean
 
 train: setup
 	$(BIN)/python train.py experiment=go2_small
 
-test: setup lint
+test: setup browser lint
 	$(BIN)/python -m pytest -m "not slow"
 
-test-long: setup lint
+test-long: setup browser lint
 	$(BIN)/python -m pytest
 
 lint: setup
@@ -22,9 +23,12 @@ lint: setup
 	$(BIN)/mypy
 
 setup: .venv/installed
-	@$(BIN)/python -m ppo_lab.preflight libraries 2>/dev/null || { [ $$(id -u) = 0 ] && command -v apt-get >/dev/null \
-		&& apt-get update -qq && apt-get install -y -qq $$($(BIN)/python -m ppo_lab.preflight packages) >/dev/null; } || true
+	@$(BIN)/python -m ppo_lab.preflight libraries 2>/dev/null \
+		|| { $(INSTALL) $$($(BIN)/python -m ppo_lab.preflight packages); } || true
 	@$(BIN)/python -m ppo_lab.preflight
+
+browser:  # without it the tests that look at TensorBoard's pages are skipped
+	@{ command -v chromium && command -v chromedriver; } >/dev/null || { $(INSTALL) chromium chromium-driver; } || true
 
 .venv/installed: pyproject.toml constraints.txt
 	@[ -n "$(PYTHON)" ] || { echo "error: Python 3.11 or 3.12 not found; install one, or: make PYTHON=/path/to/python"; exit 2; }
