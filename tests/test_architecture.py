@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "dashboard": {"command_line", "config"},
     "estimating": {"command_line", "config", "memory"},
     "import_run": {"command_line", "config", "files", "learning", "preflight", "telemetry"},
+    "report": {"command_line", "config", "files", "memory"},
     "training": {
         "budget",
         "command_line",
@@ -91,6 +92,7 @@ TORCH_FREE = [
     *("import_run.__main__", "import_run.plain_pickle", "import_run.old_settings"),
     *("memory.closed_form", "memory.estimate", "memory.fit", "memory.measured", "memory.render"),
     "telemetry.hparams",
+    "report",
 ]
 
 

@@ -1,0 +1,37 @@
+"""Reports on a sweep, or on runs laid side by side: `python -m ppo_lab.report --help`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from ppo_lab import command_line
+from ppo_lab.config import ConfigError
+from ppo_lab.report import write_into
+from ppo_lab.report.jobs import JOBS, read_runs, read_sweep
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m ppo_lab.report", description="Lays runs side by side.")
+    parser.add_argument("folders", nargs="+", type=Path, help="one sweep, or any folders with runs in them")
+    parser.add_argument("--into", type=Path, help="a folder for the report; a sweep's goes into the sweep otherwise")
+    words = parser.parse_args()
+    folders: list[Path] = words.folders
+    if len(folders) == 1 and (folders[0] / JOBS).exists():
+        sweep, into = read_sweep(folders[0]), words.into or folders[0]
+    else:
+        sweep = read_runs(folders)
+        into = words.into or Path("outputs", "reports", time.strftime("%Y-%m-%d_%H-%M-%S"))
+    try:
+        into.mkdir(parents=True, exist_ok=True)
+        print(f"report: {write_into(into, sweep)}")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write the report into {into}: {error.strerror}; choose another folder with --into FOLDER."
+        ) from None
+
+
+if __name__ == "__main__":
+    with command_line.exit_codes():
+        main()

@@ -1,0 +1,78 @@
+"""The report's page: one file that needs no other, and lets nothing that a folder says become markup or code."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from ppo_lab.report import results as numbers
+from ppo_lab.report.jobs import Job
+from ppo_lab.report.pictures import Picture
+from ppo_lab.report.results import Configuration, Results, known
+
+HERE = Path(__file__).parent
+
+STATUSES = ("completed", "running", "planned", "over_budget", "interrupted", "killed", "failed")
+"""As they are counted; each has its colour in page.css."""
+
+
+def render(results: Results, pictures: Mapping[str, Picture], folder: Path) -> str:
+    """The page. `folder`: where it will lie, from which it points to the runs."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["number"] = numbers.rounded
+    script = (HERE / "sort.js").read_text()
+    front = set(id(one) for one in results.pareto_front)
+    best_first = sorted(results.configurations, key=_final_reward, reverse=True)
+    counts = Counter(job.status for job in results.sweep.jobs)
+    return environment.get_template("page.html").render(
+        results=results,
+        sweep=results.sweep,
+        lessons=numbers.lessons(results),
+        statuses={status: counts[status] for status in (*STATUSES, *sorted(counts)) if counts[status]},
+        configurations=[(one, _figures(results, one), id(one) in front) for one in best_first],
+        jobs=[
+            (job, row, _links(job, folder)) for job, row in zip(results.sweep.jobs, numbers.rows(results), strict=True)
+        ],
+        status_class=lambda status: status if status in STATUSES else "other",
+        pictures={name: (one, base64.b64encode(one.png).decode()) for name, one in pictures.items()},
+        style=Markup((HERE / "page.css").read_text()),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def _figures(results: Results, one: Configuration) -> list[tuple[float | None, float | None, float | None]]:
+    """Mean, lowest and highest over completed runs, column by column of the page's first table."""
+    columns = (
+        lambda job: job.final_reward,
+        results.reward_per_minute,
+        results.time_to_threshold_s,
+        lambda job: job.steps_per_s,
+        lambda job: job.training_s,
+        results.measured_mib,
+    )
+    values = [known(one.completed, of) for of in columns]
+    return [(sum(v) / len(v), min(v), max(v)) if v else (None, None, None) for v in values]
+
+
+def _final_reward(one: Configuration) -> float:
+    values = known(one.completed, lambda job: job.final_reward)
+    return sum(values) / len(values) if values else float("-inf")
+
+
+def _links(job: Job, folder: Path) -> dict[str, str | None]:
+    """Addresses of what there is to open of the run, from the page."""
+    paths = {"folder": job.folder, "log": job.folder / "train.log"}
+    return {
+        name: f"./{quote(os.path.relpath(path, folder))}" if path.exists() else None for name, path in paths.items()
+    }
