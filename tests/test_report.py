@@ -381,6 +381,16 @@ def test_where_nothing_was_both_predicted_and_measured_the_picture_says_so(tmp_p
     assert results.rows(found)[0]["predicted_peak_mib"] is None
 
 
+def test_a_row_that_was_predicted_comes_before_one_that_was_only_measured(tmp_path: Path) -> None:
+    metrics = write_run(tmp_path / "run", [1.0]) / "metrics.jsonl"
+    metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"Memory/reserved_mib": 7.0}) + "\n")
+    assert results.of(read_runs([tmp_path])).memory_row == "allocated_peak"
+    (tmp_path / "run" / "estimate.json").unlink()
+    found = results.of(read_runs([tmp_path]))
+    assert found.memory_row == "reserved"
+    assert found.measured_mib(found.sweep.jobs[0]) == 7.0
+
+
 class Tags(HTMLParser):
     """Every tag of a page with its attributes, and the text of its scripts."""
 
@@ -400,7 +410,7 @@ class Tags(HTMLParser):
 
 def hostile(folder: Path) -> Path:
     jobs = []
-    for number, word in enumerate([f"run={EVIL}", "run=$\\frac{", 'run="onload=alert(1) x="']):
+    for number, word in enumerate([f"run={EVIL}", "run=$\\frac{$", 'run="onload=alert(1) x="']):
         name = ["javascript:alert(1)", '"><img src=x onerror=alert(1)>', EVIL.replace("/", "\N{DIVISION SLASH}")][
             number
         ]
