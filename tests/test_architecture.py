@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "dashboard": {"command_line", "config"},
     "estimating": {"command_line", "config", "memory"},
     "import_run": {"command_line", "config", "files", "learning", "preflight", "telemetry"},
-    "report": {"command_line", "config", "files", "memory"},
+    "report": {"command_line", "config", "files", "memory", "telemetry"},
     "training": {
         "budget",
         "command_line",

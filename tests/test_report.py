@@ -17,6 +17,7 @@ import pytest
 import yaml
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ppo_lab import report
 from ppo_lab.config import ConfigError
@@ -454,18 +455,21 @@ def test_a_spreadsheet_is_given_no_formula(tmp_path: Path) -> None:
     assert table(tmp_path)[-1]["name"] == "=cmd()"
 
 
+def files_but_hparams(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".hparams"}
+
+
 def test_the_report_leaves_all_else_as_it_was_and_can_be_made_again(tmp_path: Path) -> None:
     sweep = seeds(tmp_path / "sweep", {4: [1.0, 2.0], 8: [3.0, 4.0]})
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = files_but_hparams(tmp_path)
     page = report.write(sweep)
-    made = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path not in before}
+    made = {path: content for path, content in files_but_hparams(tmp_path).items() if path not in before}
     assert page == sweep / "report.html"
     assert {path.parent for path in made} == {sweep}
     names = ["memory.png", "pareto.png", "report.html", "reward_over_steps.png", "reward_over_time.png", "sizes.png"]
     assert sorted(path.name for path in made) == [*names, "sweep.csv", "sweep.json"]
     report.write(sweep)
-    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    assert after == before | made
+    assert files_but_hparams(tmp_path) == before | made
 
 
 def test_a_job_that_lies_outside_its_sweep_is_refused(tmp_path: Path) -> None:
@@ -577,3 +581,20 @@ def points(line: Line2D) -> list[list[float]]:
 def texts(axes: Axes) -> list[str]:
     """What is written in the cells, row by row from below."""
     return [text.get_text() for text in axes.texts]
+
+
+def test_every_run_of_a_sweep_has_its_row_in_hparams_and_a_second_report_does_not_double_it(tmp_path: Path) -> None:
+    folder = seeds(tmp_path / "sweep", {128: [1.0, 2.0], 256: [3.0, 4.0]})
+    for _ in range(2):
+        report.write(folder)
+    rows = {}
+    for run in sorted(folder.glob("num_envs=*")):
+        assert len(list(run.glob("*.hparams"))) == 1
+        board = EventAccumulator(str(run)).Reload()
+        rows[run.name] = board.Scalars("Result/final_reward")[0].value
+    assert rows == {
+        "num_envs=128,seed=1": 1.0,
+        "num_envs=128,seed=2": 2.0,
+        "num_envs=256,seed=1": 3.0,
+        "num_envs=256,seed=2": 4.0,
+    }

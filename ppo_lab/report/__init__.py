@@ -10,14 +10,31 @@ from pathlib import Path
 from ppo_lab.files import write_atomically, write_json, write_text
 from ppo_lab.report import page, pictures, results
 from ppo_lab.report.jobs import Sweep, read_sweep
+from ppo_lab.telemetry.hparams import write_hparams
+
+METRICS = (
+    "final_reward",
+    "steps_per_s",
+    "measured_peak_mib",
+    "wall_s",
+    "best_reward",
+    "predicted_peak_mib",
+    "training_s",
+)
+"""The columns of a report that TensorBoard's HParams shows beside the settings; the first five unasked."""
 
 
 def write(folder: Path) -> Path:
-    """Reports on a sweep, finished or not, in its own folder. Returns the page's path.
+    """Reports on a sweep, finished or not, in its own folder, and gives every run its row in TensorBoard's HParams.
 
-    Raises a ConfigError where `folder` is no sweep.
+    Returns the page's path. Raises a ConfigError where `folder` is no sweep.
     """
-    return write_into(folder, read_sweep(folder))
+    sweep = read_sweep(folder)
+    for job, row in zip(sweep.jobs, results.rows(results.of(sweep)), strict=True):
+        if job.folder.is_dir():
+            settings = {key: value for key, value in job.settings.items() if value is not None}
+            write_hparams(job.folder, settings, {name: row[name] for name in METRICS})
+    return write_into(folder, sweep)
 
 
 def write_into(folder: Path, sweep: Sweep) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ppo_lab import command_line
 from ppo_lab.config import ConfigError
-from ppo_lab.report import write_into
+from ppo_lab.report import write, write_into
 from ppo_lab.report.jobs import JOBS, read_runs, read_sweep
 
 
@@ -18,14 +18,17 @@ def main() -> None:
     parser.add_argument("--into", type=Path, help="a folder for the report; a sweep's goes into the sweep otherwise")
     words = parser.parse_args()
     folders: list[Path] = words.folders
-    if len(folders) == 1 and (folders[0] / JOBS).exists():
-        sweep, into = read_sweep(folders[0]), words.into or folders[0]
-    else:
-        sweep = read_runs(folders)
-        into = words.into or Path("outputs", "reports", time.strftime("%Y-%m-%d_%H-%M-%S"))
+    is_sweep = len(folders) == 1 and (folders[0] / JOBS).exists()
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    into = words.into or (folders[0] if is_sweep else Path("outputs", "reports", stamp))
     try:
-        into.mkdir(parents=True, exist_ok=True)
-        print(f"report: {write_into(into, sweep)}")
+        if is_sweep and not words.into:
+            page = write(folders[0])
+        else:
+            sweep = read_sweep(folders[0]) if is_sweep else read_runs(folders)
+            into.mkdir(parents=True, exist_ok=True)
+            page = write_into(into, sweep)
+        print(f"report: {page}")
     except OSError as error:
         raise ConfigError(
             f"cannot write the report into {into}: {error.strerror}; choose another folder with --into FOLDER."
