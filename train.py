@@ -10,6 +10,7 @@ import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
 from ppo_lab import budget, command_line, runs  # noqa: E402
+from ppo_lab.sweeps import plan  # noqa: E402
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -24,5 +25,8 @@ def main(_: DictConfig) -> None:
 
 if __name__ == "__main__":
     with command_line.exit_codes():
-        run, sys.argv[1:] = runs.prepare(sys.argv[1:])
+        if any(map(command_line.is_multirun, sys.argv[1:])):
+            run, sys.argv[1:] = None, plan.prepare(sys.argv[1:])
+        else:
+            run, sys.argv[1:] = runs.prepare(sys.argv[1:])
         main()

@@ -43,7 +43,7 @@ def check_budget(
         log.info("memory: this env's simulator was never counted; estimate.py counts it once")
         return found
     device = found.device_bytes
-    need_bytes = device.low if device.high is None else device.high
+    need_bytes = device.needed
     peak = found.reserved_peak_bytes or found.allocated_peak_bytes or 0
     at_least = "at least " if device.high is None else ""
     fits = "fits" if device.high is not None else "fits as far as is known"

@@ -31,7 +31,7 @@ HYDRA_ANSWERS = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--
 """Options to which Hydra answers by itself, without a run."""
 
 
-START_KEYS = {"hydra", "resume", "reproduce"}
+START_KEYS = {"hydra", "sweep", "resume", "reproduce"}
 
 
 class RunFailedError(RuntimeError):
@@ -85,9 +85,14 @@ def is_for_hydra(argv: list[str]) -> bool:
     return bool(HYDRA_ANSWERS.intersection(argv))
 
 
+def is_multirun(word: str) -> bool:
+    """Whether `word` asks for a sweep."""
+    return word in ("-m", "--multirun")
+
+
 def compose(words: list[str], config_name: str = "config") -> DictConfig:
     """Composes `conf/<config_name>.yaml` with overrides, Hydra's own settings included. Raises a ConfigError."""
-    overrides = [_parse(word) for word in words]
+    overrides = [parse(word) for word in words]
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         try:
             return hydra.compose(config_name, words, return_hydra_config=True)
@@ -151,9 +156,10 @@ def from_json(text: str) -> ExperimentConfig:
     return to_experiment(DictConfig(json.loads(text)))
 
 
-def _parse(word: str) -> Override:
-    if word in ("-m", "--multirun"):
-        raise ConfigError(f"{word}: sweeps are not built yet. Train one configuration at a time.")
+def parse(word: str, several: bool = False) -> Override:
+    """One word of the command line; `several`: it may give several values. Raises a ConfigError."""
+    if is_multirun(word):
+        raise ConfigError(f"{word} is for sweeps, which train.py alone runs. Leave it out.")
     if word.startswith("-"):
         bare = word.lstrip("-").partition("=")[0]
         raise ConfigError(f"unknown option {word}. Allowed: words of the form key=value. Try {bare}=..., or --help.")
@@ -161,9 +167,12 @@ def _parse(word: str) -> Override:
         override = OverridesParser.create().parse_override(word)
     except HydraException:
         raise ConfigError(f"cannot read {word!r}. Allowed: words of the form key=value; see --help.") from None
-    if override.is_sweep_override():
+    if override.is_sweep_override() and not several:
         key = override.key_or_group
-        raise ConfigError(f"{word} gives {key} several values. Give one, or a list in brackets: {key}=[...].")
+        raise ConfigError(
+            f"{word} gives {key} several values. Give one, or a list in brackets: {key}=[...]; "
+            "or add -m to train with each."
+        )
     return override
 
 
@@ -201,7 +210,14 @@ def _kind_of(key: str, schema: DictConfig) -> str | None:
             return None
     if dataclasses.is_dataclass(kind):
         return "a group of settings: " + ", ".join(f.name for f in dataclasses.fields(kind))
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", str | None: "text or null"}
+    words = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        str | None: "text or null",
+        float | None: "a number or null",
+    }
     items = {int: "whole numbers", float: "numbers"}
     if typing.get_origin(kind) is list:
         return f"a list of {items[typing.get_args(kind)[0]]}, as in [1,2,3]"

@@ -186,6 +186,20 @@ class CheckpointConfig:
 
 
 @dataclass
+class SweepConfig:
+    """How train.py -m runs its jobs. No part of an experiment."""
+
+    jobs_per_device: int = setting(at_least=1)
+    """Jobs at a time on each GPU; without one, on the CPU."""
+    over_budget: str = setting(choices=("skip", "run", "stop"))
+    """What to do with jobs that are predicted not to fit."""
+    resume: str | None = setting()
+    """The folder of this very sweep: run what is missing."""
+    reward_threshold: float | None = setting()
+    """The report says when each job reached it."""
+
+
+@dataclass
 class ExperimentConfig:
     """One training run, whole."""
 

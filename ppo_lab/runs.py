@@ -48,6 +48,9 @@ def prepare(words: list[str]) -> tuple[Run | None, list[str]]:
     """
     if command_line.is_for_hydra(words):
         return None, words
+    for word in words:
+        if word.lstrip("+~").startswith("sweep."):
+            raise ConfigError(f"{word} is for sweeps. Add -m: python train.py -m ...")
     cfg = command_line.compose(words)
     if cfg.resume is not None and cfg.reproduce is not None:
         raise ConfigError("resume= and reproduce= exclude each other: one goes on in a folder, the other begins anew.")
@@ -83,8 +86,8 @@ def _begin(cfg: DictConfig, folder: Path, overrides: list[str], may_be_renamed: 
     _check_device(experiment)
     if original is not None and may_be_renamed:
         folder = folder.parent.with_name(experiment.env.name) / folder.name
-    made = _make_new_folder(folder, may_be_renamed)
-    return Run(experiment, made, overrides, _lock(made), reproduces=original)
+    made = make_new_folder(folder, may_be_renamed)
+    return Run(experiment, made, overrides, take(made), reproduces=original)
 
 
 def _continue(target: Path, cfg: DictConfig, overrides: list[str]) -> Run:
@@ -107,7 +110,7 @@ def _continue(target: Path, cfg: DictConfig, overrides: list[str]) -> Run:
     experiment = _with_changes(saved, cfg, overrides, MAY_CHANGE, asked)
     _check_device(experiment)
     warnings: list[str] = []
-    held = _lock(folder)
+    held = take(folder)
     try:
         checkpoint = _newest_whole(folder, at, asked, warnings)
         done = 0 if checkpoint is None else checkpoint + 1
@@ -207,8 +210,11 @@ def _resumable(folder: Path, broken: list[str] | None = None) -> str:
     return f"Allowed: those of iteration {' or '.join(there)}." if there else "The weights alone cannot go on exactly."
 
 
-def _make_new_folder(wanted: Path, may_be_renamed: bool) -> Path:
-    """Makes the folder `wanted`, or one beside it with a number; an existing run is never written over."""
+def make_new_folder(wanted: Path, may_be_renamed: bool, setting: str = "hydra.run.dir") -> Path:
+    """Makes the folder `wanted`, or one beside it with a number; an existing run is never written over.
+
+    `setting`: the key that names it. Raises a ConfigError.
+    """
     folder, number = wanted, 1
     while True:
         try:
@@ -219,18 +225,19 @@ def _make_new_folder(wanted: Path, may_be_renamed: bool) -> Path:
                 if folder.is_dir() and not any(folder.iterdir()):
                     return folder
                 raise ConfigError(
-                    f"hydra.run.dir={folder} exists and is not an empty folder; a run never writes over another; "
+                    f"{setting}={folder} exists and is not an empty folder; a run never writes over another; "
                     "name a new folder."
                 ) from None
             number += 1
             folder = wanted.with_name(f"{wanted.name}_{number}")
         except OSError as error:
             raise ConfigError(
-                f"cannot make the run folder {folder}: {error.strerror}; choose another with hydra.run.dir=FOLDER."
+                f"cannot make the run folder {folder}: {error.strerror}; choose another with {setting}=FOLDER."
             ) from None
 
 
-def _lock(folder: Path) -> IO[str]:
+def take(folder: Path) -> IO[str]:
+    """The lock of `folder`, held as long as it is open. Raises a ConfigError where another process has it."""
     try:
         held = lock(folder)
     except OSError as error:

@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "estimating": {"command_line", "config", "memory"},
     "import_run": {"command_line", "config", "files", "learning", "preflight", "telemetry"},
     "report": {"command_line", "config", "files", "memory", "telemetry"},
+    "sweeps": {"command_line", "config", "files", "memory", "preflight", "report", "runs"},
     "training": {
         "budget",
         "command_line",
@@ -93,6 +94,7 @@ TORCH_FREE = [
     *("memory.closed_form", "memory.estimate", "memory.fit", "memory.measured", "memory.render"),
     "telemetry.hparams",
     "report",
+    *("sweeps.plan", "sweeps.launcher"),
 ]
 
 

@@ -140,7 +140,7 @@ WRONG = {
     "num_envs": "cannot read 'num_envs'.",
     "--num_envs=3": "unknown option --num_envs=3.",
     "num_envs=1,2": "gives num_envs several values.",
-    "-m": "sweeps are not built yet.",
+    "-m": "-m is for sweeps, which train.py alone runs.",
     "~algorithm.gamma": "algorithm.gamma has no value.",
 }
 

@@ -42,6 +42,11 @@ class Span:
     likely: int | None
     high: int | None
 
+    @property
+    def needed(self) -> int:
+        """What must be free: the high figure or, where that is unknown, the low one."""
+        return self.low if self.high is None else self.high
+
 
 @dataclass(frozen=True)
 class Estimate:

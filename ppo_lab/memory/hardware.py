@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 
@@ -55,17 +57,49 @@ def this_machine(device: str = "auto") -> Hardware:
     )
 
 
-def _gpu(index: int) -> Hardware | None:
+def visible_gpus() -> list[str]:
+    """The GPUs that a process here may use, as CUDA_VISIBLE_DEVICES names them; by NVML, without torch."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        chosen = visible.split(",")[index].strip() if visible else str(index)
-        by_index = chosen.isdecimal()
-        handle = (
-            pynvml.nvmlDeviceGetHandleByIndex(int(chosen)) if by_index else pynvml.nvmlDeviceGetHandleByUUID(chosen)
-        )
+        chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if chosen is None:
+            return [str(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    except Exception:  # no library, no driver
+        return []
+    return list(itertools.takewhile(_exists, map(str.strip, chosen.split(","))))  # as CUDA does
+
+
+def free_bytes(device: str = "auto") -> int:
+    """What can still be taken: of the host's memory, or of the GPU that has the least, of those that are visible."""
+    gpus = [] if device == "cpu" else visible_gpus()
+    if not gpus:
+        return psutil.virtual_memory().available
+    import pynvml
+
+    return min(pynvml.nvmlDeviceGetMemoryInfo(_handle(gpu)).free for gpu in gpus)
+
+
+def _handle(gpu: str) -> Any:
+    import pynvml
+
+    return pynvml.nvmlDeviceGetHandleByIndex(int(gpu)) if gpu.isdecimal() else pynvml.nvmlDeviceGetHandleByUUID(gpu)
+
+
+def _exists(gpu: str) -> bool:
+    try:
+        _handle(gpu)
+    except Exception:
+        return False
+    return True
+
+
+def _gpu(index: int) -> Hardware | None:
+    try:
+        import pynvml
+
+        handle = _handle(visible_gpus()[index])
         major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
         return Hardware(
             name=pynvml.nvmlDeviceGetName(handle),

@@ -1,0 +1,115 @@
+"""Where jobs run. The rest of the room sees a `Place` and a `Running`, and does not know more."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from ppo_lab import command_line
+from ppo_lab.config import ConfigError
+from ppo_lab.memory import hardware
+
+TRAIN = (sys.executable, str(command_line.CONF.parent / "train.py"))
+
+
+class Running(Protocol):
+    """A job that was started."""
+
+    def poll(self) -> int | None:
+        """The exit code, negative where a signal ended it; None while it goes on."""
+
+    def stop(self, signum: signal.Signals) -> None:
+        """Asks it to write a checkpoint and to end."""
+
+    def kill(self) -> None:
+        """Ends it, and all that it started."""
+
+
+class Place(Protocol):
+    """Takes one job at a time."""
+
+    @property
+    def name(self) -> str:
+        """The device's name, for people."""
+
+    def start(self, words: Sequence[str], log: Path) -> Running:
+        """Runs train.py with `words`, in a process that no job had before; what it prints is added to `log`."""
+
+
+class LocalPlace:
+    """A share of a device of this machine."""
+
+    def __init__(self, name: str, environment: Mapping[str, str], program: Sequence[str] = TRAIN) -> None:
+        self.name = name
+        self.environment = environment
+        self._program = program
+
+    def start(self, words: Sequence[str], log: Path) -> Running:
+        return LocalProcess([*self._program, *words], os.environ | self.environment, log)
+
+
+class LocalProcess:
+    """A job as a process, in a group of its own, so that the terminal's Ctrl-C reaches it through us alone."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        with log.open("ab") as file:
+            self._process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                process_group=0,
+                preexec_fn=_ends_with_us() if sys.platform == "linux" else None,
+            )
+
+    def poll(self) -> int | None:
+        if self._process.returncode is None:
+            if os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                return None
+            self.kill()  # what it started and left; its number is not given away before it is waited for
+        return self._process.wait()
+
+    def stop(self, signum: signal.Signals) -> None:
+        self._process.send_signal(signum)
+
+    def kill(self) -> None:
+        if self._process.returncode is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def local_places(device: str, jobs_per_device: int) -> list[LocalPlace]:
+    """Every share of the devices that `device` (auto, cpu, cuda) leaves to choose from: GPUs, or else the CPU.
+
+    Where there is more than one, each gets its share of the cores, unless OMP_NUM_THREADS says otherwise.
+
+    Raises:
+        ConfigError: it asks for a GPU, and there is none.
+    """
+    gpus = [] if device == "cpu" else hardware.visible_gpus()
+    if device == "cuda" and not gpus:
+        raise ConfigError("device=cuda: no NVIDIA GPU is visible. Allowed: auto, cpu.")
+    devices = [(f"gpu {gpu}", {"CUDA_VISIBLE_DEVICES": gpu}) for gpu in gpus] or [("cpu", {})]
+    shares = len(devices) * jobs_per_device
+    threads = {}
+    if shares > 1 and "OMP_NUM_THREADS" not in os.environ:
+        threads["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // shares))
+    return [LocalPlace(name, chosen | threads) for _ in range(jobs_per_device) for name, chosen in devices]
+
+
+def _ends_with_us() -> Callable[[], None]:
+    """For the child, between fork and exec: the system sends it SIGTERM when this process is gone, however it went."""
+    libc, we = ctypes.CDLL(None), os.getpid()
+
+    def ask() -> None:
+        libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        if os.getppid() != we:  # gone already
+            os._exit(128 + signal.SIGTERM)
+
+    return ask

@@ -1,0 +1,315 @@
+"""From the words after `train.py -m` to a folder with jobs.json in it: which runs, and whether each will fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import re
+import shlex
+from collections import Counter
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+
+import hydra
+import rich
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from ppo_lab import command_line, config, preflight, runs
+from ppo_lab.command_line import OverBudgetError
+from ppo_lab.config import ConfigError, ExperimentConfig, SweepConfig, setting
+from ppo_lab.memory import hardware
+from ppo_lab.memory.estimate import estimate
+from ppo_lab.memory.hardware import MIB
+from ppo_lab.sweeps import jobs as records
+from ppo_lab.sweeps import outcomes
+from ppo_lab.sweeps.jobs import Job, Sweep
+from ppo_lab.sweeps.places import local_places
+
+MAX_JOBS = 10_000
+FOLDER_NAME_LENGTH = 120
+
+
+@dataclass
+class _Words:
+    """What a sweep reads of the composed configuration beside the experiments."""
+
+    sweep: SweepConfig = setting()
+
+
+def prepare(argv: list[str]) -> list[str]:
+    """Checks the words `argv` (without the program's name), plans the sweep and makes its folder, or finds it again.
+
+    Returns the words for Hydra, the folder among them. Nothing is left on disk when it raises.
+
+    Raises:
+        ConfigError: some job's words do not make an experiment, or `sweep.resume` is not of this very sweep.
+        MachineError: the machine cannot run it.
+        OverBudgetError: a job is predicted not to fit, and sweep.over_budget=stop.
+    """
+    if command_line.is_for_hydra(argv):
+        return argv
+    words = [word for word in argv if not command_line.is_multirun(word)]
+    theirs, ours = _split(words)
+    combinations = expand(theirs)
+    experiments = _experiments(combinations)
+    cfg = command_line.compose([*combinations[0], *ours])
+    settings = _settings(cfg)
+    device = _device(experiments)
+    local_places(device, settings.jobs_per_device)
+    preflight.check_system_libraries()
+    jobs = _jobs(combinations, experiments)
+    earlier = None
+    if settings.resume is not None:
+        earlier = _earlier(Path(settings.resume), combinations)
+        jobs = [_continued(earlier, job) for job in jobs]
+    jobs = _predicted(jobs, experiments, settings, device)
+    if earlier:
+        folder, started, command = earlier.folder, earlier.started, earlier.command
+    else:
+        by_hand = any(word.startswith("hydra.sweep.dir=") for word in ours)
+        folder = runs.make_new_folder(Path(cfg.hydra.sweep.dir), may_be_renamed=not by_hand, setting="hydra.sweep.dir")
+        started = datetime.now().astimezone().isoformat(timespec="seconds")
+        command = shlex.join(["python", "train.py", *argv])
+    Sweep(folder, started, command, swept_keys(combinations), device, asdict(settings), jobs).save()
+    kept = [word for word in words if not word.startswith("hydra.sweep.dir=")]
+    return ["-m", *kept, f"hydra.sweep.dir='{folder}'"]
+
+
+def expand(words: list[str]) -> list[tuple[str, ...]]:
+    """Every combination of the values that `words` give, as words for one job each, in the sweeper's order.
+
+    Raises a ConfigError.
+    """
+    for word in words:
+        command_line.parse(word, several=True)
+    with hydra.initialize_config_dir(str(command_line.CONF), version_base="1.3"):
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        try:
+            overrides = parser.parse_overrides(words)
+            count = math.prod(map(_count, overrides))
+            if count > MAX_JOBS:
+                raise ConfigError(f"that is more than {MAX_JOBS:,} jobs. Give fewer values.")
+            (batch,) = BasicSweeper.split_arguments(overrides, None)
+        except HydraException as error:
+            raise ConfigError(f"cannot sweep over {' '.join(words)}: {str(error).partition(chr(10))[0]}") from None
+    combinations = [tuple(job) for job in batch]
+    if not combinations:
+        raise ConfigError(f"{' '.join(words)} gives no job at all. Give each key a value.")
+    twice = [combination for combination, times in Counter(combinations).items() if times > 1]
+    if twice:
+        raise ConfigError(f"{' '.join(twice[0])} is given twice. Give each value once.")
+    return combinations
+
+
+def _count(override: Override) -> int:
+    if not override.is_sweep_override():
+        return 1
+    if not override.is_discrete_sweep():
+        raise ConfigError(f"{override.input_line} has no end of values. Allowed: a,b,c, choice(), range() and glob().")
+    if getattr(override.value(), "shuffle", False):
+        raise ConfigError(f"{override.input_line}: jobs run in the order given. Leave shuffle out.")
+    return sum(1 for _ in itertools.islice(override.sweep_string_iterator(), MAX_JOBS + 1))
+
+
+def swept_keys(combinations: list[tuple[str, ...]]) -> list[str]:
+    """The keys that have more than one value."""
+    return [key for key, values in _values(combinations).items() if len(values) > 1]
+
+
+def job_names(combinations: list[tuple[str, ...]], swept: list[str]) -> list[str]:
+    """What each job differs by, keys cut to their last part where that tells them apart."""
+    last_parts = Counter(key.rpartition(".")[2] for key in swept)
+    shown = {key: last if last_parts[last := key.rpartition(".")[2]] == 1 else key for key in swept}
+    return [
+        " ".join(f"{shown[key]}={value}" for key, value in map(_split_word, combination) if key in shown)
+        for combination in combinations
+    ]
+
+
+def folder_name(number: int, count: int, name: str) -> str:
+    """A job's folder: its number first, so that no two share one, then its name in letters that any system takes."""
+    plain = re.sub(r"[^A-Za-z0-9._=+-]+", ",", name).strip(",")
+    return f"{number:0{len(str(count - 1))}d}_{plain}"[:FOLDER_NAME_LENGTH].rstrip("_.,")
+
+
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
+    """The jobs' words, and the sweep's own. Raises a ConfigError for a word that a sweep cannot obey."""
+    theirs: list[str] = []
+    ours: list[str] = []
+    for word in words:
+        override = command_line.parse(word, several=True)
+        key = override.key_or_group
+        if key in ("resume", "reproduce"):
+            raise ConfigError(f"{word} is for one run. To go on with a sweep: sweep.resume=FOLDER.")
+        if key.startswith("hydra") and key != "hydra.sweep.dir":
+            raise ConfigError(f"{word} does not go with -m. Allowed of hydra's: hydra.sweep.dir=FOLDER.")
+        is_ours = key == "hydra.sweep.dir" or key.partition(".")[0] == "sweep"
+        if is_ours and override.is_sweep_override():
+            raise ConfigError(f"{word} gives {key} several values. Give one, for the whole sweep.")
+        (ours if is_ours else theirs).append(word)
+    return theirs, ours
+
+
+def _experiments(combinations: list[tuple[str, ...]]) -> list[ExperimentConfig]:
+    """Each combination's experiment. Raises a ConfigError; it names the combination where others are right."""
+    experiments, refused = [], []
+    for combination in combinations:
+        try:
+            experiments.append(command_line.to_experiment(command_line.compose(list(combination))))
+        except ConfigError as error:
+            refused.append((combination, str(error)))
+    if refused:
+        combination, message = refused[0]
+        if len({message for _, message in refused}) == 1 and not experiments:
+            raise ConfigError(message)
+        others = f" ({len(refused)} of {len(combinations)} jobs are wrong)" if len(refused) > 1 else ""
+        name = dict(zip(combinations, job_names(combinations, swept_keys(combinations)), strict=True))[combination]
+        raise ConfigError(f"{name}: {message}{others}")
+    return experiments
+
+
+def _settings(cfg: DictConfig) -> SweepConfig:
+    words: _Words = command_line.to_settings(OmegaConf.masked_copy(cfg, ["sweep"]), OmegaConf.structured(_Words))
+    return words.sweep
+
+
+def _jobs(combinations: list[tuple[str, ...]], experiments: list[ExperimentConfig]) -> list[Job]:
+    names = job_names(combinations, swept_keys(combinations))
+    return [
+        Job(
+            number=number,
+            name=names[number],
+            folder=folder_name(number, len(combinations), names[number]),
+            overrides=combination,
+            max_iterations=experiment.max_iterations,
+            transitions=experiment.transitions,
+        )
+        for number, (combination, experiment) in enumerate(zip(combinations, experiments, strict=True))
+    ]
+
+
+def _device(experiments: list[ExperimentConfig]) -> str:
+    asked = sorted({experiment.device for experiment in experiments})
+    if len(asked) > 1:
+        raise ConfigError(f"device={','.join(asked)}: a sweep has one kind of device. Allowed: auto, cpu, cuda.")
+    if ":" in asked[0]:
+        number = asked[0].partition(":")[2]
+        raise ConfigError(
+            f"device={asked[0]}: a sweep spreads its jobs itself. Allowed: auto, cpu, cuda; "
+            f"CUDA_VISIBLE_DEVICES={number} leaves it this one."
+        )
+    return asked[0]
+
+
+def _earlier(folder: Path, combinations: list[tuple[str, ...]]) -> Sweep:
+    """The sweep in `folder`, if it is of these combinations. Raises a ConfigError."""
+    try:
+        sweep = records.read(folder)
+        runs.take(folder).close()
+    except ConfigError as error:
+        raise ConfigError(f"sweep.resume: {error}") from None
+    theirs = [job.overrides for job in sweep.jobs]
+    if theirs == combinations:
+        return sweep
+    here, there = _values(combinations), _values(theirs)
+    differ = [
+        f"{key} is {_shown(here, key)} here and {_shown(there, key)} there"
+        for key in here | there
+        if here.get(key) != there.get(key)
+    ]
+    raise ConfigError(
+        f"sweep.resume={folder} is another sweep: {', '.join(differ)}. Give it the words it began with: {sweep.command}"
+    )
+
+
+def _continued(earlier: Sweep, job: Job) -> Job:
+    """The job as it stands: completed, or planned anew with the time it took so far."""
+    before = earlier.jobs[job.number]
+    if job.folder != before.folder:
+        raise ConfigError(f"sweep.resume: job {job.number} is in {before.folder}; expected: {job.folder}.")
+    if before.status == "completed":
+        return before
+    if outcomes.is_completed(earlier.run_folder(job)):  # and nobody was left to write it down
+        return dataclasses.replace(before, status="completed", exit_code=0, message=None)
+    return dataclasses.replace(job, started=before.started, wall_s=before.wall_s)
+
+
+def _predicted(jobs: list[Job], experiments: list[ExperimentConfig], settings: SweepConfig, device: str) -> list[Job]:
+    """The jobs with what each is predicted to need. Prints it on the way, since each distinct experiment takes seconds.
+
+    Raises:
+        OverBudgetError: one does not fit, and sweep.over_budget=stop.
+    """
+    machine = hardware.this_machine(device)
+    free_bytes = hardware.free_bytes(device) // settings.jobs_per_device
+    planned = [job for job in jobs if job.status == "planned"]
+    each = f" for each of {settings.jobs_per_device} at a time" if settings.jobs_per_device > 1 else ""
+    _say(f"plan: {len(planned)} jobs, {free_bytes / MIB:,.0f} MiB free on {machine.name}{each}")
+    same: dict[str, list[Job]] = {}
+    for job in planned:
+        same.setdefault(config.to_json(dataclasses.replace(experiments[job.number], seed=0)), []).append(job)
+    jobs, too_large = [*jobs], []
+    for number, (experiment, alike) in enumerate(same.items(), 1):
+        need_bytes, is_least = _estimate(command_line.from_json(experiment), machine)
+        words = f"needs {'at least ' * is_least}{(need_bytes or 0) / MIB:,.0f} MiB of {free_bytes / MIB:,.0f} MiB free"
+        fits = need_bytes is None or need_bytes <= free_bytes
+        verdict = f"fits{' as far as is known' * is_least}" if fits else "does not fit"
+        _say(f"  {number}/{len(same)} {_name_of(alike)}: {words if need_bytes else 'no prediction'}: {verdict}")
+        for job in alike:
+            jobs[job.number] = dataclasses.replace(job, predicted_bytes=need_bytes, predicted_is_least=is_least)
+            if not fits:
+                too_large.append(dataclasses.replace(jobs[job.number], status="over_budget", message=words))
+    if too_large and settings.over_budget == "stop":
+        raise OverBudgetError(
+            f"{len(too_large)} of {len(planned)} jobs do not fit: {', '.join(job.name for job in too_large)}. "
+            "Try sweep.over_budget=skip to run the others, or sweep.over_budget=run to run all."
+        )
+    if settings.over_budget == "skip":
+        for job in too_large:
+            jobs[job.number] = job
+    return jobs
+
+
+def _estimate(cfg: ExperimentConfig, machine: hardware.Hardware) -> tuple[int | None, bool]:
+    """What must be free, and whether there is more to it that nobody has measured."""
+    try:
+        found = estimate(cfg, machine, count_new_envs=False).device_bytes
+    except (ConfigError, RuntimeError):  # as before a single run: what cannot be traced may run all the same
+        return None, True
+    return (found.needed, found.high is None) if found else (None, True)
+
+
+def _name_of(alike: list[Job]) -> str:
+    """What the jobs have in common, in which they differ from the others."""
+    return " ".join(word for word in alike[0].name.split(" ") if all(word in job.name.split(" ") for job in alike))
+
+
+def _say(text: str) -> None:
+    rich.get_console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _values(combinations: list[tuple[str, ...]]) -> dict[str, list[str]]:
+    """Key -> its values, each once."""
+    values: dict[str, list[str]] = {}
+    for combination in combinations:
+        for key, value in map(_split_word, combination):
+            known = values.setdefault(key, [])
+            if value not in known:
+                known.append(value)
+    return values
+
+
+def _split_word(word: str) -> tuple[str, str]:
+    key, _, value = word.partition("=")
+    return key, value
+
+
+def _shown(values: dict[str, list[str]], key: str) -> str:
+    return ",".join(values.get(key, ["not given"]))

@@ -1,0 +1,132 @@
+"""Runs the jobs of a sweep, as many at a time as there are places, and writes down what becomes of each."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+
+from ppo_lab.sweeps.jobs import Job, Sweep
+from ppo_lab.sweeps.outcomes import outcome
+from ppo_lab.sweeps.places import Place, Running
+
+POLL_EVERY_S = 0.2
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+@dataclass
+class _Started:
+    job: Job
+    running: Running
+    since_s: float
+    spent_s: float
+    """By its earlier processes."""
+
+
+def run(sweep: Sweep, places: Sequence[Place], show: Callable[[], None] = lambda: None) -> signal.Signals | None:
+    """Runs every job that is planned. One that ends badly stops no other.
+
+    Args:
+        sweep: its jobs.json is written at every change.
+        places: each takes one job at a time.
+        show: called over and over.
+
+    Returns:
+        The signal that stopped it, or None. Ctrl-C, SIGTERM and SIGUSR1 are handed on to the jobs, which end after a
+        checkpoint; a second signal kills them.
+    """
+    sweep.folder.joinpath("logs").mkdir(exist_ok=True)
+    waiting = [job for job in sweep.jobs if job.status == "planned"]
+    started: dict[int, _Started] = {}
+    """By the place's index."""
+    asked: set[int] = set()
+    """The jobs that were told to stop, by number."""
+    try:
+        with _Stop() as stop:
+            while waiting or started:
+                if stop.signal:
+                    waiting.clear()
+                    _hand_on(stop, started.values(), asked)
+                for index, one in list(started.items()):
+                    exit_code = one.running.poll()
+                    if exit_code is not None:
+                        _write_down(sweep, one, exit_code, was_asked=one.job.number in asked, was_killed=stop.at_once)
+                        del started[index]
+                for index, place in enumerate(places):
+                    if index not in started and waiting:
+                        started[index] = _start(sweep, waiting.pop(0), place)
+                show()
+                if started:
+                    time.sleep(POLL_EVERY_S)
+            return stop.signal
+    finally:
+        for one in started.values():  # only where something broke here
+            one.running.stop(signal.SIGTERM)
+
+
+def _start(sweep: Sweep, job: Job, place: Place) -> _Started:
+    words = [*job.overrides]
+    folder = sweep.run_folder(job)
+    if sweep.settings["over_budget"] == "run":
+        words.append("memory.over_budget=warn")
+    if (folder / "config.yaml").exists():
+        words.append(f"resume='{folder}'")
+    else:
+        _move_aside(folder)
+        words.append(f"hydra.run.dir='{folder}'")
+    running = place.start(words, sweep.log(job))
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    spent_s, started = job.wall_s or 0.0, job.started or now
+    job = sweep.update(job, status="running", device=place.name, started=started, message=None, exit_code=None)
+    return _Started(job, running, time.monotonic(), spent_s)
+
+
+def _move_aside(folder: Path) -> None:
+    """A process that ended before it was a run may have left a folder; a new run wants a new one."""
+    number = 1
+    while folder.exists():
+        aside = folder.with_name(f"{folder.name}.aside_{number}")
+        if not aside.exists():
+            folder.rename(aside)
+        number += 1
+
+
+def _hand_on(stop: _Stop, started: Iterable[_Started], asked: set[int]) -> None:
+    for one in started:
+        if stop.at_once:
+            one.running.kill()
+        elif one.job.number not in asked:
+            one.running.stop(signal.SIGINT if stop.signal == signal.SIGINT else signal.SIGTERM)
+        asked.add(one.job.number)
+
+
+def _write_down(sweep: Sweep, one: _Started, exit_code: int, was_asked: bool, was_killed: bool) -> None:
+    status, message = outcome(exit_code, sweep.run_folder(one.job), sweep.log(one.job), was_asked and not was_killed)
+    if was_killed and exit_code == -signal.SIGKILL:
+        message = "killed by a second signal to the sweep"
+    wall_s = one.spent_s + time.monotonic() - one.since_s
+    sweep.update(one.job, status=status, exit_code=exit_code, message=message, wall_s=round(wall_s, 3))
+
+
+class _Stop:
+    """While entered, a first signal is a request, a second one wants it at once."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self.at_once = False
+
+    def __enter__(self) -> _Stop:
+        self._before = {one: signal.signal(one, self._handle) for one in STOPS}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for one, handler in self._before.items():
+            signal.signal(one, handler)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        self.at_once = self.signal is not None
+        self.signal = self.signal or signal.Signals(signum)

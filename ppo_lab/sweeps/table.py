@@ -1,0 +1,218 @@
+"""How a sweep goes, for people: one live table, or plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import rich
+from rich import box
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ppo_lab.sweeps.jobs import Job, Sweep
+
+METRICS_TAIL_BYTES = 65536
+MEASURED = ("Memory/process_device_mib", "Memory/device_used_mib", "Memory/host_peak_rss_mib")
+"""What is set beside the prediction: the first of them that a run has."""
+TABLE_EVERY_S, LINES_EVERY_S = 1.0, 30.0
+STYLES = {"running": "bold", "completed": "green", "failed": "red", "killed": "red", "planned": "dim"}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run's metrics.jsonl says at its end."""
+
+    iterations: int
+    """Completed."""
+    s_per_iteration: float
+    reward: float | None
+    measured_mib: float | None
+
+
+def read_progress(metrics: Path) -> Progress | None:
+    """From the last lines of metrics.jsonl; None before the first iteration has ended."""
+    try:
+        with metrics.open("rb") as file:
+            file.seek(max(0, metrics.stat().st_size - METRICS_TAIL_BYTES))
+            tail = file.read()
+    except FileNotFoundError:
+        return None
+    lines = [line for line in map(_scalars, tail.split(b"\n")) if line]
+    if not lines:
+        return None
+    rewards = [line["Train/mean_reward"] for line in lines if "Train/mean_reward" in line]
+    return Progress(
+        iterations=round(lines[-1]["iteration"]) + 1,
+        s_per_iteration=statistics.fmean(line["Perf/collection_time"] + line["Perf/learning_time"] for line in lines),
+        reward=rewards[-1] if rewards else None,
+        measured_mib=next((lines[-1][tag] for tag in MEASURED if tag in lines[-1]), None),
+    )
+
+
+def _scalars(line: bytes) -> dict[str, float] | None:
+    """None for the half of a line that a tail begins or ends with."""
+    try:
+        scalars: Any = json.loads(line)
+    except ValueError:
+        return None
+    return scalars if isinstance(scalars, dict) and "iteration" in scalars else None
+
+
+def left_s(jobs: list[Job], progress: dict[int, Progress], running_s: dict[int, float], places: int) -> float | None:
+    """Seconds until all is done; None before any job gave a rate.
+
+    From the jobs that have iterated: the mean seconds per transition, and the mean time they took besides. What is
+    left of each job is its transitions at that rate, and a start where it has none behind it; spread over `places`.
+
+    Args:
+        jobs: of the sweep.
+        progress: job number -> how far it is.
+        running_s: job number -> seconds since a running job was started.
+        places: jobs at a time.
+    """
+    rated = [job for job in jobs if job.number in progress]
+    if not rated:
+        return None
+    seconds = sum(progress[job.number].s_per_iteration for job in rated)
+    s_per_transition = seconds / sum(job.transitions for job in rated)
+    besides_s = statistics.fmean(
+        max(0.0, running_s.get(job.number, job.wall_s or 0.0) - _iterating_s(progress[job.number])) for job in rated
+    )
+    need_s = []
+    for job in jobs:
+        if job.status not in ("planned", "running"):
+            continue
+        if job.number in progress:
+            known = progress[job.number]
+            need_s.append((job.max_iterations - known.iterations) * known.s_per_iteration)
+        else:
+            start_s = max(0.0, besides_s - running_s.get(job.number, 0.0))
+            need_s.append(start_s + job.max_iterations * job.transitions * s_per_transition)
+    return max(max(need_s, default=0.0), sum(need_s) / places)
+
+
+def _iterating_s(progress: Progress) -> float:
+    return progress.iterations * progress.s_per_iteration
+
+
+class Board:
+    """Shows the sweep while it runs. A context manager; call `show` over and over."""
+
+    def __init__(self, sweep: Sweep, places: int) -> None:
+        self._sweep = sweep
+        self._places = places
+        self._progress: dict[int, Progress] = {}
+        self._since_s: dict[int, float] = {}
+        self._said: dict[int, str] = {job.number: job.status for job in sweep.jobs}
+        self._console = rich.get_console()
+        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+        self._begun_s = self._shown_s = time.monotonic()
+        self._read(list(sweep.jobs))
+
+    def __enter__(self) -> Board:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def show(self) -> None:
+        now_s = time.monotonic()
+        changed = [job for job in self._sweep.jobs if self._said[job.number] != job.status]
+        for job in changed:
+            self._said[job.number] = job.status
+            self._since_s[job.number] = now_s
+        if not changed and now_s - self._shown_s < (TABLE_EVERY_S if self._live else LINES_EVERY_S):
+            return
+        self._shown_s = now_s
+        running = [job for job in self._sweep.jobs if job.status == "running"]
+        self._read(changed + running)
+        if self._live:
+            self._live.update(Group(self._table(self._console.height - 8), self._whole()), refresh=True)
+        else:
+            for job in changed or running:
+                self._say(self._line(job))
+            self._say(self._whole())
+
+    def table(self) -> RenderableType:
+        """Every job, for the end."""
+        return self._table(len(self._sweep.jobs))
+
+    def _read(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            found = read_progress(self._sweep.run_folder(job) / "metrics.jsonl")
+            if found:
+                self._progress[job.number] = found
+
+    def _table(self, rows: int) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("job", overflow="fold")
+        table.add_column("state", no_wrap=True)
+        for name in ("iteration", "reward", "predicted\nMiB", "measured\nMiB", "left"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for job in _window(self._sweep.jobs, max(1, rows)):
+            cells = (job.name or "the only one", job.status.replace("_", " "), *self._figures(job))
+            table.add_row(*map(Text, cells), style=STYLES.get(job.status))
+        return table
+
+    def _figures(self, job: Job) -> tuple[str, str, str, str, str]:
+        """Iteration, reward, predicted, measured, left."""
+        predicted = ""
+        if job.predicted_bytes is not None:
+            predicted = f"{'>= ' * job.predicted_is_least}{job.predicted_bytes / 2**20:,.0f}"
+        known = self._progress.get(job.number)
+        if known is None:
+            return "", "", predicted, "", ""
+        left = (job.max_iterations - known.iterations) * known.s_per_iteration
+        return (
+            f"{known.iterations}/{job.max_iterations}",
+            "" if known.reward is None else f"{known.reward:.2f}",
+            predicted,
+            "" if known.measured_mib is None else f"{known.measured_mib:,.0f}",
+            _span(left) if job.status == "running" else "",
+        )
+
+    def _line(self, job: Job) -> str:
+        iteration, reward, predicted, measured, left = self._figures(job)
+        parts = {"iteration": iteration, "reward": reward, "predicted MiB": predicted, "measured MiB": measured}
+        parts["left"] = left
+        said = [f"{name} {value}" for name, value in parts.items() if value]
+        why = f": {job.message}" if job.message else ""
+        where = f" on {job.device}" if job.status == "running" else ""
+        name = job.name or "the only one"
+        return " | ".join([f"job {job.number} {name}: {job.status.replace('_', ' ')}{where}{why}", *said])
+
+    def _whole(self) -> str:
+        jobs = self._sweep.jobs
+        over = sum(job.status not in ("planned", "running") for job in jobs)
+        now_s = time.monotonic()
+        running_s = {job.number: now_s - self._since_s[job.number] for job in jobs if job.status == "running"}
+        left = left_s(jobs, self._progress, running_s, self._places)
+        text = f"{over}/{len(jobs)} jobs over"
+        if left is None or over == len(jobs):
+            return text
+        return f"{text} | left {_span(left)} | in all {_span(now_s - self._begun_s + left)}, at the rates so far"
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _window(jobs: list[Job], rows: int) -> list[Job]:
+    """As many as there is room for, around the first that runs or waits."""
+    now = next((job.number for job in jobs if job.status in ("running", "planned")), len(jobs))
+    first = max(0, min(now - rows // 3, len(jobs) - rows))
+    return jobs[first : first + rows]
+
+
+def _span(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

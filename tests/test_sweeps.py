@@ -1,0 +1,673 @@
+"""Sweeps: which jobs, whether they fit, what becomes of each, and that nothing is lost or left behind.
+
+What a job does to the schedule is tried with small programs in place of train.py; what the words mean and what
+isolation gives, with train.py itself.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from ppo_lab import command_line, runs
+from ppo_lab.command_line import ExitCode, OverBudgetError
+from ppo_lab.config import ConfigError
+from ppo_lab.memory import hardware
+from ppo_lab.sweeps import jobs, launcher, places, plan, schedule, table
+from ppo_lab.sweeps.jobs import Job, Sweep
+from ppo_lab.sweeps.places import LocalPlace
+from ppo_lab.sweeps.table import Progress
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TINY = ["experiment=smoke", "env=hover", "device=cpu"]
+
+Train = Callable[..., subprocess.CompletedProcess[str]]
+
+JOB = """
+import json, os, pathlib, signal, subprocess, sys, time
+words = dict(word.split("=", 1) for word in sys.argv[1:])
+folder = pathlib.Path((words.get("hydra.run.dir") or words["resume"]).strip("'"))
+folder.mkdir(exist_ok=True)
+def note(name, text):
+    with (folder / name).open("a") as file:
+        file.write(text + "\\n")
+def end(signum, frame):
+    note("signals", signal.Signals(signum).name)
+    (folder / "summary.json").write_text(json.dumps({"status": "interrupted", "iterations": 7}))
+    sys.exit(130 if signum == signal.SIGINT else 75)
+for signum in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(signum, end)
+note("words", " ".join(sys.argv[1:]))
+note("pids", str(os.getpid()))
+if words["do"] != "die_early":
+    note("config.yaml", "")
+match words["do"]:
+    case "succeed":
+        pass
+    case "fail":
+        print("error: it broke")
+        sys.exit(1)
+    case "vanish":
+        os._exit(1)
+    case "die" | "die_early":
+        os.kill(os.getpid(), signal.SIGKILL)
+    case "does_not_fit":
+        print("error: memory: 9 MiB of 8 MiB free: does not fit")
+        sys.exit(3)
+    case "wait" | "wait_if_new":
+        if "resume" not in words or words["do"] == "wait":
+            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+            note("pids", str(child.pid))
+            note("waits", "")
+            time.sleep(600)
+print("done", os.environ.get("OMP_NUM_THREADS"))
+"""
+"""Does as its word do= says, in the folder that it is given."""
+
+RUN = """
+import sys
+from pathlib import Path
+from ppo_lab.sweeps import jobs, launcher
+from ppo_lab.sweeps.places import LocalPlace
+count, folder, job = sys.argv[1:]
+place = [LocalPlace(f"place {n}", {}, (sys.executable, "-c", job)) for n in range(int(count))]
+sys.exit(launcher.run(jobs.read(Path(folder)), place))
+"""
+
+
+def sweep_of(folder: Path, *does: str, over_budget: str = "skip") -> Sweep:
+    """A planned sweep whose jobs do as they are told."""
+    planned = [
+        Job(
+            number=number,
+            name=f"do={do}",
+            folder=plan.folder_name(number, len(does), f"do={do}"),
+            overrides=(f"do={do}",),
+            max_iterations=10,
+            transitions=100,
+        )
+        for number, do in enumerate(does)
+    ]
+    settings = {"jobs_per_device": 1, "over_budget": over_budget, "resume": None, "reward_threshold": None}
+    folder.mkdir()
+    sweep = Sweep(folder, "2026-11-20T09:00:00+00:00", "python train.py -m do=...", ["do"], "cpu", settings, planned)
+    sweep.save()
+    return sweep
+
+
+def tiny_places(count: int = 1) -> list[LocalPlace]:
+    return [LocalPlace(f"place {n}", {}, (sys.executable, "-c", JOB)) for n in range(count)]
+
+
+def start(sweep: Sweep, count: int) -> subprocess.Popen[str]:
+    """The sweep in a process of its own, on `count` places."""
+    command = [sys.executable, "-c", RUN, str(count), str(sweep.folder), JOB]
+    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(happened: Callable[[], Any], process: subprocess.Popen[str]) -> None:
+    deadline_s = time.monotonic() + 240
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+
+
+def pids(sweep: Sweep) -> list[int]:
+    """Of every process of every job, and of those that they started."""
+    return [int(pid) for file in sweep.folder.glob("*/pids") for pid in file.read_text().split()]
+
+
+def are_gone(numbers: list[int]) -> bool:
+    return not any(psutil.pid_exists(n) and psutil.Process(n).status() != psutil.STATUS_ZOMBIE for n in numbers)
+
+
+def statuses(sweep: Sweep) -> list[str]:
+    return [job.status for job in jobs.read(sweep.folder).jobs]
+
+
+def words_of(sweep: Sweep, number: int) -> list[str]:
+    """What each process of a job was called with."""
+    return (sweep.run_folder(sweep.jobs[number]) / "words").read_text().splitlines()
+
+
+# words -> jobs
+
+
+def test_every_combination_is_one_job_with_the_last_word_turning_fastest() -> None:
+    combinations = plan.expand(["env=hover", "num_envs=512,1024", "algorithm.num_mini_batches=2,4", "seed=range(1,3)"])
+    assert len(combinations) == 8
+    assert combinations[0] == ("env=hover", "num_envs=512", "algorithm.num_mini_batches=2", "seed=1")
+    assert combinations[1] == ("env=hover", "num_envs=512", "algorithm.num_mini_batches=2", "seed=2")
+    assert combinations[7] == ("env=hover", "num_envs=1024", "algorithm.num_mini_batches=4", "seed=2")
+    assert plan.swept_keys(combinations) == ["num_envs", "algorithm.num_mini_batches", "seed"]
+    assert plan.job_names(combinations, plan.swept_keys(combinations))[7] == "num_envs=1024 num_mini_batches=4 seed=2"
+
+
+def test_a_choice_of_files_can_be_swept_too() -> None:
+    assert plan.expand(["env=glob(*)"]) == [("env=go2",), ("env=hover",)]
+
+
+def test_keys_that_end_alike_keep_their_whole_name() -> None:
+    combinations = plan.expand(["network.actor.hidden_dims=[64],[8,8]", "network.critic.hidden_dims=[64],[8,8]"])
+    names = plan.job_names(combinations, plan.swept_keys(combinations))
+    assert names[1] == "network.actor.hidden_dims=[64] network.critic.hidden_dims=[8,8]"
+    folder = plan.folder_name(1, len(combinations), names[1])
+    assert folder == "1_network.actor.hidden_dims=,64,network.critic.hidden_dims=,8,8"
+
+
+@pytest.mark.parametrize("name", ["a=../../etc", "a=$(rm -rf x)", "a='; b", "a=" + "long" * 100, "a=ü/\\:*?", ""])
+def test_a_folder_name_is_one_short_plain_part_of_a_path(name: str) -> None:
+    folder = plan.folder_name(7, 1000, name)
+    assert re.fullmatch(r"007[A-Za-z0-9._,=+-]*", folder)
+    assert len(folder) <= 120
+
+
+WRONG = {
+    "num_envs=0,16": r"^num_envs=0: num_envs=0 is out of range\. Allowed: >= 1\.$",
+    "num_env=16,32": r"^unknown key num_env\. Did you mean num_envs\?",
+    "algorithm.num_mini_batches=4,7,11": r"^num_mini_batches=7: .*7 does not divide 128 .*\(2 of 3 jobs are wrong\)$",
+    "seed=1,1": "is given twice",
+    "seed=interval(0,1)": "has no end of values",
+    "seed=range(0,1000000000)": "more than 10,000 jobs",
+    "seed=range(0,0)": "gives no job at all",
+    "seed=shuffle(1,2)": "jobs run in the order given",
+    "--seed=1,2": "unknown option --seed=1,2",
+    "resume=outputs/x": r"is for one run\. To go on with a sweep: sweep\.resume=FOLDER",
+    "hydra/launcher=basic": "does not go with -m",
+    "hydra.run.dir=here": "does not go with -m",
+    "device=cpu,auto": "a sweep has one kind of device",
+    "sweep.over_budget=skipp": r"Did you mean skip\? Allowed: one of skip, run, stop\.",
+    "sweep.jobs_per_device=0": r"sweep\.jobs_per_device=0 is out of range",
+    "sweep.jobs_per_device=1,2": "Give one, for the whole sweep",
+    "sweep.reward_threshold=high": "Allowed: a number or null",
+    "sweep.jobs=2": r"unknown key sweep\.jobs",
+    "sweep.resume=nowhere": r"sweep\.resume: nowhere is not a sweep's folder: there is no jobs\.json",
+}
+
+
+@pytest.mark.parametrize(("word", "message"), WRONG.items(), ids=WRONG)
+def test_a_wrong_word_is_refused_before_anything_is_written(
+    word: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = [other for other in TINY if other.split("=")[0] != word.split("=")[0]]
+    with pytest.raises(ConfigError, match=message) as refused:
+        plan.prepare(["-m", *tiny, word, f"hydra.sweep.dir={tmp_path / 'sweep'}"])
+    assert "\n" not in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().out == ""
+
+
+def test_one_gpu_of_several_is_not_for_a_sweep_to_name() -> None:
+    with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES=1 leaves it this one"):
+        plan.prepare(["-m", "device=cuda:1"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-m", "num_envs=0,16"], "error: num_envs=0: num_envs=0 is out of range"),
+        (["num_envs=16,32"], "or add -m to train with each"),
+        (["sweep.over_budget=run"], "Add -m"),
+    ],
+)
+def test_the_command_refuses_with_code_2_and_one_line(train: Train, words: list[str], message: str) -> None:
+    done = train(*TINY, *words)
+    assert done.returncode == ExitCode.WRONG_INPUT
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+
+
+# the plan
+
+
+def test_the_plan_is_written_down_and_leaves_out_what_will_not_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*TINY, "num_envs=16,50000000", "seed=1,2", "sweep.jobs_per_device=2"]  # 50 million envs: terabytes
+    for_hydra = plan.prepare(["-m", *words, f"hydra.sweep.dir={tmp_path / 'sweep'}"])
+    assert for_hydra == ["-m", *words, f"hydra.sweep.dir='{tmp_path / 'sweep'}'"]
+    content = json.loads((tmp_path / "sweep" / "jobs.json").read_text())
+    assert content["swept"] == ["num_envs", "seed"]
+    assert content["settings"]["jobs_per_device"] == 2
+    assert [(job["folder"], job["status"], job["transitions"]) for job in content["jobs"]] == [
+        ("0_num_envs=16,seed=1", "planned", 16 * 8),
+        ("1_num_envs=16,seed=2", "planned", 16 * 8),
+        ("2_num_envs=50000000,seed=1", "over_budget", 50_000_000 * 8),
+        ("3_num_envs=50000000,seed=2", "over_budget", 50_000_000 * 8),
+    ]
+    predicted = [job["predicted_bytes"] for job in content["jobs"]]
+    assert 0 < predicted[0] == predicted[1] < hardware.free_bytes("cpu") < predicted[2] == predicted[3]
+    assert [job.is_missing for job in jobs.read(tmp_path / "sweep").jobs] == [True, True, False, False]
+    assert re.fullmatch(r"needs (at least )?[\d,]+ MiB of [\d,]+ MiB free", content["jobs"][2]["message"])
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 3, "one estimate for each num_envs, not for each seed"
+    assert said[0].startswith("plan: 4 jobs, ")
+    assert said[0].endswith(" for each of 2 at a time")
+    assert re.match(r"  1/2 num_envs=16: needs .*: fits", said[1])
+    assert re.match(r"  2/2 num_envs=50000000: needs .*: does not fit$", said[2])
+
+
+def test_a_sweep_may_stop_where_a_job_will_not_fit(tmp_path: Path) -> None:
+    words = [*TINY, "num_envs=50000000", "seed=1,2", "sweep.over_budget=stop"]
+    with pytest.raises(OverBudgetError, match=r"2 of 2 jobs do not fit: seed=1, seed=2\. Try sweep\.over_budget="):
+        plan.prepare(["-m", *words, f"hydra.sweep.dir={tmp_path / 'sweep'}"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_or_try_it_all_the_same(tmp_path: Path) -> None:
+    words = [*TINY, "num_envs=50000000", "sweep.over_budget=run"]
+    plan.prepare(["-m", *words, f"hydra.sweep.dir={tmp_path / 'planned'}"])
+    assert [(job.status, job.folder) for job in jobs.read(tmp_path / "planned").jobs] == [("planned", "0")]
+    sweep = sweep_of(tmp_path / "sweep", "succeed", over_budget="run")
+    schedule.run(sweep, tiny_places())
+    assert "memory.over_budget=warn" in words_of(sweep, 0)[0].split()
+
+
+# devices
+
+
+def test_without_a_gpu_the_cpu_is_the_one_device_and_its_cores_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    cores = len(os.sched_getaffinity(0))
+    (alone,) = places.local_places("cpu", 1)
+    assert (alone.name, alone.environment) == ("cpu", {})
+    shares = places.local_places("cpu", 2)
+    assert [share.environment for share in shares] == [{"OMP_NUM_THREADS": str(max(1, cores // 2))}] * 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert [share.environment for share in places.local_places("cpu", 2)] == [{}, {}], "by hand"
+
+
+def test_each_gpu_that_is_visible_takes_its_share_of_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(hardware, "visible_gpus", lambda: ["0", "GPU-5f"])
+    four = places.local_places("auto", 2)
+    assert [place.environment["CUDA_VISIBLE_DEVICES"] for place in four] == ["0", "GPU-5f"] * 2
+    assert places.local_places("cpu", 1)[0].environment == {}
+
+
+def test_a_gpu_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert hardware.visible_gpus() == []
+    with pytest.raises(ConfigError, match="no NVIDIA GPU is visible"):
+        places.local_places("cuda", 1)
+
+
+# the schedule
+
+
+def test_one_bad_job_stops_no_other_and_each_says_what_became_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = sweep_of(tmp_path / "sweep", "succeed", "fail", "die", "vanish", "does_not_fit", "succeed")
+    assert launcher.run(sweep, tiny_places()) == ExitCode.FAILED
+    ended = jobs.read(sweep.folder).jobs
+    assert [(job.status, job.exit_code) for job in ended] == [
+        ("completed", 0),
+        ("failed", 1),
+        ("killed", -9),
+        ("killed", 1),
+        ("over_budget", 3),
+        ("completed", 0),
+    ]
+    assert [job.message for job in ended] == [
+        None,
+        "it broke",
+        "ended by signal 9 (Killed); the system does that when memory runs out",
+        "ended with code 1 and no word why; it last printed: ",
+        "memory: 9 MiB of 8 MiB free: does not fit",
+        None,
+    ]
+    assert all(job.device == "place 0" and job.started and job.wall_s for job in ended)
+    assert sweep.log(ended[1]).read_text() == "error: it broke\n"
+    said = capsys.readouterr().out
+    assert "missing: 4 of 6 jobs" in said
+    assert f"to run what is missing: python train.py -m do=... sweep.resume={sweep.folder}" in said
+
+
+def test_a_sweep_is_done_when_all_is_completed_or_was_left_out_as_planned(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path / "sweep", "succeed", "fail")
+    sweep.update(sweep.jobs[1], status="over_budget", message="needs 9 MiB of 8 MiB free")
+    assert launcher.run(sweep, tiny_places()) == ExitCode.DONE
+    assert not sweep.run_folder(sweep.jobs[1]).exists()
+
+
+def test_there_are_as_many_jobs_at_a_time_as_places(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path / "sweep", *["succeed"] * 7)
+    running: list[int] = []
+    at: list[set[str | None]] = []
+
+    def look() -> None:
+        now = [job for job in sweep.jobs if job.status == "running"]
+        running.append(len(now))
+        at.append({job.device for job in now})
+
+    schedule.run(sweep, tiny_places(3), look)
+    assert max(running) == 3
+    assert [len(devices) for devices in at] == running, "each in a place of its own"
+    assert statuses(sweep) == ["completed"] * 7
+
+
+def test_jobs_json_is_whole_at_every_moment(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path / "sweep", *["succeed", "fail", "die"] * 4)
+    process = start(sweep, count=3)
+    seen = set()
+    while process.poll() is None:
+        seen.add(tuple(statuses(sweep)))  # would not parse, were it half
+    process.communicate()
+    process.communicate()
+    assert process.returncode == ExitCode.FAILED
+    assert len(seen) > 3
+    assert statuses(sweep) == ["completed", "failed", "killed"] * 4
+
+
+@pytest.mark.parametrize(
+    ("sent", "told", "exit_code"),
+    [
+        (signal.SIGINT, "SIGINT", ExitCode.INTERRUPTED),
+        (signal.SIGTERM, "SIGTERM", ExitCode.REQUEUE),
+        (signal.SIGUSR1, "SIGTERM", ExitCode.REQUEUE),
+    ],
+)
+def test_a_signal_lets_running_jobs_end_well_and_leaves_no_process(
+    tmp_path: Path, sent: signal.Signals, told: str, exit_code: ExitCode
+) -> None:
+    sweep = sweep_of(tmp_path / "sweep", "succeed", "wait", "wait", "succeed")
+    process = start(sweep, count=2)
+    wait_for(lambda: len(list(sweep.folder.glob("*/waits"))) == 2, process)
+    process.send_signal(sent)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == exit_code, said
+    assert "Traceback" not in said
+    assert statuses(sweep) == ["completed", "interrupted", "interrupted", "planned"]
+    assert [job.message for job in jobs.read(sweep.folder).jobs][1] == "stopped after 7 iterations"
+    assert [file.read_text() for file in sweep.folder.glob("*/signals")] == [f"{told}\n"] * 2, "told once"
+    assert are_gone(pids(sweep))
+
+
+STUBBORN = JOB.replace("def end(signum, frame):", "def end(signum, frame):\n    note('waits', 'told'); return")
+
+
+def test_a_second_ctrl_c_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "JOB", STUBBORN)
+    sweep = sweep_of(tmp_path / "sweep", "wait")
+    process = start(sweep, count=1)
+    waits = sweep.run_folder(sweep.jobs[0]) / "waits"
+    wait_for(waits.exists, process)
+    process.send_signal(signal.SIGINT)
+    wait_for(lambda: "told" in waits.read_text(), process)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == ExitCode.INTERRUPTED
+    assert statuses(sweep) == ["killed"]
+    assert jobs.read(sweep.folder).jobs[0].message == "killed by a second signal to the sweep"
+    assert are_gone(pids(sweep))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system must tell a child that its parent is gone")
+def test_jobs_end_with_a_sweep_that_was_killed_and_go_on_where_it_is_resumed(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path / "sweep", "succeed", "wait_if_new", "wait_if_new", "succeed")
+    process = start(sweep, count=2)
+    wait_for(lambda: len(list(sweep.folder.glob("*/waits"))) == 2, process)
+    process.kill()
+    process.communicate(timeout=60)
+    leaders = [int(file.read_text().split()[0]) for file in sweep.folder.glob("*/pids")]
+    deadline_s = time.monotonic() + 60
+    while not are_gone(leaders):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    for left in set(pids(sweep)) - set(leaders):
+        psutil.Process(left).kill()  # train.py's own children end with their work
+    assert statuses(sweep) == ["completed", "running", "running", "planned"]
+
+    again = jobs.read(sweep.folder)
+    again.jobs = [plan._continued(again, planned) for planned in sweep.jobs]
+    assert launcher.run(again, tiny_places()) == ExitCode.DONE
+    assert len(words_of(sweep, 0)) == len(words_of(sweep, 3)) == 1, "not run again"
+    for number in (1, 2):
+        folder = sweep.run_folder(sweep.jobs[number])
+        assert words_of(sweep, number) == [
+            f"do=wait_if_new hydra.run.dir='{folder}'",
+            f"do=wait_if_new resume='{folder}'",
+        ]
+    assert statuses(sweep) == ["completed"] * 4
+
+
+def test_what_a_job_left_before_it_was_a_run_is_moved_aside(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path / "sweep", "die_early")
+    folder = sweep.run_folder(sweep.jobs[0])
+    for attempt in (1, 2, 3):
+        schedule.run(sweep, tiny_places())
+        assert statuses(sweep) == ["killed"]
+        asides = sorted(path.name for path in sweep.folder.glob("*.aside_*"))
+        assert asides == [f"{folder.name}.aside_{n}" for n in range(1, attempt)]
+        assert words_of(sweep, 0) == [f"do=die_early hydra.run.dir='{folder}'"]
+        sweep.update(sweep.jobs[0], status="planned")
+
+
+# resume
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A sweep's folder, and the words that it came from."""
+    folder = tmp_path_factory.mktemp("sweeps") / "sweep"
+    words = ["-m", *TINY, "num_envs=16", "seed=1,2,3,4,5,6"]
+    plan.prepare([*words, f"hydra.sweep.dir={folder}"])
+    return folder, words
+
+
+def test_resume_plans_what_is_missing_and_keeps_what_is_done(planned: tuple[Path, list[str]]) -> None:
+    folder, words = planned
+    sweep = jobs.read(folder)
+    sweep.update(sweep.jobs[0], status="completed", exit_code=0, device="cpu", wall_s=12.0)
+    sweep.update(sweep.jobs[1], status="interrupted", exit_code=130, wall_s=5.0, started="then", message="stopped")
+    sweep.update(sweep.jobs[2], status="failed", exit_code=1, wall_s=5.0, message="it broke")
+    sweep.update(sweep.jobs[3], status="running", started="then")
+    sweep.update(sweep.jobs[4], status="running", started="then", wall_s=3.0)
+    over = sweep.run_folder(sweep.jobs[4])
+    over.mkdir()
+    (over / "summary.json").write_text('{"status": "completed"}')
+    for_hydra = plan.prepare([*words, f"sweep.resume={folder}", "sweep.jobs_per_device=2"])
+    assert for_hydra[-1] == f"hydra.sweep.dir='{folder}'"
+    again = jobs.read(folder)
+    assert [job.status for job in again.jobs] == ["completed", "planned", "planned", "planned", "completed", "planned"]
+    assert again.jobs[0] == sweep.jobs[0]
+    assert (again.jobs[1].wall_s, again.jobs[1].started, again.jobs[1].message) == (5.0, "then", None)
+    assert again.jobs[4].wall_s == 3.0, "its sweep was gone when it came to its end"
+    assert again.settings["jobs_per_device"] == 2
+    assert (again.command, again.started) == (sweep.command, sweep.started)
+
+
+def test_another_command_is_refused_by_what_differs(planned: tuple[Path, list[str]]) -> None:
+    folder, words = planned
+    before = (folder / "jobs.json").read_bytes()
+    for other, message in {
+        "seed=1,2": r"is another sweep: seed is 1,2 here and 1,2,3,4,5,6 there\. Give it the words it began with",
+        "max_iterations=3": "max_iterations is 3 here and not given there",
+    }.items():
+        kept = [word for word in words if word.split("=")[0] != other.split("=")[0]]
+        with pytest.raises(ConfigError, match=message):
+            plan.prepare([*kept, other, f"sweep.resume={folder}"])
+    assert (folder / "jobs.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("change", [{"folder": "../../elsewhere"}, {"number": 3}, {"status": "fine"}, {"extra": 1}])
+def test_a_strangers_jobs_json_cannot_lead_elsewhere(
+    planned: tuple[Path, list[str]], tmp_path: Path, change: dict[str, Any]
+) -> None:
+    content = json.loads((planned[0] / "jobs.json").read_text())
+    content["jobs"][0] |= change
+    (tmp_path / "jobs.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"sweep\.resume: .*jobs\.json is damaged"):
+        plan.prepare([*planned[1], f"sweep.resume={tmp_path}"])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"jobs": [1]}'])
+def test_a_damaged_jobs_json_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "jobs.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"jobs\.json is damaged"):
+        jobs.read(tmp_path)
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from ppo_lab import runs
+with runs.take(Path(sys.argv[1])):
+    print("held", flush=True)
+    input()
+"""
+
+
+def test_a_sweep_that_is_running_is_not_run_twice(planned: tuple[Path, list[str]]) -> None:
+    folder, words = planned
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match="is in use: process"):
+            plan.prepare([*words, f"sweep.resume={folder}"])
+        other.kill()
+    runs.take(folder).close()  # it is gone with its process
+
+
+# what is shown
+
+
+def metrics(folder: Path, count: int, **last: float) -> Path:
+    """`count` iterations of 2 s."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [{"iteration": i, "Perf/collection_time": 1.5, "Perf/learning_time": 0.5} for i in range(count)]
+    lines[-1] |= last
+    path = folder / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_progress_is_read_from_the_end_of_a_file_that_is_being_written(tmp_path: Path) -> None:
+    assert table.read_progress(tmp_path / "metrics.jsonl") is None
+    path = metrics(tmp_path, 5000, **{"Train/mean_reward": 3.5, "Memory/host_peak_rss_mib": 900.0})
+    with path.open("a") as file:
+        file.write('{"iteration": 5000, "Train/mean_rew')
+    assert table.read_progress(path) == Progress(iterations=5000, s_per_iteration=2.0, reward=3.5, measured_mib=900.0)
+
+
+def test_time_left_goes_by_transitions_and_adds_a_start_for_each_job_to_come() -> None:
+    """Two jobs of 100 transitions an iteration at 2 s (0.02 s each), 10 s beside the iterations; 10 iterations each.
+
+    Job 0 is over: 10 + 10 x 2 = 30 s. Job 1 runs, 4 of 10 iterations after 10 + 8 s: 6 x 2 = 12 s are left.
+    Job 2 has 300 transitions an iteration: 10 + 10 x 300 x 0.02 = 70 s. In two places: 82 / 2, but no less than 70.
+    """
+
+    def job(number: int, status: jobs.Status, transitions: int) -> Job:
+        wall_s = 30.0 if status == "completed" else None
+        return Job(number, "", "", (), 10, transitions, status=status, wall_s=wall_s)
+
+    three = [job(0, "completed", 100), job(1, "running", 100), job(2, "planned", 300)]
+    progress = {0: Progress(10, 2.0, None, None), 1: Progress(4, 2.0, None, None)}
+    assert table.left_s(three, {}, {1: 5.0}, 1) is None
+    assert table.left_s(three, progress, {1: 18.0}, 1) == pytest.approx(82)
+    assert table.left_s(three, progress, {1: 18.0}, 2) == pytest.approx(70)
+
+
+# train.py itself
+
+
+@pytest.fixture(scope="module")
+def real(train: Train, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """Three real runs, of which the second breaks."""
+    folder = tmp_path_factory.mktemp("real") / "a sweep"
+    rates = ["algorithm.schedule=fixed", "algorithm.learning_rate=1e-3,1e30,1e-4"]
+    done = train("-m", *TINY, *rates, "memory.count_tensors=true", f"hydra.sweep.dir={folder}")
+    return folder, done
+
+
+def peaks(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line[f"Memory/{row}_mib"] for line in lines for row in ("rollout_peak", "update_peak", "resident")]
+
+
+def test_a_real_sweep_outlives_a_job_that_breaks(real: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, done = real
+    assert done.returncode == ExitCode.FAILED, done.stderr
+    assert done.stderr == ""
+    first, second, third = jobs.read(folder).jobs
+    assert (first.status, second.status, third.status) == ("completed", "failed", "completed")
+    assert second.message
+    assert "value loss became nan in iteration 0; try a lower algorithm.learning_rate" in second.message
+    assert f"sweep folder: {folder}" in done.stdout
+    assert f"job 2 {third.name}: completed | iteration 2/2" in done.stdout
+    for job in (first, second, third):
+        assert json.loads((folder / job.folder / "manifest.json").read_text())["overrides"] == list(job.overrides)
+
+
+def test_the_third_job_holds_what_the_first_held_to_the_byte(
+    real: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, _ = real
+    first, _, third = jobs.read(folder).jobs
+    assert len(peaks(folder / first.folder)) == 6
+    assert peaks(folder / third.folder) == peaks(folder / first.folder)
+
+
+@pytest.mark.slow
+def test_a_job_holds_what_it_holds_alone_to_the_byte(
+    real: tuple[Path, subprocess.CompletedProcess[str]], train: Train, tmp_path: Path
+) -> None:
+    folder, _ = real
+    third = jobs.read(folder).jobs[2]
+    assert train(*third.overrides, f"hydra.run.dir={tmp_path / 'alone'}").returncode == 0
+    assert peaks(folder / third.folder) == peaks(tmp_path / "alone")
+
+
+def test_a_real_job_that_was_killed_goes_on_to_the_very_run_it_would_have_been(train: Train, tmp_path: Path) -> None:
+    words = [*TINY, "max_iterations=60", "save_interval=5", "seed=7"]
+    folder = tmp_path / "sweep"
+    command = [sys.executable, "train.py", "-m", *words, f"hydra.sweep.dir={folder}"]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    run = folder / "0"
+    try:
+        wait_for(lambda: (run / "metrics.jsonl").exists() and len(lines_of(run)) > 12, process)
+        (job,) = psutil.Process(process.pid).children()
+        job.kill()
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == ExitCode.FAILED
+    assert [job.status for job in jobs.read(folder).jobs] == ["killed"]
+    done = train("-m", *words, f"sweep.resume={folder}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert train(*words, f"hydra.run.dir={tmp_path / 'alone'}").returncode == 0
+    assert [job.status for job in jobs.read(folder).jobs] == ["completed"]
+    resumed, alone = learned(run), learned(tmp_path / "alone")
+    assert len(resumed) == 60
+    assert resumed == alone
+
+
+def learned(run: Path) -> list[dict[str, float]]:
+    """The rows of metrics.jsonl that do not tell the time or the memory."""
+    kept = ("iteration", "Loss", "Train", "Policy", "Episode")
+    return [{tag: value for tag, value in row.items() if tag.startswith(kept)} for row in lines_of(run)]
+
+
+def lines_of(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_launcher_is_found_by_hydra_and_is_the_one_for_sweeps() -> None:
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.launcher import Launcher
+
+    names = {f"{found.__module__}.{found.__name__}" for found in Plugins.instance().discover(Launcher)}
+    assert command_line.compose([]).hydra.launcher._target_ in names
