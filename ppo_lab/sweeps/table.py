@@ -113,7 +113,9 @@ class Board:
         self._since_s: dict[int, float] = {}
         self._said: dict[int, str] = {job.number: job.status for job in sweep.jobs}
         self._console = rich.get_console()
-        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+        self._live = (
+            Live(console=self._console, auto_refresh=False, transient=True) if self._console.is_terminal else None
+        )
         self._begun_s = self._shown_s = time.monotonic()
         self._read(list(sweep.jobs))
 
