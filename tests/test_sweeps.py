@@ -392,6 +392,7 @@ def test_a_signal_lets_running_jobs_end_well_and_leaves_no_process(
     said, _ = process.communicate(timeout=60)
     assert process.returncode == exit_code, said
     assert "Traceback" not in said
+    assert "report: " in said
     assert statuses(sweep) == ["completed", "interrupted", "interrupted", "planned"]
     assert [job.message for job in jobs.read(sweep.folder).jobs][1] == "stopped after 7 iterations"
     assert [file.read_text() for file in sweep.folder.glob("*/signals")] == [f"{told}\n"] * 2, "told once"
@@ -610,6 +611,8 @@ def test_a_real_sweep_outlives_a_job_that_breaks(real: tuple[Path, subprocess.Co
     assert second.message
     assert "value loss became nan in iteration 0; try a lower algorithm.learning_rate" in second.message
     assert f"sweep folder: {folder}" in done.stdout
+    assert f"report: {folder / 'report.html'}" in done.stdout
+    assert (folder / "report.html").exists()
     assert f"job 2 {third.name}: completed | iteration 2/2" in done.stdout
     for job in (first, second, third):
         assert json.loads((folder / job.folder / "manifest.json").read_text())["overrides"] == list(job.overrides)

@@ -65,10 +65,8 @@ def _how_to_go_on(sweep: Sweep) -> str:
 def _write_report(folder: Path) -> Path | None:
     """A report that cannot be written must not hide how the sweep went."""
     try:
-        from ppo_lab import report  # type: ignore[attr-defined]
-    except ImportError:  # until it is built
-        return None
-    try:
+        from ppo_lab import report  # loads matplotlib
+
         return report.write(folder)
     except Exception as error:
         _say(f"no report: {error}; python -m ppo_lab.report {folder} tries again")
