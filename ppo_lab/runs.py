@@ -114,7 +114,7 @@ def _continue(target: Path, cfg: DictConfig, overrides: list[str]) -> Run:
     try:
         checkpoint = _newest_whole(folder, at, asked, warnings)
         done = 0 if checkpoint is None else checkpoint + 1
-        if done >= experiment.max_iterations:
+        if done > experiment.max_iterations or (done == experiment.max_iterations and _is_complete(folder)):
             raise ConfigError(
                 f"{asked}: {done} iterations are done, and max_iterations={experiment.max_iterations} is the total. "
                 f"Try max_iterations={2 * done} to train on."
