@@ -20,6 +20,7 @@ def answer(cfg: DictConfig) -> None:
 if __name__ == "__main__":
     with command_line.exit_codes():
         if command_line.is_for_hydra(sys.argv[1:]):
+            command_line.check_question(sys.argv[1:], "estimate")
             answer()
         else:
             sys.exit(estimating.main(sys.argv[1:]))

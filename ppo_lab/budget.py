@@ -8,8 +8,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from ppo_lab.command_line import OverBudgetError
 from ppo_lab.config import ConfigError, ExperimentConfig
 from ppo_lab.memory import fit
+from ppo_lab.memory.closed_form import gradients, optimizer_state, parameters, rollout_storage, total_bytes
 from ppo_lab.memory.estimate import Estimate, estimate
 from ppo_lab.memory.hardware import MIB, Hardware, this_machine
+from ppo_lab.memory.simulator import too_many_envs
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +31,20 @@ def check_budget(
 
     Raises:
         OverBudgetError: it will not fit, by the high figure or, where that is unknown, by the low one; unless
-            memory.over_budget=warn.
+            memory.over_budget=warn. Or the simulator builds no so many envs.
     """
+    if problem := too_many_envs(cfg):
+        raise OverBudgetError(problem)
     try:
         found = estimated.result()
     except (ConfigError, RuntimeError) as error:
         log.info("memory: no prediction: %s", error)
+        least = sum(map(total_bytes, (rollout_storage(cfg), parameters(cfg), gradients(cfg), optimizer_state(cfg))))
+        if least > free_bytes and cfg.memory.over_budget == "stop":
+            raise OverBudgetError(
+                f"rollout, parameters, gradients and optimizer need {least / MIB:,.0f} MiB, with "
+                f"{free_bytes / MIB:,.0f} MiB free. Try a smaller num_envs, num_steps_per_env or network."
+            ) from None
         return None
     if found.hardware.is_gpu != on_gpu:
         log.info("memory: no prediction: there is %s, and torch does not use it", found.hardware.name)

@@ -19,7 +19,7 @@ import hydra
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -27,8 +27,23 @@ from ppo_lab import envs, preflight
 from ppo_lab.config import ConfigError, ExperimentConfig, as_text, check, did_you_mean
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-HYDRA_ANSWERS = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--info", "-i", "-sc"}
-"""Options to which Hydra answers by itself, without a run."""
+_CFG = ("job", "hydra", "all")
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+_COMPLETION = tuple(
+    f"{what}={shell}" for what in ("install", "uninstall", "query") for shell in ("bash", "zsh", "fish")
+)
+HYDRA_ANSWERS: dict[str, tuple[str, ...]] = {
+    **{"--help": (), "-h": (), "--hydra-help": (), "--version": (), "--resolve": ()},
+    **{"--cfg": _CFG, "-c": _CFG, "--info": _INFO, "-i": _INFO},
+    **{"--shell-completion": _COMPLETION, "-sc": _COMPLETION},
+}
+"""Options to which Hydra answers by itself, without a run -> the words of which one must follow."""
+RUN_DIR = "hydra.run.dir="
+SWEEP_DIR = "hydra.sweep.dir="
+"""The settings of Hydra's own that are the user's: others write elsewhere, call anything, or change what is shown."""
+MAX_CONFIG_BYTES = 64 * 1024
+MAX_CONFIG_DEPTH = 16
+"""Of a config.yaml. Ours have 4 KiB, and mappings in mappings in one."""
 
 
 START_KEYS = {"hydra", "sweep", "resume", "reproduce"}
@@ -68,7 +83,7 @@ def exit_codes() -> Iterator[None]:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through
     try:
         yield
-    except (ConfigError, preflight.MachineError) as error:
+    except (ConfigError, preflight.MachineError, HydraException, OmegaConfBaseException) as error:
         _exit(ExitCode.WRONG_INPUT, f"error: {error}")
     except KeyboardInterrupt:
         _exit(ExitCode.INTERRUPTED, "interrupted")
@@ -82,7 +97,26 @@ def exit_codes() -> Iterator[None]:
 
 def is_for_hydra(argv: list[str]) -> bool:
     """Whether Hydra answers by itself, as to --help."""
-    return bool(HYDRA_ANSWERS.intersection(argv))
+    return not HYDRA_ANSWERS.keys().isdisjoint(argv)
+
+
+def check_question(argv: list[str], config_name: str = "config") -> None:
+    """Raises a ConfigError where Hydra would answer `argv` with a traceback, a page of usage, or by unpickling."""
+    words = list(argv)
+    if not {"--cfg", "-c", "--help", "-h"}.isdisjoint(words):
+        words = [word for word in words if word != "--resolve"]
+    option, *more = [word for word in words if word in HYDRA_ANSWERS]
+    if more or option == "--resolve":
+        raise ConfigError(
+            f"{' '.join((option, *more))}: one question at a time; --resolve goes with --cfg. Try --help."
+        )
+    at = words.index(option)
+    if choices := HYDRA_ANSWERS[option]:
+        if words[at + 1 : at + 2] not in [[choice] for choice in choices]:
+            raise ConfigError(f"{option} must be followed by one of {', '.join(choices)}.")
+        del words[at + 1]
+    del words[at]
+    compose(words, config_name)
 
 
 def is_multirun(word: str) -> bool:
@@ -96,30 +130,46 @@ def compose(words: list[str], config_name: str = "config") -> DictConfig:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         try:
             return hydra.compose(config_name, words, return_hydra_config=True)
-        except MissingConfigException as error:
-            group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-            _refuse_choice(group, choice, error.options or [])
         except Exception as error:  # Hydra has its own, and lets AssertionError and ValueError out as well
             env = [word for word in words if word in {f"env={name}" for name in envs.names()}]
             known = _keys(hydra.compose(config_name, env))
             for override in overrides:
                 key, value = override.key_or_group, override.value()
                 if key in _groups() and not isinstance(value, str):
-                    _refuse_choice(key, as_text(value), [path.stem for path in (CONF / key).glob("*.yaml")])
+                    _refuse_choice(key, value)
                 if key not in known and key not in _groups() and not key.startswith("hydra"):
                     _refuse_key(key, known)
-            raise ConfigError(f"cannot apply {' '.join(words)}: {_first_line(error)}") from None
+            raise ConfigError(f"cannot apply {' '.join(map(as_text, words))}: {_first_line(error)}") from None
+
+
+def folder_of(cfg: DictConfig, word: str = RUN_DIR) -> Path:
+    """Where the composed `cfg` wants its run, or with SWEEP_DIR its sweep. Raises a ConfigError."""
+    try:
+        folder = str(OmegaConf.select(cfg, word.rstrip("=")))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{word[:-1]} has no value: {_first_line(error)}. Try {word}FOLDER.") from None
+    if not folder.isprintable() or "\\" in folder or "${" in folder:  # Hydra reads it once more
+        raise ConfigError(f"{word}{as_text(folder)}: allowed are printable characters but for backslashes and ${{.")
+    return Path(os.path.normpath(folder))  # or a/../b would make a
+
+
+def quoted(path: Path) -> str:
+    """A path as a value for the command line, whatever is in it. Not for one that `folder_of` refuses."""
+    text = str(path).replace("'", r"\'")
+    return f"'{text}'"
 
 
 def to_experiment(cfg: DictConfig) -> ExperimentConfig:
     """The typed and checked experiment of a composed configuration. Raises a ConfigError."""
     cfg = without_start(cfg)
     schema = OmegaConf.structured(ExperimentConfig)
-    name = OmegaConf.select(cfg, "env.name")
+    try:
+        name = OmegaConf.select(cfg, "env.name")
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"env.name has no value: {_first_line(error)}. {_one_of(envs.names())}") from None
     if name not in envs.names():
-        raise ConfigError(
-            f"env.name={name} is not an env.{did_you_mean(str(name), envs.names())} " + _one_of(envs.names())
-        )
+        hint = did_you_mean(str(name), envs.names())
+        raise ConfigError(f"env.name={as_text(name)} is not an env.{hint} {_one_of(envs.names())}")
     schema.env = OmegaConf.structured(envs.config_class(name))
     return to_settings(cfg, schema)
 
@@ -129,18 +179,14 @@ def without_start(cfg: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in START_KEYS])
 
 
-def read_experiment(path: Path) -> ExperimentConfig:
-    """The experiment that a run folder's config.yaml holds, checked anew. Raises a ConfigError."""
-    try:
-        return to_experiment(DictConfig(yaml.safe_load(path.read_text())))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: {_first_line(error)}") from None
-
-
 def to_settings(cfg: DictConfig, schema: DictConfig) -> Any:
     """What `cfg` says, as the dataclass that `schema` was made of, checked. Raises a ConfigError."""
     try:
-        merged = OmegaConf.merge(schema, cfg)
+        content = OmegaConf.to_container(cfg, resolve=True)  # the schema does not check what it has to look up
+        for key, value in leaves(content):
+            if isinstance(value, int) and abs(value) >= 2**63:
+                raise ConfigError(f"{key}={as_text(value)} is out of range. Allowed: numbers of 64 bits.")
+        merged = OmegaConf.merge(schema, content)
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise ConfigError(f"{missing[0]} has no value. Give it one: {missing[0]}=...")
@@ -156,34 +202,96 @@ def from_json(text: str) -> ExperimentConfig:
     return to_experiment(DictConfig(json.loads(text)))
 
 
+def read_experiment(path: Path) -> ExperimentConfig:
+    """The experiment in a run folder's config.yaml, from whomever it came: nothing in it is looked up or called.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not an experiment of this version.
+    """
+    try:
+        return to_experiment(_read_plain(path))
+    except ConfigError as error:
+        raise ConfigError(f"{as_text(path)}: {error}") from None
+
+
+def leaves(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Each value in nested dicts and lists, with its dotted key."""
+    if isinstance(content, dict | list):
+        for part, value in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from leaves(value, f"{key}.{part}" if key else str(part))
+    else:
+        yield key, content
+
+
+def _read_plain(path: Path) -> DictConfig:
+    allowed = "Allowed: a config.yaml as train.py writes it."
+    try:
+        if not path.is_file():
+            raise ConfigError(f"is missing, or no file. {allowed}")
+        with path.open("rb") as file:
+            text = file.read(MAX_CONFIG_BYTES + 1)
+        if len(text) > MAX_CONFIG_BYTES:
+            raise ConfigError(f"the file is larger than {MAX_CONFIG_BYTES // 1024} KiB. {allowed}")
+        depth = 0
+        for event in yaml.parse(text, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > MAX_CONFIG_DEPTH:
+                raise ConfigError(f"the file has aliases (*name) or is nested too deeply. {allowed}")
+        content = yaml.safe_load(text)
+        if not isinstance(content, dict):
+            raise ConfigError(f"the file does not hold keys with values. {allowed}")
+        for key, value in leaves(content):
+            if isinstance(value, str) and "${" in value:
+                raise ConfigError(f"{key}={as_text(value)} would be looked up. Allowed: plain values.")
+        return DictConfig(content)
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}. {allowed}") from None
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"is not plain YAML: {_first_line(error)}. {allowed}") from None
+
+
 def parse(word: str, several: bool = False) -> Override:
     """One word of the command line; `several`: it may give several values. Raises a ConfigError."""
     if is_multirun(word):
         raise ConfigError(f"{word} is for sweeps, which train.py alone runs. Leave it out.")
     if word.startswith("-"):
         bare = word.lstrip("-").partition("=")[0]
-        raise ConfigError(f"unknown option {word}. Allowed: words of the form key=value. Try {bare}=..., or --help.")
+        shown = as_text(word)
+        raise ConfigError(f"unknown option {shown}. Allowed: words of the form key=value. Try {bare}=..., or --help.")
     try:
+        word.encode()
         override = OverridesParser.create().parse_override(word)
-    except HydraException:
-        raise ConfigError(f"cannot read {word!r}. Allowed: words of the form key=value; see --help.") from None
+    except Exception:  # Hydra has its own, and lets those of int() and of deep recursion out as well
+        raise ConfigError(f"cannot read '{as_text(word)}'. Allowed: words of the form key=value; see --help.") from None
+    key = override.key_or_group
     if override.is_sweep_override() and not several:
-        key = override.key_or_group
         raise ConfigError(
-            f"{word} gives {key} several values. Give one, or a list in brackets: {key}=[...]; "
+            f"{as_text(word)} gives {key} several values. Give one, or a list in brackets: {key}=[...]; "
             "or add -m to train with each."
         )
+    if override.package is not None:
+        raise ConfigError(f"{as_text(word)} moves {key} to another place. Allowed: {key}=..., without @.")
+    if re.split("[./]", key)[0] == "hydra" and not word.startswith((RUN_DIR, SWEEP_DIR)):
+        raise ConfigError(f"{as_text(word)}: of Hydra's own settings only the run's folder can be set: {RUN_DIR}...")
+    if key in _groups():
+        chosen = override.value()
+        for choice in chosen if isinstance(chosen, list) else [chosen]:
+            if isinstance(choice, str) and choice not in _choices(key) and not override.is_delete():
+                _refuse_choice(key, choice)
     return override
 
 
-def _refuse_choice(group: str, choice: str, options: Sequence[str]) -> NoReturn:
-    hint = did_you_mean(choice, options)
-    raise ConfigError(f"{group}={choice}: there is no such {group}.{hint} {_one_of(options)}") from None
+def _refuse_choice(group: str, choice: Any) -> NoReturn:
+    options = _choices(group)
+    hint = did_you_mean(str(choice), options)
+    raise ConfigError(f"{group}={as_text(choice)}: there is no such {group}.{hint} {_one_of(options)}") from None
 
 
 def _refuse_key(key: str, known: set[str]) -> NoReturn:
     hint = did_you_mean(key, known | _groups())
-    raise ConfigError(f"unknown key {key}.{hint} Allowed: the keys that --cfg job prints.") from None
+    raise ConfigError(f"unknown key {as_text(key)}.{hint} Allowed: the keys that --cfg job prints.") from None
 
 
 def _refuse_value(error: OmegaConfBaseException, schema: DictConfig, cfg: DictConfig) -> NoReturn:
@@ -193,7 +301,7 @@ def _refuse_value(error: OmegaConfBaseException, schema: DictConfig, cfg: DictCo
         _refuse_key(key, _keys(schema))
     got: Any = OmegaConf.to_container(cfg, resolve=False)
     for part in key.split("."):
-        got = got[part]
+        got = got[part] if isinstance(got, dict) else got
     raise ConfigError(f"{key}={as_text(got)} is of the wrong kind. Allowed: {kind}.") from None
 
 
@@ -241,15 +349,19 @@ def _groups() -> set[str]:
     return {path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"}
 
 
+def _choices(group: str) -> list[str]:
+    return [path.stem for path in (CONF / group).glob("*.yaml")]
+
+
 def _one_of(options: Sequence[str]) -> str:
     return "Allowed: " + ", ".join(sorted(options)) + "."
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]
+    return as_text(str(error).strip().partition("\n")[0])
 
 
 def _exit(code: ExitCode, message: str) -> NoReturn:
     logging.shutdown()
-    print(message, file=sys.stderr)
+    print("".join(c if c.isprintable() else " " for c in message.strip()), file=sys.stderr)
     sys.exit(code)

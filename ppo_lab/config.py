@@ -20,6 +20,15 @@ from typing import Any, ClassVar
 ACTIVATIONS = tuple("elu selu relu crelu lrelu tanh sigmoid softplus gelu swish mish identity".split())
 
 
+MOST_SHOWN = 300
+"""Characters of a value in a message."""
+INT32_MAX = 2**31 - 1
+"""The simulator and BLAS count in 32 bits."""
+FLOAT32_MAX = (2 - 2**-23) * 2.0**127
+ADDRESS_SPACE_BYTES = 2**47
+"""What a process can address at all on x86-64 and most others."""
+
+
 class ConfigError(ValueError):
     """A configuration that cannot be run; the text says what, what was got, what is allowed and the mend."""
 
@@ -39,22 +48,25 @@ class Range:
     def admits(self, value: Any) -> bool:
         match value:
             case dict():
-                return all(map(self.admits, value.values()))
+                return all(map(self._admits_item, value.values()))
             case list():
                 has_items = len(value) > 0 if self.items is None else len(value) == self.items
-                return has_items and all(map(self.admits, value))
+                return has_items and all(map(self._admits_item, value))
             case str():
                 return (not self.choices or value in self.choices) and (
                     self.pattern is None or re.fullmatch(self.pattern, value) is not None
                 )
             case int() | float():
                 return (
-                    math.isfinite(value)
+                    abs(value) <= FLOAT32_MAX
                     and (self.at_least is None or value >= self.at_least)
                     and (self.above is None or value > self.above)
                     and (self.at_most is None or value <= self.at_most)
                 )
         return True
+
+    def _admits_item(self, value: Any) -> bool:
+        return not isinstance(value, dict | list) and self.admits(value)
 
     def __str__(self) -> str:
         words = [
@@ -65,12 +77,17 @@ class Range:
             self.above is not None and f"> {self.above:.10g}",
             self.at_most is not None and f"<= {self.at_most:.10g}",
         ]
-        return ", ".join(word for word in words if word) or "finite"
+        return ", ".join(word for word in words if word) or "finite, in 32 bits"
 
 
 def setting(**allowed: Any) -> Any:
     """A field that must be given and must lie within `Range(**allowed)`."""
     return field(metadata={"range": Range(**allowed)})
+
+
+def count() -> Any:
+    """A field that must be given, a number of things."""
+    return setting(at_least=1, at_most=INT32_MAX)
 
 
 @dataclass
@@ -84,7 +101,7 @@ class EnvConfig:
     """The env's file under `conf/env` and its module under `ppo_lab/envs`."""
     dt: float = setting(above=0)
     """Control step, s."""
-    substeps: int = setting(at_least=1)
+    substeps: int = count()
     """Simulator steps in each control step."""
     episode_length_s: float = setting(above=0)
     """An episode that lasts longer ends as a time-out."""
@@ -109,6 +126,12 @@ class EnvConfig:
             if low > high:
                 yield f"env.{name}=[{low},{high}] has low above high. Try env.{name}=[{high},{low}]."
 
+    def too_long(self, name: str) -> Iterator[str]:
+        """Says so when the time `name` has more steps than can be counted."""
+        time_s = getattr(self, name)
+        if time_s / self.dt > INT32_MAX:
+            yield f"env.{name}={time_s} is too many steps of env.dt={self.dt} s. Allowed: up to {INT32_MAX} steps."
+
     def not_unit(self, name: str) -> Iterator[str]:
         """Says so when the quaternion `name` is not of length 1."""
         length = math.hypot(*getattr(self, name))
@@ -120,8 +143,8 @@ class EnvConfig:
 class AlgorithmConfig:
     """The parameters of rsl_rl's PPO, by rsl_rl's names."""
 
-    num_learning_epochs: int = setting(at_least=1)
-    num_mini_batches: int = setting(at_least=1)
+    num_learning_epochs: int = count()
+    num_mini_batches: int = count()
     clip_param: float = setting(above=0)
     gamma: float = setting(at_least=0, at_most=1)
     lam: float = setting(at_least=0, at_most=1)
@@ -179,7 +202,7 @@ class MemoryConfig:
 class CheckpointConfig:
     """What is kept for resuming, beside the weights every `save_interval` iterations."""
 
-    keep_state: int = setting(at_least=1)
+    keep_state: int = count()
     """The newest checkpoints from which a run can go on exactly; older ones keep the weights."""
     every_seconds: float | None = setting(above=0)
     """Save also when this much time has passed; null: only every save_interval."""
@@ -208,14 +231,14 @@ class ExperimentConfig:
     network: NetworkConfig = setting()
     memory: MemoryConfig = setting()
     checkpoint: CheckpointConfig = setting()
-    num_envs: int = setting(at_least=1)
-    num_steps_per_env: int = setting(at_least=1)
+    num_envs: int = count()
+    num_steps_per_env: int = count()
     """Steps of every env in one rollout."""
-    max_iterations: int = setting(at_least=1)
-    save_interval: int = setting(at_least=1)
+    max_iterations: int = count()
+    save_interval: int = count()
     """Iterations between checkpoints; see also checkpoint.every_seconds."""
     seed: int = setting(at_least=0, at_most=2**32 - 1)
-    device: str = setting(pattern=r"auto|cpu|cuda(:\d+)?")
+    device: str = setting(pattern=r"auto|cpu|cuda(:[0-9]{1,2})?")
     deterministic: bool = setting()
     """On a GPU, use deterministic algorithms alone, so that the same seed gives the same bits."""
     run_name: str = setting(pattern=r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -239,8 +262,10 @@ def check(settings: Any) -> None:
 
     `settings`: an ExperimentConfig, or any dataclass of `setting` fields.
     """
-    combinations = _impossible_combinations(settings) if isinstance(settings, ExperimentConfig) else ()
-    for problem in itertools.chain(_out_of_range(settings), combinations):
+    problems = [_out_of_range(settings)]
+    if isinstance(settings, ExperimentConfig):
+        problems += [_unaddressable(settings), _impossible_combinations(settings)]
+    for problem in itertools.chain(*problems):
         raise ConfigError(problem)
 
 
@@ -252,6 +277,20 @@ def _out_of_range(node: Any, prefix: str = "") -> Iterator[str]:
         elif not allowed.admits(value):
             hint = did_you_mean(str(value), allowed.choices)
             yield f"{prefix}{f.name}={as_text(value)} is out of range.{hint} Allowed: {allowed}."
+
+
+def _unaddressable(cfg: ExperimentConfig) -> Iterator[str]:
+    """Tensors that no process can hold, on whatever machine."""
+    needs_bytes = {("observations", "num_envs or num_steps_per_env"): 4 * cfg.transitions * cfg.env.num_obs}
+    for name, model, outputs in (("actor", cfg.network.actor, cfg.env.num_actions), ("critic", cfg.network.critic, 1)):
+        widths, smaller = [cfg.env.num_obs, *model.hidden_dims, outputs], f"network.{name}.hidden_dims"
+        needs_bytes[f"{name}'s weights", smaller] = 4 * sum(
+            before * after for before, after in itertools.pairwise(widths)
+        )
+        needs_bytes[f"{name}'s outputs", smaller] = 4 * max(widths) * max(cfg.num_envs, cfg.mini_batch_size)
+    for (what, smaller), size in needs_bytes.items():
+        if size > ADDRESS_SPACE_BYTES:
+            yield f"the {what} would take {size:,} B; a process has {ADDRESS_SPACE_BYTES:,}. Try a smaller {smaller}."
 
 
 def _impossible_combinations(cfg: ExperimentConfig) -> Iterator[str]:
@@ -267,15 +306,22 @@ def _impossible_combinations(cfg: ExperimentConfig) -> Iterator[str]:
             f"got {rollout} in {cfg.algorithm.num_mini_batches}. "
             f"Try algorithm.num_mini_batches={cfg.transitions // 2}."
         )
+    yield from cfg.env.too_long("episode_length_s")
     yield from cfg.env.problems()
 
 
 def nearest_divisors(cfg: ExperimentConfig) -> list[int]:
     """The numbers of mini-batches nearest to the one asked for, below and above, that divide the rollout."""
-    asked, transitions = cfg.algorithm.num_mini_batches, cfg.transitions
-    below = next(n for n in range(min(asked, transitions), 0, -1) if transitions % n == 0)
-    above = next((n for n in range(asked, transitions + 1) if transitions % n == 0), below)
+    asked = cfg.algorithm.num_mini_batches
+    divisors = {n * m for n in _divisors(cfg.num_envs) for m in _divisors(cfg.num_steps_per_env)}
+    below = max(n for n in divisors if n <= asked)
+    above = min((n for n in divisors if n >= asked), default=below)
     return sorted({below, above})
+
+
+def _divisors(number: int) -> set[int]:
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return {*small, *(number // n for n in small)}
 
 
 def did_you_mean(word: str, known: Collection[str]) -> str:
@@ -293,10 +339,17 @@ def to_json(cfg: ExperimentConfig) -> str:
 
 
 def as_text(value: Any) -> str:
-    """A value as one would type it on the command line."""
+    """A value as one would type it on the command line, fit for a message: printable, and not too long."""
     match value:
         case bool() | None:
             return {True: "true", False: "false", None: "null"}[value]
         case list():
-            return "[" + ",".join(map(as_text, value)) + "]"
-    return str(value)
+            return _shortened("[" + ",".join(map(as_text, value[:MOST_SHOWN])) + "]")
+        case int():
+            return str(value) if abs(value) < 10**MOST_SHOWN else f"a number of {value.bit_length()} bits"
+    return _shortened(str(value))
+
+
+def _shortened(text: str) -> str:
+    text = text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN // 2]}...{text[-MOST_SHOWN // 2 :]}"
+    return text if text.isprintable() else repr(text)[1:-1]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from omegaconf import OmegaConf
 
 from ppo_lab import command_line
 from ppo_lab.command_line import ExitCode
-from ppo_lab.config import ConfigError, ExperimentConfig, setting
+from ppo_lab.config import ConfigError, ExperimentConfig, as_text, setting
 from ppo_lab.memory import fit, hardware, measured, render
 from ppo_lab.memory.allocator import settings_of_this_process
 from ppo_lab.memory.calibration import measured_overheads
@@ -51,7 +53,9 @@ def _answer(cfg: ExperimentConfig, question: Question) -> ExitCode:
     if plot and not question.trace:
         raise ConfigError("trace=false leaves nothing to draw. Allowed with plot: trace=true.")
     if plot and not Path(plot).parent.is_dir():
-        raise ConfigError(f"plot={plot}: there is no folder {Path(plot).parent}.")
+        raise ConfigError(f"plot={as_text(plot)}: there is no folder {as_text(Path(plot).parent)}.")
+    if plot and Path(plot).is_dir():
+        raise ConfigError(f"plot={as_text(plot)} is a folder. Allowed: the name of a new file.")
     if question.run is not None:
         return _compare(Path(question.run), question.format)
     if (question.trace or question.fit) and simulator_memory(cfg) is None:
@@ -66,13 +70,15 @@ def _answer(cfg: ExperimentConfig, question: Question) -> ExitCode:
             rich.print(render.explanation(cfg))
         rich.print(render.table(found))
     if plot:
-        _draw(cfg, found, Path(plot))
+        try:
+            _draw(cfg, found, Path(plot))
+        except OSError as error:
+            raise ConfigError(f"plot={as_text(plot)} cannot be written: {error.strerror}.") from None
     return ExitCode.OVER_BUDGET if found.fits is False else ExitCode.DONE
 
 
 def ask(words: list[str]) -> tuple[ExperimentConfig, Question]:
     """The experiment and the question in `words`. Raises a ConfigError."""
-    OmegaConf.register_new_resolver("this_machine", _this_machine, replace=True)
     cfg = command_line.compose(words, "estimate")
     own = {f.name for f in dataclasses.fields(Question)}
     question = command_line.to_settings(OmegaConf.masked_copy(cfg, list(own)), OmegaConf.structured(Question))
@@ -81,7 +87,10 @@ def ask(words: list[str]) -> tuple[ExperimentConfig, Question]:
 
 
 def _this_machine(field: str) -> Any:
-    return getattr(hardware.this_machine(), field)
+    return dataclasses.asdict(hardware.this_machine())[field]
+
+
+OmegaConf.register_new_resolver("this_machine", _this_machine, replace=True)
 
 
 def _fit(cfg: ExperimentConfig, question: Question) -> ExitCode:
@@ -100,16 +109,30 @@ def _fit(cfg: ExperimentConfig, question: Question) -> ExitCode:
 
 
 def _compare(folder: Path, form: str) -> ExitCode:
-    run = measured.read_run(folder)
+    with _as_train_writes_it(folder):
+        run = measured.read_run(folder)
     prediction = run.estimate or render.as_json(estimate(run.cfg, run.hardware))
-    comparisons = measured.compare(prediction, run.peak_mib)
-    overhead_bytes = measured.learn_overhead(run, prediction)
-    if form == "json":
+    with _as_train_writes_it(folder):
+        comparisons = measured.compare(prediction, run.peak_mib)
+        overhead_bytes = measured.learn_overhead(run, prediction)
         rows = [measured.as_json(comparison) for comparison in comparisons]
+    if form == "json":
         print(json.dumps({"run": str(folder), "memory": rows, "overhead_bytes": overhead_bytes}, indent=2))
     else:
         rich.print(render.comparison_table(comparisons, overhead_bytes))
     return ExitCode.DONE
+
+
+@contextmanager
+def _as_train_writes_it(folder: Path) -> Iterator[None]:
+    """A run folder may come from anywhere: whatever is not as expected in its files is a ConfigError."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        what = as_text(f"{type(error).__name__}: {error}")
+        raise ConfigError(f"run={as_text(folder)}: its files are not as train.py writes them ({what}).") from None
 
 
 def _draw(cfg: ExperimentConfig, found: Estimate, path: Path) -> None:

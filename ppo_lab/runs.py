@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -11,6 +13,7 @@ from typing import IO, Any
 from omegaconf import DictConfig, OmegaConf
 
 from ppo_lab import command_line, preflight
+from ppo_lab.command_line import RUN_DIR, SWEEP_DIR, quoted
 from ppo_lab.config import ConfigError, ExperimentConfig, as_text
 from ppo_lab.files import flaw, is_locked, lock, numbered
 
@@ -47,20 +50,21 @@ def prepare(words: list[str]) -> tuple[Run | None, list[str]]:
         MachineError: the machine cannot run it.
     """
     if command_line.is_for_hydra(words):
+        command_line.check_question(words)
         return None, words
     for word in words:
-        if word.lstrip("+~").startswith("sweep."):
+        if word.lstrip("+~").startswith(("sweep.", SWEEP_DIR)):
             raise ConfigError(f"{word} is for sweeps. Add -m: python train.py -m ...")
     cfg = command_line.compose(words)
     if cfg.resume is not None and cfg.reproduce is not None:
         raise ConfigError("resume= and reproduce= exclude each other: one goes on in a folder, the other begins anew.")
     preflight.check_system_libraries()
-    folder = Path(cfg.hydra.run.dir)
-    by_hand = any(word.startswith("hydra.run.dir=") for word in words)
+    folder = command_line.folder_of(cfg)
+    by_hand = any(word.startswith(RUN_DIR) for word in words)
     ours = [word for word in words if not word.startswith("hydra.")]
-    for_hydra = [word for word in words if not word.startswith("hydra.run.dir=")]
+    for_hydra = [word for word in words if not word.startswith(RUN_DIR)]
 
-    target = None if cfg.resume is None else Path(cfg.resume)
+    target = _named(cfg, "resume")
     if cfg.resume == "auto":
         target = _newest_unfinished(command_line.to_experiment(cfg), folder, by_hand)
     if target is not None:
@@ -70,15 +74,26 @@ def prepare(words: list[str]) -> tuple[Run | None, list[str]]:
         for_hydra.append("hydra.output_subdir=null")  # the run has its .hydra already
     else:
         run = _begin(cfg, folder, ours, may_be_renamed=not by_hand)
-    return run, [*for_hydra, f"hydra.run.dir='{run.folder}'"]
+    return run, [*for_hydra, f"{RUN_DIR}{quoted(run.folder)}"]
+
+
+def _named(cfg: DictConfig, key: str) -> Path | None:
+    """The path that `key` gives; it may be missing, but can be looked for."""
+    if cfg[key] is None:
+        return None
+    path = Path(str(cfg[key]))
+    try:
+        path.exists()
+    except OSError as error:
+        raise ConfigError(f"{key}={as_text(path)}: {error.strerror}. Allowed: a run folder.") from None
+    return path
 
 
 def _begin(cfg: DictConfig, folder: Path, overrides: list[str], may_be_renamed: bool) -> Run:
-    original = None
-    if cfg.reproduce is None:
+    original = _named(cfg, "reproduce")
+    if original is None:
         experiment = command_line.to_experiment(cfg)
     else:
-        original = Path(cfg.reproduce)
         saved = _saved_experiment(original, f"reproduce={original}")
         if not (original / "metrics.jsonl").is_file():
             raise ConfigError(f"reproduce={original}: it has no metrics.jsonl, and so nothing to compare with.")
@@ -210,29 +225,34 @@ def _resumable(folder: Path, broken: list[str] | None = None) -> str:
     return f"Allowed: those of iteration {' or '.join(there)}." if there else "The weights alone cannot go on exactly."
 
 
-def make_new_folder(wanted: Path, may_be_renamed: bool, setting: str = "hydra.run.dir") -> Path:
+def make_new_folder(wanted: Path, may_be_renamed: bool, word: str = RUN_DIR) -> Path:
     """Makes the folder `wanted`, or one beside it with a number; an existing run is never written over.
 
-    `setting`: the key that names it. Raises a ConfigError.
+    `word`: begins the one that names it. Raises a ConfigError.
     """
     folder, number = wanted, 1
+    new: list[Path] = []
     while True:
         try:
+            new = [path for path in (folder, *folder.parents) if not path.exists()]
             folder.mkdir(parents=True)
             return folder
         except FileExistsError:
             if not may_be_renamed:
-                if folder.is_dir() and not any(folder.iterdir()):
+                if folder.is_dir() and os.access(folder, os.R_OK | os.X_OK) and not any(folder.iterdir()):
                     return folder
                 raise ConfigError(
-                    f"{setting}={folder} exists and is not an empty folder; a run never writes over another; "
+                    f"{word}{as_text(folder)} exists and is not an empty folder; a run never writes over another; "
                     "name a new folder."
                 ) from None
             number += 1
             folder = wanted.with_name(f"{wanted.name}_{number}")
         except OSError as error:
+            for path in new:
+                with suppress(OSError):
+                    path.rmdir()
             raise ConfigError(
-                f"cannot make the run folder {folder}: {error.strerror}; choose another with {setting}=FOLDER."
+                f"cannot make the run folder {as_text(folder)}: {error.strerror}; choose another with {word}FOLDER."
             ) from None
 
 

@@ -102,7 +102,7 @@ WRONG = {
     "network=null": "network=null: there is no such network. Allowed: mlp.",
     "env.name=base": "env.name=base is not an env. Allowed: go2, hover.",
     "network.activation=eluu": "network.activation=eluu is out of range. Did you mean elu?",
-    "hydra.surprise=1": "cannot apply hydra.surprise=1",
+    "hydra.surprise=1": "of Hydra's own settings only the run's folder can be set: hydra.run.dir=...",
     # wrong kinds
     "num_envs=many": "num_envs=many is of the wrong kind. Allowed: a whole number.",
     "num_envs=1.5": "num_envs=1.5 is of the wrong kind.",
@@ -116,7 +116,7 @@ WRONG = {
     "memory=3": "Allowed: a group of settings: count_tensors, over_budget.",
     "env.kp=stiff": "env.kp=stiff is of the wrong kind. Allowed: a number.",
     # out of range
-    "num_envs=0": "num_envs=0 is out of range. Allowed: >= 1.",
+    "num_envs=0": "num_envs=0 is out of range. Allowed: >= 1, <= 2147483647.",
     "network.hidden_dims=[64,0]": "network.hidden_dims=[64,0] is out of range.",
     "network.hidden_dims=[]": "network.hidden_dims=[] is out of range.",
     "algorithm.gamma=1.01": "algorithm.gamma=1.01 is out of range. Allowed: >= 0, <= 1.",

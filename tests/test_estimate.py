@@ -17,6 +17,7 @@ from ppo_lab.config import ConfigError, ExperimentConfig
 from ppo_lab.memory import calibration, measured, render, simulator
 from ppo_lab.memory.estimate import Estimate, Span, estimate, fits, whole_device
 from ppo_lab.memory.hardware import MIB, Hardware
+from ppo_lab.memory.trace import trace
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 Experiment = Callable[..., ExperimentConfig]
@@ -94,7 +95,7 @@ WRONG = {
     "format=xml": "format=xml is out of range. Allowed: one of table, json, png.",
     "fit=largest": "fit=largest is out of range. Allowed: one of num_envs, num_mini_batches, frontier.",
     "num_envs=0": "num_envs=0 is out of range.",
-    "run=nowhere": "run=nowhere is not a run folder of train.py: config.yaml is missing.",
+    "run=nowhere": "nowhere/config.yaml: is missing",
     "plot=picture.jpg": "plot=picture.jpg is out of range.",
     "plot=no/such/folder.png": "plot=no/such/folder.png: there is no folder no/such.",
     "algorithm.use_mixed_precision=true": "algorithm.use_mixed_precision=true cannot be traced for a GPU",
@@ -168,8 +169,22 @@ def test_what_cannot_be_predicted_does_not_stop_a_run(experiment: Experiment, ca
     failed: Future[Estimate] = Future()
     failed.set_exception(ConfigError("this cannot be traced"))
     with caplog.at_level(logging.INFO):
-        assert budget.check_budget(experiment(), failed, free_bytes=1) is None
+        assert budget.check_budget(experiment(), failed, free_bytes=2**30) is None
+    with pytest.raises(OverBudgetError, match="rollout, parameters, gradients and optimizer need 38 MiB, with 37 MiB"):
+        budget.check_budget(experiment(), failed, free_bytes=37 * 2**20)
     assert "this cannot be traced" in caplog.text
+
+
+def test_more_envs_than_the_simulator_builds_are_refused_whatever_the_memory(experiment: Experiment) -> None:
+    # Go2: 486 rows x 18 degrees of freedom x 245,482 envs is the last product below 2^31
+    assert simulator.too_many_envs(experiment("num_envs=245482", "num_steps_per_env=2")) is None
+    with pytest.raises(OverBudgetError, match="Allowed: up to num_envs=245482"):
+        budget.check_budget(experiment("num_envs=245484", "num_steps_per_env=2"), Future(), free_bytes=2**60)
+
+
+def test_an_iteration_too_long_to_trace_is_not_traced(experiment: Experiment) -> None:
+    with pytest.raises(ConfigError, match=r"an iteration of 100,020 steps and mini-batches is too long to trace"):
+        trace(experiment("num_steps_per_env=100000"))  # and 5 epochs x 4 mini-batches
 
 
 def finished_run(folder: Path, peak_rss_mib: float) -> Path:

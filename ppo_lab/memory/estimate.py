@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import median_low
 from typing import Literal
 
-from ppo_lab.config import ExperimentConfig
+from ppo_lab.config import ConfigError, ExperimentConfig
 from ppo_lab.memory import allocator, closed_form, simulator
 from ppo_lab.memory.calibration import measured_overheads
 from ppo_lab.memory.closed_form import total_bytes
@@ -93,9 +93,12 @@ def estimate(
             Without, what the simulator holds is None for it.
 
     Raises:
-        ConfigError: a setting that cannot be traced, or an allocator setting that cannot be simulated.
+        ConfigError: a setting that cannot be traced, or an allocator setting that cannot be simulated; more envs than
+            the simulator builds.
         MeasurementError: the env cannot be built to be counted.
     """
+    if problem := simulator.too_many_envs(cfg):
+        raise ConfigError(problem)
     rollout = total_bytes(closed_form.rollout_storage(cfg))
     mini_batch = total_bytes(closed_form.mini_batch(cfg))
     parameters = closed_form.parameters(cfg)

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from ppo_lab.config import setting
+from ppo_lab.config import INT32_MAX, count, setting
 from ppo_lab.preflight import cpu_name
 
 MIB = 2**20
@@ -21,11 +21,11 @@ class Hardware:
     """What of a device decides how much a run holds there, and whether it fits."""
 
     name: str = setting()
-    memory_mib: int = setting(at_least=1)
+    memory_mib: int = count()
     """The whole device, as nvidia-smi reports it; of a CPU, the host's memory."""
-    compute_capability: str = setting(pattern=r"\d+\.\d|cpu")
+    compute_capability: str = setting(pattern=r"[0-9]{1,3}\.[0-9]|cpu")
     """Decides the size of cuBLAS workspaces."""
-    multiprocessors: int = setting(at_least=0)
+    multiprocessors: int = setting(at_least=0, at_most=INT32_MAX)
     """Decide how much scratch the simulator keeps."""
 
     @property

@@ -8,9 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import DictConfig
-
 from ppo_lab import command_line
 from ppo_lab.config import ConfigError, ExperimentConfig
 from ppo_lab.memory.calibration import Overhead, remember
@@ -72,8 +69,8 @@ class FinishedRun:
 
 def read_run(folder: Path) -> FinishedRun:
     """Reads a run folder. Raises a ConfigError where it is none, or has measured nothing."""
+    cfg = command_line.read_experiment(folder / "config.yaml")
     try:
-        cfg = command_line.to_experiment(DictConfig(yaml.safe_load((folder / "config.yaml").read_text())))
         manifest = json.loads((folder / "manifest.json").read_text())
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     except (OSError, ValueError) as error:

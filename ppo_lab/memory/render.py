@@ -8,6 +8,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -69,7 +70,8 @@ def explanation(cfg: ExperimentConfig) -> RenderableType:
 
 def fits_table(card: Hardware, fits: Sequence[Fit], overhead_known: bool) -> RenderableType:
     """The largest runs that a card holds, and what stops the next."""
-    rows = Table(title=f"The largest that {card.name} holds", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    title = f"The largest that {escape(card.name)} holds"
+    rows = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for name in ("num_envs", "mini-batches", "needs MiB", f"of {_mib(card.memory_bytes)}", "the next", "needs MiB"):
         rows.add_column(name, justify="right")
     rows.add_column("and is stopped by")
@@ -148,7 +150,8 @@ def _components(estimate: Estimate) -> Table:
 
 def _on_device(estimate: Estimate) -> Table:
     hardware = estimate.hardware
-    figures = Table(title=f"On {hardware.name}, MiB", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    title = f"On {escape(hardware.name)}, MiB"
+    figures = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     figures.add_column("at the peak")
     for name in ("low", "likely", "high", f"of its {_mib(hardware.memory_bytes)} MiB"):
         figures.add_column(name, justify="right", no_wrap=True)

@@ -119,6 +119,17 @@ def simulator_memory(cfg: ExperimentConfig) -> SimulatorMemory | None:
     return None
 
 
+def too_many_envs(cfg: ExperimentConfig) -> str | None:
+    """Says so when Genesis would not build that many envs, however much memory there is."""
+    counted = simulator_memory(cfg)
+    if counted is None or cfg.num_envs <= (most := counted.max_num_envs()):
+        return None
+    return (
+        f"num_envs={cfg.num_envs} is more than the simulator builds of this env, whose constraint Jacobian may have "
+        f"{INT32_MAX:,} elements. Allowed: up to num_envs={most}."
+    )
+
+
 def measure(cfg: ExperimentConfig) -> SimulatorMemory:
     """Counts the memory of `cfg`'s env in a subprocess, and remembers it. Takes half a minute to several.
 

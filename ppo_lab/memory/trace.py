@@ -19,6 +19,8 @@ from ppo_lab import config
 from ppo_lab.config import ConfigError, ExperimentConfig
 
 DeviceType = Literal["cpu", "cuda"]
+MOST_TRACED = 20_000
+"""Steps and mini-batches of an iteration; each takes some 10 ms."""
 
 CATEGORIES = (
     "parameters",  # weights, the deviation, the normalizers' moments
@@ -89,6 +91,12 @@ def trace(cfg: ExperimentConfig, device_type: DeviceType = "cpu") -> Trace:
         raise ConfigError(
             "algorithm.use_mixed_precision=true cannot be traced for a GPU, where other operations than on a CPU go in "
             "bfloat16. Allowed: false."
+        )
+    rounds = cfg.num_steps_per_env + cfg.algorithm.num_learning_epochs * cfg.algorithm.num_mini_batches
+    if rounds > MOST_TRACED:
+        raise ConfigError(
+            f"an iteration of {rounds:,} steps and mini-batches is too long to trace. Allowed: {MOST_TRACED:,}; see "
+            "num_steps_per_env, algorithm.num_learning_epochs and algorithm.num_mini_batches."
         )
     child = subprocess.run(
         [sys.executable, "-m", "ppo_lab.memory.tracer", device_type],

@@ -22,7 +22,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from ppo_lab import command_line, config, preflight, runs
-from ppo_lab.command_line import OverBudgetError
+from ppo_lab.command_line import SWEEP_DIR, OverBudgetError, quoted
 from ppo_lab.config import ConfigError, ExperimentConfig, SweepConfig, setting
 from ppo_lab.memory import hardware
 from ppo_lab.memory.estimate import estimate
@@ -53,9 +53,10 @@ def prepare(argv: list[str]) -> list[str]:
         MachineError: the machine cannot run it.
         OverBudgetError: a job is predicted not to fit, and sweep.over_budget=stop.
     """
-    if command_line.is_for_hydra(argv):
-        return argv
     words = [word for word in argv if not command_line.is_multirun(word)]
+    if command_line.is_for_hydra(words):
+        command_line.check_question(words)
+        return words
     theirs, ours = _split(words)
     combinations = expand(theirs)
     experiments = _experiments(combinations)
@@ -73,13 +74,15 @@ def prepare(argv: list[str]) -> list[str]:
     if earlier:
         folder, started, command = earlier.folder, earlier.started, earlier.command
     else:
-        by_hand = any(word.startswith("hydra.sweep.dir=") for word in ours)
-        folder = runs.make_new_folder(Path(cfg.hydra.sweep.dir), may_be_renamed=not by_hand, setting="hydra.sweep.dir")
+        by_hand = any(word.startswith(SWEEP_DIR) for word in ours)
+        folder = runs.make_new_folder(
+            command_line.folder_of(cfg, SWEEP_DIR), may_be_renamed=not by_hand, word=SWEEP_DIR
+        )
         started = datetime.now().astimezone().isoformat(timespec="seconds")
         command = shlex.join(["python", "train.py", *argv])
     Sweep(folder, started, command, swept_keys(combinations), device, asdict(settings), jobs).save()
-    kept = [word for word in words if not word.startswith("hydra.sweep.dir=")]
-    return ["-m", *kept, f"hydra.sweep.dir='{folder}'"]
+    kept = [word for word in words if not word.startswith(SWEEP_DIR)]
+    return ["-m", *kept, f"{SWEEP_DIR}{quoted(folder)}"]
 
 
 def expand(words: list[str]) -> list[tuple[str, ...]]:

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
+from ppo_lab.command_line import RUN_DIR, quoted
 from ppo_lab.sweeps.jobs import Job, Sweep
 from ppo_lab.sweeps.outcomes import outcome
 from ppo_lab.sweeps.places import Place, Running
@@ -74,10 +75,10 @@ def _start(sweep: Sweep, job: Job, place: Place) -> _Started:
     if sweep.settings["over_budget"] == "run":
         words.append("memory.over_budget=warn")
     if (folder / "config.yaml").exists():
-        words.append(f"resume='{folder}'")
+        words.append(f"resume={quoted(folder)}")
     else:
         _move_aside(folder)
-        words.append(f"hydra.run.dir='{folder}'")
+        words.append(f"{RUN_DIR}{quoted(folder)}")
     running = place.start(words, sweep.log(job))
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     spent_s, started = job.wall_s or 0.0, job.started or now

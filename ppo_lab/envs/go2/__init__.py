@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ppo_lab.config import EnvConfig, setting
+from ppo_lab.config import EnvConfig, count, setting
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,7 @@ class Config(EnvConfig):
     num_obs: ClassVar[int] = 45
     num_actions: ClassVar[int] = 12
 
-    max_collision_pairs: int = setting(at_least=1)
+    max_collision_pairs: int = count()
     base_init_pos: list[float] = setting(items=3)
     base_init_quat: list[float] = setting(items=4)
     default_joint_angles: dict[str, float] = setting()
@@ -70,6 +70,7 @@ class Config(EnvConfig):
         if set(self.default_joint_angles) != JOINTS:
             wrong = ", ".join(sorted(JOINTS ^ set(self.default_joint_angles)))
             yield f"env.default_joint_angles must name Go2's {len(JOINTS)} joints; missing or unknown: {wrong}."
+        yield from self.too_long("resampling_time_s")
         if self.resampling_time_s < self.dt:
             yield f"env.resampling_time_s={self.resampling_time_s} is shorter than one step. Try {self.dt} or more."
 
