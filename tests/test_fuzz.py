@@ -25,7 +25,7 @@ from ppo_lab.config import ConfigError, ExperimentConfig
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 SHORT = settings(
-    max_examples=100,
+    max_examples=70,
     derandomize=True,
     database=None,
     deadline=None,
@@ -33,7 +33,7 @@ SHORT = settings(
     suppress_health_check=list(HealthCheck),
 )
 """The same examples everywhere, no file written, and an answer at once when one fails."""
-LONG = settings(SHORT, max_examples=1000)
+LONG = settings(SHORT, max_examples=700)
 
 
 def paths(content: dict[Any, Any]) -> Iterator[tuple[Any, ...]]:
@@ -258,10 +258,10 @@ def test_an_odd_value_of_each_kind_of_key_makes_a_run_or_is_refused(key: str, va
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("value", ODD_VALUES, ids=range(len(ODD_VALUES)))
-def test_an_odd_value_of_any_key_makes_a_run_or_is_refused(value: str) -> None:
-    for key in [*KEYS, *GROUPS, *STARTS, *HYDRA_KEYS]:
-        train_or_refuse([f"{key}={value}"])
+@pytest.mark.parametrize("number", range(len(ODD_VALUES)))
+def test_an_odd_value_of_any_key_makes_a_run_or_is_refused(number: int) -> None:
+    for key in [*KEYS, *GROUPS, *STARTS, *HYDRA_KEYS][number % 7 :: 7]:
+        train_or_refuse([f"{key}={ODD_VALUES[number]}"])
 
 
 QUESTION_KEYS = (
@@ -280,7 +280,7 @@ def answer_or_refuse(words: list[str]) -> None:
         assert files_under(here) == before
 
 
-@settings(SHORT, max_examples=40)
+@settings(SHORT, max_examples=30)
 @given(st.lists(st.builds("{}={}".format, st.sampled_from(QUESTION_KEYS), VALUES), min_size=1, max_size=2))
 @example(["hardware.name='[/b]'"])  # markup of the library that prints the table
 @example(["hardware.name=${this_machine:__class__}"])
@@ -430,7 +430,7 @@ def overrides(draw: st.DrawFn) -> list[str]:
     return [*words, f"num_envs={mini_batches * per_batch}", f"algorithm.num_mini_batches={mini_batches}"]
 
 
-@settings(SHORT, max_examples=40)
+@settings(SHORT, max_examples=30)
 @given(overrides())
 def test_a_valid_experiment_is_taken_and_comes_back_equal_from_json_and_from_its_file(words: list[str]) -> None:
     cfg = command_line.to_experiment(command_line.compose(words))
