@@ -318,14 +318,9 @@ def _kind_of(key: str, schema: DictConfig) -> str | None:
             return None
     if dataclasses.is_dataclass(kind):
         return "a group of settings: " + ", ".join(f.name for f in dataclasses.fields(kind))
-    words = {
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        str: "text",
-        str | None: "text or null",
-        float | None: "a number or null",
-    }
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    if type(None) in typing.get_args(kind):
+        return f"{words[typing.get_args(kind)[0]]} or null"
     items = {int: "whole numbers", float: "numbers"}
     if typing.get_origin(kind) is list:
         return f"a list of {items[typing.get_args(kind)[0]]}, as in [1,2,3]"

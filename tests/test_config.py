@@ -111,6 +111,7 @@ WRONG = {
     "num_envs=": "num_envs= is of the wrong kind.",
     "num_envs=${x}": "num_envs=${x} is of the wrong kind.",
     "quiet=maybe": "quiet=maybe is of the wrong kind. Allowed: true or false.",
+    "checkpoint.every_seconds=soon": "checkpoint.every_seconds=soon is of the wrong kind. Allowed: a number or null.",
     "network.hidden_dims=256": "Allowed: a list of whole numbers, as in [1,2,3].",
     "network.hidden_dims=[a]": "network.hidden_dims=[a] is of the wrong kind.",
     "memory=3": "Allowed: a group of settings: count_tensors, over_budget.",
