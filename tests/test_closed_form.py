@@ -48,6 +48,9 @@ class Stillness:
     def get_observations(self) -> TensorDict:
         return TensorDict({"policy": torch.zeros(self.num_envs, self.cfg.num_obs)}, batch_size=[self.num_envs])
 
+    def check(self) -> dict[str, float]:
+        return {}
+
     def step(self, actions: Tensor) -> tuple[TensorDict, Tensor, Tensor, dict[str, Tensor]]:
         extras = {"time_outs": torch.zeros(self.num_envs)}
         return self.get_observations(), torch.zeros(self.num_envs), torch.zeros(self.num_envs).bool(), extras

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from tensordict import TensorDict
 
 
+class SimulatorError(RuntimeError):
+    """The simulator could not do its work; the text says why, and the setting that mends it."""
+
+
 class VecEnv(Protocol):
     """N envs of one kind, stepped together. N = num_envs, A = num_actions, O = num_obs, K = len(reward_names)."""
 
@@ -51,6 +55,10 @@ class VecEnv(Protocol):
 
             Every tensor is a fresh one, never written again: the learner keeps references (rsl_rl issue 222).
         """
+        ...
+
+    def check(self) -> dict[str, float]:
+        """Asked once an iteration. Rows worth logging, none where all went well. Raises a SimulatorError."""
         ...
 
     def state(self) -> dict[str, Any]:

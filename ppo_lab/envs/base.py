@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -10,13 +11,23 @@ from typing import Any
 import genesis as gs
 import torch
 from genesis.utils import array_class
-from genesis.utils.array_class import DataItem, DataKind, ScalarItem
+from genesis.utils.array_class import DataItem, DataKind, ErrorCode, ScalarItem
 from genesis.utils.geom import inv_quat, quat_to_xyz, transform_by_quat, transform_quat_by_quat
+from genesis.utils.misc import qd_to_torch
 from tensordict import TensorDict
 from torch import Tensor
 
 from ppo_lab.config import EnvConfig
+from ppo_lab.envs import SimulatorError
 
+log = logging.getLogger(__name__)
+
+TOO_MANY_CONTACTS = (
+    ErrorCode.OVERFLOW_COLLISION_PAIRS | ErrorCode.OVERFLOW_CANDIDATE_CONTACTS | ErrorCode.OVERFLOW_CONTACTS
+)
+"""What Genesis flags in an env when it leaves contacts out for want of room."""
+LOST = ErrorCode.INVALID_CONTACT_NAN | ErrorCode.INVALID_FORCE_NAN | ErrorCode.INVALID_ACC_NAN
+"""What Genesis flags when an env's state is no longer finite."""
 CARRIED_OVER = re.compile(
     r"\.(_is_forward_(pos|vel)_updated|dyn_state\.geoms\.(pos|quat)|dyn_state\.dofs\.cdofd?_(ang|vel)|"
     r"dyn_state\.links\.(pos|quat|i_pos|i_quat|cd_ang|cd_vel|cinr_\w+|cfrc_coupling_\w+))$"
@@ -45,12 +56,14 @@ class BatchedEnv:
     """The buffers and books of N envs. A subclass builds its scene, then defines `step`.
 
     A `step` is written out in the order that its MDP prescribes. What it calls here: `_pay` for the rewards,
-    `_end_episodes` for the books and counters of the envs that are reset, `_observe`, and `_extras`.
+    `_end_episodes` for the books and counters of the envs that are reset, `_observe`, and `_extras`; and `_simulate`
+    where there is a scene.
 
     What changes from step to step is a tensor and an attribute, or it would be lost on resuming.
     """
 
     _scene: Any = None  # a gs.Scene, where there is one
+    _said_lost = False
 
     def __init__(self, cfg: EnvConfig, num_envs: int, device: torch.device, reward_scales: Any) -> None:
         """`reward_scales`: a dataclass of weights per second, one field per reward term."""
@@ -64,6 +77,23 @@ class BatchedEnv:
         self.episode_length_buf = torch.zeros(num_envs, dtype=torch.int32, device=device)
         self._weights = self._tensor(list(weights.values())).unsqueeze(1) * cfg.dt  # (K, 1)
         self._reward_sums = torch.zeros(len(weights), num_envs, device=device)  # (K, N), of the episode so far
+        self._simulator_errors = torch.zeros(2, dtype=torch.int64, device=device)  # too many contacts, lost
+
+    def check(self) -> dict[str, float]:
+        """Genesis forgets an env's error when the env is reset, so that a step that ends such episodes hides it."""
+        too_many_contacts, lost = self._simulator_errors.tolist()
+        self._simulator_errors.zero_()
+        if too_many_contacts:
+            raise SimulatorError(
+                f"the simulator met more contacts than it has room for, in {too_many_contacts} steps of single envs "
+                f"in one iteration; {self._mend(TOO_MANY_CONTACTS)}"
+            )
+        if not lost:
+            return {}
+        if not self._said_lost:
+            self._said_lost = True
+            log.warning("the simulator lost an env %d times in one iteration; %s", lost, self._mend(LOST))
+        return {"Simulator/lost_envs": lost}
 
     def state(self) -> dict[str, Any]:
         buffers = {name: value.cpu() for name, value in vars(self).items() if isinstance(value, Tensor)}
@@ -89,6 +119,24 @@ class BatchedEnv:
         weighted = torch.stack([terms[name] for name in self.reward_names]) * self._weights
         self._reward_sums += weighted
         return weighted.sum(dim=0)
+
+    def _simulate(self) -> None:
+        """Steps the scene by `cfg.dt`. Raises a SimulatorError where Genesis does."""
+        solver = self._scene.rigid_solver
+        try:
+            self._scene.step()
+        except gs.GenesisException as error:
+            flagged = qd_to_torch(solver._errno).tolist()
+            mends = [self._mend(kind) for kind in (TOO_MANY_CONTACTS, LOST) if any(bits & kind for bits in flagged)]
+            raise SimulatorError("; ".join([f"the simulator stopped: {error}", *mends])) from error
+        errors = qd_to_torch(solver._errno)
+        self._simulator_errors += torch.stack([(errors & kind != 0).sum() for kind in (TOO_MANY_CONTACTS, LOST)])
+
+    def _mend(self, kind: int) -> str:
+        if kind == LOST:
+            return f"try env.substeps={2 * self.cfg.substeps}"
+        pairs = getattr(self.cfg, "max_collision_pairs", None)
+        return f"try env.max_collision_pairs={2 * pairs}" if pairs else "its scene needs more max_collision_pairs"
 
     def _end_episodes(self, ended: Tensor) -> Tensor:
         """Closes the books of the envs in `ended` (N,) bool and returns their sums, (K,) per second."""

@@ -64,6 +64,9 @@ class StandInEnv:
         extras = {"time_outs": torch.zeros(self.num_envs), "episode_sums": torch.zeros(len(self.reward_names))}
         return self.get_observations(), rewards, dones, extras
 
+    def check(self) -> dict[str, float]:
+        return {}
+
     def _new_obs(self) -> Tensor:
         return torch.zeros(self.num_envs, self.cfg.num_obs)
 

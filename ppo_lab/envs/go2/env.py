@@ -56,7 +56,7 @@ class Go2Env(BatchedEnv):
         executed = self._last_actions if cfg.simulate_action_latency else self._actions
         target = executed * cfg.action_scale + self._default_dof_pos
         self._robot.control_dofs_position(target[:, self._dof_order], JOINT_DOFS)
-        self._scene.step()
+        self._simulate()
         self.episode_length_buf += 1
         self._read_state()
 

@@ -49,7 +49,7 @@ class HoverEnv(BatchedEnv):
         cfg = self.cfg
         actions = actions.clip(-cfg.clip_actions, cfg.clip_actions)
         self._drone.set_propellers_rpm((1 + actions * cfg.action_scale) * cfg.hover_rpm)
-        self._scene.step()
+        self._simulate()
         self.episode_length_buf += 1
         self._read_state()
 
