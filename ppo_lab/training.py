@@ -8,7 +8,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -21,12 +21,14 @@ import yaml
 
 from ppo_lab.budget import advice, check_budget
 from ppo_lab.command_line import NotReproducedError, OverBudgetError, RunFailedError, StoppedError
+from ppo_lab.config import ExperimentConfig
 from ppo_lab.envs import make_env
 from ppo_lab.envs.base import start_simulator
 from ppo_lab.files import write_json, write_text
-from ppo_lab.learning import checkpoint
+from ppo_lab.learning import checkpoint, guard
 from ppo_lab.learning.checkpoint import Checkpoints
-from ppo_lab.learning.runner import Runner
+from ppo_lab.learning.guard import NonFiniteError
+from ppo_lab.learning.runner import Report, Runner
 from ppo_lab.memory import measured, render
 from ppo_lab.memory.estimate import Estimate
 from ppo_lab.memory.monitor import MIB, FlatMemoryWatch, MemoryMonitor, free_bytes
@@ -95,12 +97,7 @@ def train(run: Run, estimated: Future[Estimate]) -> None:
                     predicted_mib[f"Memory/predicted_{name}_mib"] = size / MIB
             with MemoryMonitor(device, cfg.memory.count_tensors) as monitor:
                 metrics.describe(config_yaml, _environment(description), monitor.scalars().keys())
-                if cfg.deterministic:
-                    _be_deterministic()
-                start_simulator(device, cfg.seed, cfg.env.performance_mode, cfg.deterministic)
-                env = make_env(cfg.env, cfg.num_envs, device)
-                gc.collect()  # what building the scene left in cycles
-                runner = Runner(env, cfg, monitor, checkpoints, report, stop.requested)
+                runner = build_runner(cfg, device, monitor, checkpoints, report, stop.requested)
                 if run.continues:
                     _go_on(runner, checkpoints, run.checkpoint)
                 summary.begin_training()
@@ -122,6 +119,11 @@ def train(run: Run, estimated: Future[Estimate]) -> None:
         except (OverBudgetError, RunFailedError) as error:
             finish("failed", str(error))
             raise
+        except NonFiniteError as found:
+            log.debug("the run failed", exc_info=True)
+            message = _keep_evidence(found, folder, checkpoints)
+            finish("failed", message)
+            raise RunFailedError(message) from found
         except Exception as error:
             log.debug("the run failed", exc_info=True)
             finish("failed", f"{type(error).__name__}: {error}")
@@ -134,6 +136,36 @@ def train(run: Run, estimated: Future[Estimate]) -> None:
             raise RunFailedError(f"the run failed: {error} {more}") from error
         finally:
             metrics.close()
+
+
+def build_runner(
+    cfg: ExperimentConfig,
+    device: torch.device,
+    monitor: MemoryMonitor,
+    checkpoints: Checkpoints,
+    report: Report,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Runner:
+    """The runner of `cfg`, before its first iteration. Starts the simulator, which a process can do once."""
+    if cfg.deterministic:
+        _be_deterministic()
+    start_simulator(device, cfg.seed, cfg.env.performance_mode, cfg.deterministic)
+    env = make_env(cfg.env, cfg.num_envs, device)
+    gc.collect()  # what building the scene left in cycles
+    return Runner(env, cfg, monitor, checkpoints, report, should_stop)
+
+
+def _keep_evidence(found: NonFiniteError, folder: Path, checkpoints: Checkpoints) -> str:
+    """Writes the dump, and says in one line what happened, where the dump is, and from where one can go on."""
+    dump, good = folder / f"nan_{found.fault.iteration}.pt", checkpoints.newest()
+    try:
+        checkpoint.save(dump, found.evidence | {"last_good": good})
+        checkpoints.write_best()
+        replay = f"python -m ppo_lab.replay {shlex.quote(str(_shown(dump)))} shows and repeats it"
+    except OSError as error:
+        replay = f"its dump {_shown(dump)} was not written: {error.strerror}"
+    last_good = "there is none yet" if good is None else f"iteration {good}"
+    return f"{found}; {replay}; last good checkpoint: {last_good}; {guard.MEND[found.fault.group]}"
 
 
 def _write_papers(run: Run, config_yaml: str, description: dict[str, Any], first: int) -> None:

@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "import_run": {"command_line", "config", "files", "learning", "preflight", "telemetry"},
     "report": {"command_line", "config", "files", "memory", "telemetry"},
     "sweeps": {"command_line", "config", "files", "memory", "preflight", "report", "runs"},
+    "replay": {"command_line", "config", "learning", "memory", "preflight", "training"},
     "training": {
         "budget",
         "command_line",

@@ -215,10 +215,11 @@ def test_a_run_that_breaks_ends_with_code_1_and_a_reason(train: Train, tmp_path:
     done = train("experiment=smoke", "env=hover", *breaking, f"hydra.run.dir={folder}")
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert "loss became nan in iteration 0; try a lower algorithm.learning_rate" in done.stderr
+    assert "error: losses are not finite in iteration 0: value" in done.stderr
+    assert "last good checkpoint: there is none yet; try a lower algorithm.learning_rate" in done.stderr
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "failed"
-    assert "loss became nan" in summary["message"]
+    assert "losses are not finite" in summary["message"]
     assert "Traceback" in (folder / "train.log").read_text()
 
 

@@ -115,6 +115,12 @@ class Checkpoints:
                 raise
             log.warning("%s; training goes on", error)
 
+    def newest(self) -> int | None:
+        """The newest iteration from which one can go on, None where there is none. Waits for what is being written."""
+        self.wait()
+        models, states = (numbered(self.folder, kind) for kind in ("model", "state"))
+        return max(models.keys() & states.keys(), default=None)
+
     def write_best(self) -> None:
         """Writes the best so far, where it is not on disk yet."""
         self.wait()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import torch
 from rsl_rl.runners import OnPolicyRunner
 
 from ppo_lab.config import ExperimentConfig, ModelConfig
+from ppo_lab.learning import guard
 from ppo_lab.learning.checkpoint import random_state, set_random_state
 from ppo_lab.learning.episodes import EpisodeStatistics
 
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Report = Callable[[int, dict[str, float]], None]
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on."""
 
 
 class Runner(OnPolicyRunner):
@@ -59,7 +55,11 @@ class Runner(OnPolicyRunner):
         self.episodes = EpisodeStatistics(env.num_envs, cfg.num_steps_per_env, env.reward_names, env.device)
 
     def learn(self, num_learning_iterations: int, init_at_random_ep_len: bool = False) -> None:
-        """Runs iterations of one rollout and one update each, from `next_iteration` on."""
+        """Runs iterations of one rollout and one update each, from `next_iteration` on.
+
+        Raises a NonFiniteError at the end of an iteration that made NaN or Inf, before anything of it is reported or
+        saved.
+        """
         if init_at_random_ep_len:  # or else every env would time out in the same step
             self.env.episode_length_buf = torch.randint_like(
                 self.env.episode_length_buf, high=self.env.max_episode_length
@@ -75,10 +75,11 @@ class Runner(OnPolicyRunner):
             with self.monitor.phase("update"):
                 losses = self._update(obs)
             learned_s = self._clock_s()
-            _refuse_nan(iteration, losses)
+            guard.check(self.alg, iteration, obs, losses)
 
             scalars = {
                 **self.episodes.scalars(),
+                **self.env.check(),
                 **{f"Loss/{name}": value for name, value in losses.items()},
                 "Loss/learning_rate": self.alg.learning_rate,
                 "Policy/mean_std": self.alg.get_policy().output_std.mean().item(),
@@ -122,16 +123,24 @@ class Runner(OnPolicyRunner):
 
     @torch.inference_mode()
     def _rollout(self, obs: TensorDict) -> TensorDict:
-        for _ in range(self.cfg["num_steps_per_env"]):
-            obs, rewards, dones, extras = self.env.step(self.alg.act(obs))
-            self.alg.process_env_step(obs, rewards, dones, extras)
-            self.episodes.add(rewards, dones, extras["episode_sums"])
+        try:
+            for _ in range(self.cfg["num_steps_per_env"]):
+                obs, rewards, dones, extras = self.env.step(self.alg.act(obs))
+                self.alg.process_env_step(obs, rewards, dones, extras)
+                self.episodes.add(rewards, dones, extras["episode_sums"])
+        except Exception:  # the env may break over what it is given
+            guard.check_interrupted(self.alg, self.next_iteration, obs)
+            raise
         return obs
 
     def _update(self, obs: TensorDict) -> dict[str, float]:
-        with torch.inference_mode():
-            self.alg.compute_returns(obs)
-        return self.alg.update()
+        try:
+            with torch.inference_mode():
+                self.alg.compute_returns(obs)
+            return self.alg.update()
+        except Exception:  # torch refuses to draw from a distribution whose deviation is NaN
+            guard.check_interrupted(self.alg, self.next_iteration, obs)
+            raise
 
     @property
     def _transitions(self) -> int:
@@ -169,15 +178,6 @@ def _mlp(cfg: ModelConfig) -> dict[str, Any]:
         "activation": cfg.activation,
         "obs_normalization": cfg.obs_normalization,
     }
-
-
-def _refuse_nan(iteration: int, losses: dict[str, float]) -> None:
-    bad = [name for name, value in losses.items() if not math.isfinite(value)]
-    if bad:
-        raise TrainingError(
-            f"{' and '.join(bad)} loss became {losses[bad[0]]} in iteration {iteration}; "
-            "try a lower algorithm.learning_rate or algorithm.max_grad_norm"
-        )
 
 
 class _LogLines:

@@ -1,0 +1,430 @@
+"""NaN and Inf stop training at the right place, with evidence that repeats it; the simulator's errors stop it too."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ppo_lab import replay
+from ppo_lab.config import ExperimentConfig
+from ppo_lab.envs import SimulatorError, make_env
+from ppo_lab.learning import checkpoint, guard
+from ppo_lab.learning.guard import Fault, NonFiniteError
+from ppo_lab.learning.runner import Runner
+from ppo_lab.memory.monitor import MemoryMonitor
+from ppo_lab.memory.tracer import StandInEnv
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+T, N = 8, 16
+"""Steps and envs of experiment=smoke."""
+NAN, INF = math.nan, math.inf
+
+Experiment = Callable[..., ExperimentConfig]
+Step = tuple[Any, Tensor, Tensor, dict[str, Tensor]]
+Train = Callable[..., subprocess.CompletedProcess[str]]
+
+
+class FaultyEnv(StandInEnv):
+    """Stands still, but for what `fault` does to the step it is told the number of, counted over the whole run."""
+
+    def __init__(self, cfg: ExperimentConfig, fault: Callable[[int, Step], None]) -> None:
+        super().__init__(cfg)
+        self._fault = fault
+        self._steps = 0
+
+    def step(self, actions: Tensor) -> Step:
+        stepped = super().step(actions)
+        self._fault(self._steps, stepped)
+        self._steps += 1
+        return stepped
+
+
+class Reports:
+    """What left the loop."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, dict[str, float]] = {}
+        self.offered: list[int] = []
+
+    def report(self, iteration: int, scalars: dict[str, float]) -> None:
+        self.rows[iteration] = scalars
+
+    def offer(self, iteration: int, *args: Any) -> None:
+        self.offered.append(iteration)
+
+
+def runner(cfg: ExperimentConfig, reports: Reports, fault: Callable[[int, Step], None] = lambda *_: None) -> Runner:
+    env = cast(Any, FaultyEnv(cfg, fault))
+    return Runner(env, cfg, MemoryMonitor(torch.device("cpu")), cast(Any, reports), reports.report)
+
+
+def stopped(runner: Runner, reports: Reports, iterations: int = 4) -> NonFiniteError:
+    """What `learn` raised; nothing of that iteration was reported or saved."""
+    with pytest.raises(NonFiniteError) as caught:
+        runner.learn(iterations)
+    before = list(range(caught.value.fault.iteration))
+    assert reports.offered == list(reports.rows) == before
+    return caught.value
+
+
+def test_observations_are_named_by_the_step_that_acts_on_them_and_by_env(experiment: Experiment) -> None:
+    def fault(step: int, stepped: Step) -> None:
+        if step == 2 * T + 4:  # what the step after, 5, acts on
+            stepped[0]["policy"][[3, 11], 2] = NAN
+
+    reports = Reports()
+    found = stopped(runner(experiment("experiment=smoke"), reports, fault), reports)
+    assert found.fault.env_ids == [3, 11]
+    assert str(found) == "observations are not finite in iteration 2: nan first at step 5 in 2 envs: 3, 11"
+
+
+def test_what_the_last_step_observed_counts_as_well(experiment: Experiment) -> None:
+    def fault(step: int, stepped: Step) -> None:
+        if step == 2 * T - 1:
+            stepped[0]["policy"][15, 0] = -INF
+
+    reports = Reports()
+    cfg = experiment("experiment=smoke", "network.activation=tanh")  # bounded: the value of that state is finite
+    found = stopped(runner(cfg, reports, fault), reports)
+    assert found.fault == Fault(1, "observations", -INF, T, [15], [])
+    assert found.evidence["observations"][T, 0, 0] == -INF
+
+
+def test_rewards_are_named_by_the_step_that_earned_them(experiment: Experiment) -> None:
+    def fault(step: int, stepped: Step) -> None:
+        if step == T + 5:
+            stepped[1][0] = INF
+        if step == T + 6:  # not the first
+            stepped[0]["policy"][9] = NAN
+
+    reports = Reports()
+    found = stopped(runner(experiment("experiment=smoke"), reports, fault), reports)
+    assert found.fault == Fault(1, "rewards", INF, 5, [0], [])
+    assert found.evidence["envs"].tolist() == [0, 1, 2, 3, 4], "and a few others to compare with"
+    assert found.evidence["rewards"].shape == (T, 5, 1)
+    assert found.evidence["rewards"].isinf().nonzero().tolist() == [[5, 0, 0]]
+
+
+@pytest.mark.parametrize(("network", "group"), [("actor", "actions"), ("critic", "values")])
+def test_a_network_that_overflows_is_told_from_the_env(experiment: Experiment, network: str, group: str) -> None:
+    def fault(step: int, stepped: Step) -> None:
+        stepped[0]["policy"][:] = 10.0
+
+    reports = Reports()
+    running = runner(experiment("experiment=smoke", "network.activation=relu"), reports, fault)
+    with torch.no_grad():
+        for parameter in getattr(running.alg, network).mlp.parameters():
+            parameter.fill_(1e30)  # finite, as is 10; their products are not
+    found = stopped(running, reports)
+    assert found.fault == Fault(0, group, INF, 0, list(range(N)), [])
+
+
+def test_a_loss_is_named(experiment: Experiment) -> None:
+    def fault(step: int, stepped: Step) -> None:
+        stepped[1][:] = 1e30  # finite, and its square is not
+
+    reports = Reports()
+    found = stopped(runner(experiment("experiment=smoke"), reports, fault), reports)
+    assert (found.fault.group, found.fault.step, found.fault.env_ids) == ("losses", None, [])
+    assert "value" in found.fault.names
+    assert found.evidence["losses"]["value"] == INF
+    assert str(found).startswith("losses are not finite in iteration 0: value")
+
+
+def test_weights_are_named(experiment: Experiment) -> None:
+    reports = Reports()
+    running = runner(experiment("experiment=smoke", "algorithm.num_mini_batches=1"), reports)
+    running.alg.num_learning_epochs = 1  # the loss comes before the one step that ruins them
+    spoil = running.alg.critic.mlp[2].bias.register_hook(lambda gradient: gradient / 0.0)
+    found = stopped(running, reports)
+    spoil.remove()
+    assert (found.fault.group, found.fault.iteration) == ("weights", 0)
+    assert all(name.startswith("critic.mlp.") for name in found.fault.names), "gradients are clipped network by network"
+    assert "critic.mlp.2.bias" in found.fault.names
+
+
+def test_a_normalizer_belongs_to_the_weights(experiment: Experiment) -> None:
+    reports = Reports()
+    running = runner(experiment("experiment=smoke", "network.obs_normalization=true"), reports)
+    running.alg.actor.obs_normalizer._var[0, 4] = NAN  # not read in an update, unlike the standard deviation
+    found = stopped(running, reports)
+    assert found.fault == Fault(0, "weights", found.fault.value, None, [], found.fault.names)
+    assert found.fault.names[0].startswith("actor.obs_normalizer._")
+
+
+def test_an_env_that_breaks_over_nan_is_not_blamed(experiment: Experiment) -> None:
+    def fault(step: int, stepped: Step) -> None:
+        if step == T + 2:
+            stepped[0]["policy"][7] = NAN
+        if step == T + 3:
+            raise RuntimeError("singular matrix")
+
+    reports = Reports()
+    found = stopped(runner(experiment("experiment=smoke"), reports, fault), reports)
+    assert found.fault == Fault(1, "observations", found.fault.value, 3, [7], [])
+    assert str(found.__context__) == "singular matrix"
+    assert found.evidence["actions"].shape[0] == 3
+
+
+def test_an_env_that_breaks_by_itself_says_so_itself(experiment: Experiment) -> None:
+    def fault(step: int, stepped: Step) -> None:
+        if step == T + 3:
+            raise RuntimeError("singular matrix")
+
+    with pytest.raises(RuntimeError, match=r"^singular matrix$"):
+        runner(experiment("experiment=smoke"), Reports(), fault).learn(2)
+
+
+def test_a_sum_that_overflows_is_no_fault(experiment: Experiment) -> None:
+    running = runner(experiment("experiment=smoke"), Reports())
+    running.learn(1)
+    running.alg.storage.rewards.fill_(3e38)
+    assert running.alg.storage.rewards.sum() == INF
+    guard.check(running.alg, 0, running.env.get_observations(), {"value": 1.0})
+
+
+def test_the_guard_reads_the_device_once_an_iteration(experiment: Experiment) -> None:
+    class HostReads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            names = ("aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::nonzero", "aten::equal")
+            self.count += func.name() in names
+            return func(*args, **(kwargs or {}))
+
+    running = runner(experiment("experiment=smoke"), Reports())
+    running.learn(1)
+    with HostReads() as reads:
+        guard.check(running.alg, 0, running.env.get_observations(), {"value": 1.0})
+    assert reads.count == 1
+
+
+def test_a_dump_holds_the_envs_at_fault_first_and_not_all_of_many(experiment: Experiment) -> None:
+    def fault(step: int, stepped: Step) -> None:
+        if step == 1:
+            stepped[1][20:] = NAN
+
+    reports = Reports()
+    found = stopped(runner(experiment("experiment=smoke", "num_envs=64"), reports, fault), reports)
+    assert found.fault.env_ids == list(range(20, 64))
+    assert found.evidence["envs"].tolist() == [*range(20, 36), 0, 1, 2, 3]
+    assert str(found).endswith("nan first at step 1 in 44 envs: 20, 21, 22, 23, 24, 25, 26, 27, ...")
+
+
+FAULT_AT = 2 * T + 5
+HOVER_WITH_A_FAULT = f"""
+import runpy, sys, torch
+from ppo_lab.envs import hover
+make = hover.make
+def make_with_a_fault(cfg, num_envs, device):
+    env = make(cfg, num_envs, device)
+    step, env.steps = env.step, torch.zeros((), dtype=torch.int64)  # saved and restored with the env's other tensors
+    def step_with_a_fault(actions):
+        obs, rewards, dones, extras = step(actions)
+        if env.steps == {FAULT_AT}:
+            rewards[[3, 11]] = float("nan")
+        env.steps = env.steps + 1
+        return obs, rewards, dones, extras
+    env.step = step_with_a_fault
+    return env
+hover.make = make_with_a_fault
+run, sys.argv = sys.argv[1], sys.argv[1:]
+if run == "train.py":
+    runpy.run_path(run, run_name="__main__")
+else:
+    runpy.run_module(run, run_name="__main__")
+"""
+
+
+def with_a_fault(*words: str, value: str = "nan") -> subprocess.CompletedProcess[str]:
+    return command("-c", HOVER_WITH_A_FAULT.replace("nan", value), *words)
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=REPOSITORY,
+        env=os.environ | {"COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The folder of a run through the real command whose rewards turned NaN, and how the command ended."""
+    folder = tmp_path_factory.mktemp("runs") / "a run"
+    words = ["experiment=smoke", "env=hover", "max_iterations=5", f"hydra.run.dir={folder}"]
+    return folder, with_a_fault("train.py", *words)
+
+
+Failed = tuple[Path, subprocess.CompletedProcess[str]]
+
+
+def test_the_run_says_what_where_and_how_to_go_on_in_one_line(failed: Failed) -> None:
+    folder, done = failed
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    message = (
+        "rewards are not finite in iteration 2: nan first at step 5 in 2 envs: 3, 11; "
+        f"python -m ppo_lab.replay '{folder}/nan_2.pt' shows and repeats it; last good checkpoint: iteration 1; "
+        "look at the env's reward terms; a larger env.substeps steadies a simulation"
+    )
+    assert done.stderr == f"error: {message}\n"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["status"], summary["message"], summary["iterations"]) == ("failed", message, 2)
+
+
+def test_nan_reaches_neither_checkpoint_nor_metrics(failed: Failed) -> None:
+    folder, _ = failed
+
+    def refuse(constant: str) -> NoReturn:
+        raise AssertionError(f"{constant} is not JSON")
+
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert [row["iteration"] for row in rows] == [0, 1]
+    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert [name for name in names if name != "best.pt"] == ["model_0.pt", "model_1.pt", "state_0.pt", "state_1.pt"]
+    for name in names:
+        state = checkpoint.load(folder / "checkpoints" / name)
+        if name.startswith("state"):
+            state = {"env": state["env"]["buffers"], "episodes": state["episodes"]}  # the simulator's limits are inf
+        tensors = [value for value in tree_leaves(state) if isinstance(value, Tensor)]
+        assert len(tensors) > 5
+        assert all(tensor.isfinite().all() for tensor in tensors), name
+
+
+def test_the_dump_happens_again_bit_for_bit_and_nothing_is_written(failed: Failed) -> None:
+    folder, _ = failed
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    again = with_a_fault("ppo_lab.replay", str(folder / "nan_2.pt"))
+    assert again.returncode == 0, again.stderr
+    *_, last = again.stdout.splitlines()
+    assert last == (
+        "repeated from the checkpoint of iteration 1, the same bit for bit: "
+        "rewards are not finite in iteration 2: nan first at step 5 in 2 envs: 3, 11"
+    )
+    steps = re.findall(r"^ +(\d) .* (\S+) +(\S+) *$", again.stdout, re.MULTILINE)
+    assert [int(step) for step, *_ in steps] == [0, 1, 2, 3, 4, 5] * 2, "env 3 and env 11"
+    assert [reward for _, reward, _ in steps].count("nan") == 2
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+@pytest.mark.slow
+def test_what_does_not_happen_again_is_said(failed: Failed) -> None:
+    folder, _ = failed
+    mended = with_a_fault("ppo_lab.replay", str(folder / "nan_2.pt"), value="0.5")
+    assert mended.returncode == 1
+    assert mended.stderr == "error: from the checkpoint of iteration 1 on, all was finite up to iteration 2\n"
+    another = with_a_fault("ppo_lab.replay", str(folder / "nan_2.pt"), value="inf")
+    assert another.returncode == 1
+    assert re.fullmatch(
+        r"error: .* rewards are not finite in iteration 2: inf .*; not bit for bit the same: fault, rewards.*\n",
+        another.stderr,
+    )
+    changed = command("-m", "ppo_lab.replay", str(folder / "nan_2.pt"))
+    assert changed.returncode == 1
+    assert changed.stderr == "error: not repeated: HoverEnv has no tensor steps, which the saved state has\n"
+
+
+def test_one_bit_more_or_less_is_a_difference(failed: Failed) -> None:
+    folder, _ = failed
+    _, dump = replay.read(folder / "nan_2.pt")
+    _, again = replay.read(folder / "nan_2.pt")
+    assert replay.differences(dump, again) == []
+    again["rewards"].view(torch.int32)[5, 0] ^= 1  # another NaN
+    again["actor_state_dict"]["mlp.0.bias"].view(torch.int32)[0] ^= 1
+    assert replay.differences(dump, again) == ["rewards", "actor_state_dict"]
+
+
+def test_without_a_full_state_the_table_is_all(
+    failed: Failed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dump = tmp_path / "nan_2.pt"
+    dump.write_bytes((failed[0] / "nan_2.pt").read_bytes())
+    replay.main([str(dump)])
+    printed = capsys.readouterr().out
+    assert "env 3" in printed
+    assert "not repeated, as there is no full state to go on from:" in printed
+
+
+@pytest.mark.parametrize("name", ["nan_9.pt", "config.yaml", "checkpoints/model_1.pt"])
+def test_a_file_that_is_no_dump_is_refused(failed: Failed, name: str) -> None:
+    done = command("-m", "ppo_lab.replay", str(failed[0] / name))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert re.fullmatch(rf"error: .*{re.escape(name)} .*\n", done.stderr)
+
+
+COLLAPSE = [
+    "env=go2",
+    "env.max_collision_pairs=1",
+    "env.kp=0",
+    "env.termination_if_roll_greater_than=180",
+    "env.termination_if_pitch_greater_than=180",
+]
+"""Limp, it lies on its belly after a second, with more than the five contacts of one pair."""
+TOO_MANY = r"the simulator met more contacts than it has room for, in \d+ steps of single envs in one iteration; "
+
+
+@torch.inference_mode()
+def test_an_env_that_ends_the_episodes_in_which_the_simulator_errs_counts_them(
+    experiment: Experiment, simulator: torch.device, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = experiment(*COLLAPSE)
+    env: Any = make_env(cfg.env, 4, simulator)
+    still = torch.zeros(4, 12)
+    env.step(still)
+    assert env.check() == {}
+
+    env._robot.set_dofs_velocity(torch.full((2, 18), NAN), envs_idx=[0, 2])
+    _, _, dones, _ = env.step(still)
+    assert dones.tolist() == [True, False, True, False]
+    assert env.check() == {"Simulator/lost_envs": 2}
+    assert caplog.messages == ["the simulator lost an env 2 times in one iteration; try env.substeps=4"]
+    assert env.check() == {}
+
+    for _ in range(60):  # Genesis says nothing: the reset clears the error before the next step looks for it
+        env.step(still)
+    with pytest.raises(SimulatorError, match=TOO_MANY + r"try env\.max_collision_pairs=2$"):
+        env.check()
+
+
+@torch.inference_mode()
+def test_what_the_simulator_raises_comes_with_the_setting_that_mends_it(
+    experiment: Experiment, simulator: torch.device
+) -> None:
+    cfg = experiment("env=hover")
+    env: Any = make_env(cfg.env, 2, simulator)
+    env._drone.set_dofs_velocity(torch.full((1, 6), NAN), envs_idx=[1])
+    steps = [env.step] * 10  # it looks for errors at every tenth substep
+    with pytest.raises(SimulatorError, match=r"the simulator stopped: Invalid .*; try env\.substeps=4$"):
+        deque(step(torch.zeros(2, 4)) for step in steps)
+
+
+@pytest.mark.slow
+def test_more_contacts_than_the_simulator_has_room_for_stop_the_run(train: Train, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = ["experiment=smoke", *COLLAPSE, "num_steps_per_env=64", f"hydra.run.dir={folder}"]
+    done = train(*words)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert re.search(TOO_MANY + r"try env\.max_collision_pairs=2 ", done.stderr)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert re.search(TOO_MANY, summary["message"])
+    assert list((folder / "checkpoints").iterdir()) == []
