@@ -24,6 +24,7 @@ def main(_: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    command_line.requeue_when_stopped()
     with command_line.exit_codes():
         if any(map(command_line.is_multirun, sys.argv[1:])):
             run, sys.argv[1:] = None, plan.prepare(sys.argv[1:])

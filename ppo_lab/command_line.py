@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import typing
 from collections.abc import Iterator, Sequence
@@ -54,7 +55,7 @@ class RunFailedError(RuntimeError):
 
 
 class StoppedError(RuntimeError):
-    """A signal asked the run to stop, which it did after a checkpoint; the text says how to go on."""
+    """A signal asked the run to stop, which it did; the text says how to go on."""
 
 
 class NotReproducedError(RuntimeError):
@@ -81,6 +82,7 @@ class ExitCode(enum.IntEnum):
 def exit_codes() -> Iterator[None]:
     """Ends the process with one message and the exit code that belongs to what went wrong."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through
+    logging.raiseExceptions = False  # a log that cannot be written ends nothing
     try:
         yield
     except (ConfigError, preflight.MachineError, HydraException, OmegaConfBaseException) as error:
@@ -93,6 +95,16 @@ def exit_codes() -> Iterator[None]:
         _exit(ExitCode.REQUEUE, f"stopped: {error}")
     except (RunFailedError, NotReproducedError) as error:
         _exit(ExitCode.FAILED, f"error: {error}")
+    except OSError as error:
+        logging.getLogger(__name__).debug("the run failed", exc_info=True)
+        where = f"{error.filename}: " if error.filename else ""
+        _exit(ExitCode.FAILED, f"error: {where}{error.strerror or error}")
+
+
+def requeue_when_stopped() -> None:
+    """From now on SIGTERM and SIGUSR1 end the process with the code that a scheduler can requeue on."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda received, _: _exit(ExitCode.REQUEUE, f"stopped: {signal.Signals(received).name}"))
 
 
 def is_for_hydra(argv: list[str]) -> bool:

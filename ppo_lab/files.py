@@ -84,8 +84,8 @@ def lock(folder: Path) -> IO[str] | None:
         file.close()
         return None
     file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
+    with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
+        os.write(file.fileno(), f"{os.getpid()}\n".encode())
     return file
 
 

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from ppo_lab import command_line, preflight
 from ppo_lab.command_line import RUN_DIR, SWEEP_DIR, quoted
 from ppo_lab.config import ConfigError, ExperimentConfig, as_text
-from ppo_lab.files import flaw, is_locked, lock, numbered
+from ppo_lab.files import flaw, is_locked, lock, numbered, write_text
 
 MAY_CHANGE = ("max_iterations", "save_interval", "checkpoint", "memory", "quiet")
 """Settings that a run may go on with changed: none of them touches what is learned."""
+
+LEFT_BY_A_START = re.compile(r"\.lock|\.config\.yaml\.\d+\.tmp")
+"""All that a run killed before it had its config.yaml leaves in its folder."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,13 @@ def _begin(cfg: DictConfig, folder: Path, overrides: list[str], may_be_renamed: 
     if original is not None and may_be_renamed:
         folder = folder.parent.with_name(experiment.env.name) / folder.name
     made = make_new_folder(folder, may_be_renamed)
-    return Run(experiment, made, overrides, take(made), reproduces=original)
+    held = take(made)
+    try:
+        write_text(made / "config.yaml", as_yaml(experiment))  # from here on the run can be gone on with
+    except OSError as error:
+        shutil.rmtree(made)
+        raise _cannot_write(made, error) from None
+    return Run(experiment, made, overrides, held, reproduces=original)
 
 
 def _continue(target: Path, cfg: DictConfig, overrides: list[str]) -> Run:
@@ -129,14 +141,19 @@ def _continue(target: Path, cfg: DictConfig, overrides: list[str]) -> Run:
     try:
         checkpoint = _newest_whole(folder, at, asked, warnings)
         done = 0 if checkpoint is None else checkpoint + 1
-        if done > experiment.max_iterations or (done == experiment.max_iterations and _is_complete(folder)):
+        left = experiment.max_iterations - done
+        if left < 0 or (left == 0 and _is_complete(folder)):  # killed at the very end, it is completed
             raise ConfigError(
                 f"{asked}: {done} iterations are done, and max_iterations={experiment.max_iterations} is the total. "
                 f"Try max_iterations={2 * done} to train on."
             )
+        write_text(folder / "config.yaml", as_yaml(experiment))
     except ConfigError:
         held.close()
         raise
+    except OSError as error:
+        held.close()
+        raise _cannot_write(folder, error) from None
     return Run(experiment, folder, overrides, held, continues=True, checkpoint=checkpoint, warnings=warnings)
 
 
@@ -239,7 +256,8 @@ def make_new_folder(wanted: Path, may_be_renamed: bool, word: str = RUN_DIR) -> 
             return folder
         except FileExistsError:
             if not may_be_renamed:
-                if folder.is_dir() and os.access(folder, os.R_OK | os.X_OK) and not any(folder.iterdir()):
+                is_ours = folder.is_dir() and os.access(folder, os.R_OK | os.X_OK)
+                if is_ours and all(LEFT_BY_A_START.fullmatch(path.name) for path in folder.iterdir()):
                     return folder
                 raise ConfigError(
                     f"{word}{as_text(folder)} exists and is not an empty folder; a run never writes over another; "
@@ -261,13 +279,20 @@ def take(folder: Path) -> IO[str]:
     try:
         held = lock(folder)
     except OSError as error:
-        raise ConfigError(
-            f"cannot write to {folder}: {error.strerror}; choose another folder, or make it writable."
-        ) from None
+        raise _cannot_write(folder, error) from None
     if held is None:
         pid = (folder / ".lock").read_text().strip()
         raise ConfigError(f"{folder} is in use: process {pid} trains in it. Wait for it, or stop it with: kill {pid}")
     return held
+
+
+def _cannot_write(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"cannot write to {folder}: {error.strerror}; choose another folder, or make it writable.")
+
+
+def as_yaml(cfg: ExperimentConfig) -> str:
+    """What config.yaml holds; `command_line.read_experiment` reads it."""
+    return yaml.safe_dump(asdict(cfg), sort_keys=False)
 
 
 def _check_device(cfg: ExperimentConfig) -> None:

@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -17,7 +18,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-import yaml
 
 from ppo_lab.budget import advice, check_budget
 from ppo_lab.command_line import NotReproducedError, OverBudgetError, RunFailedError, StoppedError
@@ -26,7 +26,7 @@ from ppo_lab.envs import make_env
 from ppo_lab.envs.base import start_simulator
 from ppo_lab.files import write_json, write_text
 from ppo_lab.learning import checkpoint, guard
-from ppo_lab.learning.checkpoint import Checkpoints
+from ppo_lab.learning.checkpoint import Checkpoints, State
 from ppo_lab.learning.guard import NonFiniteError
 from ppo_lab.learning.runner import Report, Runner
 from ppo_lab.memory import measured, render
@@ -34,7 +34,7 @@ from ppo_lab.memory.estimate import Estimate
 from ppo_lab.memory.monitor import MIB, FlatMemoryWatch, MemoryMonitor, free_bytes
 from ppo_lab.preflight import resolve_device
 from ppo_lab.reproduction import compare
-from ppo_lab.runs import Run
+from ppo_lab.runs import Run, as_yaml
 from ppo_lab.telemetry import console, manifest
 from ppo_lab.telemetry.metrics import MetricsWriter
 from ppo_lab.telemetry.summary import Summary
@@ -52,7 +52,7 @@ def train(run: Run, estimated: Future[Estimate]) -> None:
         KeyboardInterrupt: Ctrl-C, the same.
     """
     cfg, folder = run.cfg, run.folder
-    logging.raiseExceptions = False  # a log that cannot be written ends nothing
+    threading.excepthook = lambda failed: log.debug("a thread failed: %s", failed.exc_value)  # TensorBoard's
     if cfg.quiet:
         console.show_warnings_only()
     log.info("run folder: %s", _shown(folder))
@@ -60,15 +60,17 @@ def train(run: Run, estimated: Future[Estimate]) -> None:
         log.warning(warning)
     device = resolve_device(cfg.device)
     first = 0 if run.checkpoint is None else run.checkpoint + 1
-    config_yaml = yaml.safe_dump(asdict(cfg), sort_keys=False)
     description = manifest.describe_run(run.overrides, cfg, device, _shown(folder))
 
+    saved = None if run.checkpoint is None else _load(folder / "checkpoints", run.checkpoint)
+    checkpoints = Checkpoints(
+        folder / "checkpoints", cfg.save_interval, cfg.checkpoint.keep_state, cfg.checkpoint.every_seconds
+    )
+    checkpoints.set_aside(after=first - 1)  # before their rows go, or they would be missed by who goes on with these
     metrics = MetricsWriter(folder, first)
+    checkpoints.before_saving = metrics.sync
     summary = Summary(folder / "summary.json", cfg.transitions, metrics.earlier)
     progress = console.ProgressDisplay(cfg.max_iterations, cfg.quiet, first)
-    checkpoints = Checkpoints(
-        folder / "checkpoints", cfg.save_interval, cfg.checkpoint.keep_state, cfg.checkpoint.every_seconds, metrics.sync
-    )
     watch = FlatMemoryWatch()
     prediction: dict[str, Any] = {}
     predicted_mib: dict[str, float] = {}
@@ -87,7 +89,7 @@ def train(run: Run, estimated: Future[Estimate]) -> None:
 
     with StopSignals() as stop:
         try:
-            _write_papers(run, config_yaml, description, first)
+            _write_papers(run, description, first)
             summary.write("running", None, [])
             estimate = check_budget(cfg, estimated, free_bytes(device), device.type == "cuda")
             if estimate:
@@ -96,10 +98,14 @@ def train(run: Run, estimated: Future[Estimate]) -> None:
                 for name, size in measured.predicted_bytes(prediction).items():
                     predicted_mib[f"Memory/predicted_{name}_mib"] = size / MIB
             with MemoryMonitor(device, cfg.memory.count_tensors) as monitor:
-                metrics.describe(config_yaml, _environment(description), monitor.scalars().keys())
+                metrics.describe(as_yaml(cfg), _environment(description), monitor.scalars().keys())
                 runner = build_runner(cfg, device, monitor, checkpoints, report, stop.requested)
-                if run.continues:
-                    _go_on(runner, checkpoints, run.checkpoint)
+                if saved:
+                    checkpoints.best_reward = saved[1]["best_reward"]
+                    _restore(runner, *saved, folder / "checkpoints")
+                    log.info("goes on after iteration %d", first)
+                elif run.continues:
+                    log.info("nothing was saved yet: the run starts over")
                 summary.begin_training()
                 with progress, stop.after_the_iteration():
                     runner.learn(cfg.max_iterations - first, init_at_random_ep_len=first == 0)
@@ -168,8 +174,8 @@ def _keep_evidence(found: NonFiniteError, folder: Path, checkpoints: Checkpoints
     return f"{found}; {replay}; last good checkpoint: {last_good}; {guard.MEND[found.fault.group]}"
 
 
-def _write_papers(run: Run, config_yaml: str, description: dict[str, Any], first: int) -> None:
-    """config.yaml, manifest.json and git.diff; a run that goes on adds to the manifest what is different now."""
+def _write_papers(run: Run, description: dict[str, Any], first: int) -> None:
+    """manifest.json and git.diff; a run that goes on adds to the manifest what is different now."""
     folder, diff = run.folder, "git.diff"
     original = manifest.read(run.reproduces or folder) if run.continues or run.reproduces else None
     if original:
@@ -179,7 +185,6 @@ def _write_papers(run: Run, config_yaml: str, description: dict[str, Any], first
         diff = f"git_{first}.diff"
         again = {"iteration": first, **description}
         description = original | {"continued": [*original.get("continued", []), again]}
-    write_text(folder / "config.yaml", config_yaml)
     write_json(folder / "manifest.json", description)
     if description["git"]["dirty"]:
         write_text(folder / diff, manifest.git_diff())
@@ -189,16 +194,21 @@ def _environment(description: dict[str, Any]) -> dict[str, Any]:
     return description["packages"] | description["machine"] | {"repeat": description["repeat"]}
 
 
-def _go_on(runner: Runner, checkpoints: Checkpoints, iteration: int | None) -> None:
-    """Puts everything back as it was after `iteration`; None: as it is at the start."""
-    checkpoints.set_aside(after=-1 if iteration is None else iteration)
-    if iteration is None:
-        log.info("nothing was saved yet: the run starts over")
-        return
-    model, state = (checkpoint.load(checkpoints.folder / f"{kind}_{iteration}.pt") for kind in ("model", "state"))
-    checkpoints.best_reward = state["best_reward"]
-    runner.restore(model, state)
-    log.info("goes on after iteration %d", iteration + 1)
+def _load(checkpoints: Path, iteration: int) -> tuple[State, State]:
+    """Model and state as they were after `iteration`."""
+    model, state = (checkpoint.load(checkpoints / f"{kind}_{iteration}.pt") for kind in ("model", "state"))
+    for kind, found in (("model", model.get("iter")), ("state", state.get("iteration"))):
+        if found != iteration:
+            raise RunFailedError(f"{checkpoints / kind}_{iteration}.pt is of iteration {found}")
+    return model, state
+
+
+def _restore(runner: Runner, model: State, state: State, checkpoints: Path) -> None:
+    try:
+        runner.restore(model, state)
+    except (KeyError, ValueError, RuntimeError) as error:
+        name = f"{checkpoints}/model_{model['iter']}.pt or its state"
+        raise RunFailedError(f"{name} does not fit this run: {' '.join(str(error).split())}") from error
 
 
 def _compare(original: Path, repeated: Path) -> None:
@@ -236,7 +246,7 @@ class StopSignals:
         """Raises what belongs to the signal: KeyboardInterrupt for Ctrl-C, or else a StoppedError."""
         if self._received in (None, signal.SIGINT):
             raise KeyboardInterrupt
-        raise StoppedError(f"{self._received.name}, after a checkpoint; resume=auto or resume=FOLDER goes on")
+        raise StoppedError(f"{self._received.name}; resume=auto or resume=FOLDER goes on")
 
     @contextmanager
     def after_the_iteration(self) -> Iterator[None]:

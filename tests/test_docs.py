@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import predicted_vs_measured
+from benchmarks import predicted_vs_measured, reliability
 from ppo_lab import command_line
 from ppo_lab.config import ConfigError
 
@@ -53,3 +53,13 @@ def test_the_readme_shows_the_errors_that_one_gets() -> None:
 def test_the_table_of_predictions_is_the_one_that_was_measured() -> None:
     measured = json.loads(predicted_vs_measured.RESULT.read_text())
     assert predicted_vs_measured.table(measured["runs"]) in (REPOSITORY / "docs" / "estimate.md").read_text()
+
+
+@pytest.mark.skipif(not reliability.RESULT.exists(), reason="not measured yet: python benchmarks/reliability.py")
+def test_the_figures_of_reliability_are_those_that_were_measured() -> None:
+    page = (REPOSITORY / "docs" / "reliability.md").read_text()
+    measured = json.loads(reliability.RESULT.read_text())
+    assert measured.keys() == {"faults", "sizes", "cost"}
+    for table in reliability.tables(measured).values():
+        assert table in page
+    assert all(row["lost"] == 0 for row in measured["faults"]["by_fault"].values())

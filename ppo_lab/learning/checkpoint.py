@@ -50,16 +50,15 @@ class Checkpoints:
         save_interval: int,
         keep_state: int = 2,
         every_seconds: float | None = None,
-        before_saving: Callable[[], None] = lambda: None,
     ) -> None:
-        """`before_saving` is called first: what a checkpoint says has happened must be on the disk before it."""
         folder.mkdir(exist_ok=True)
         self.folder = folder
         self.save_interval = save_interval
         self.keep_state = keep_state
         self.every_seconds = every_seconds or math.inf
         self.best_reward = -math.inf
-        self._before_saving = before_saving
+        self.before_saving: Callable[[], None] = lambda: None
+        """What a checkpoint says has happened must be on the disk before it."""
         self._best: bytes | None = None
         self._saved_s = time.monotonic()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
@@ -92,7 +91,7 @@ class Checkpoints:
         due_s = self._saved_s + self.every_seconds
         if last or iteration % self.save_interval == 0 or time.monotonic() >= due_s:
             self.wait()
-            self._before_saving()
+            self.before_saving()
             if last and self._best is None and not (self.folder / "best.pt").exists():
                 self._best = _to_bytes(model())
             files = {f"state_{iteration}.pt": _to_bytes(state() | {"best_reward": self.best_reward})}
@@ -122,11 +121,13 @@ class Checkpoints:
         return max(models.keys() & states.keys(), default=None)
 
     def write_best(self) -> None:
-        """Writes the best so far, where it is not on disk yet."""
+        """Writes the best so far, where it is not on disk yet and the disk takes it."""
         self.wait()
         if self._best is not None:
-            _write_sealed(self.folder / "best.pt", self._best)
-            self._best = None
+            try:
+                self._write_file("best.pt", self._best)
+            except CheckpointError as error:
+                log.warning("%s", error)
 
     def set_aside(self, after: int) -> None:
         """Renames what an earlier attempt saved after iteration `after`, which is about to be trained anew."""
@@ -139,17 +140,20 @@ class Checkpoints:
 
     def _write(self, iteration: int, files: dict[str, bytes]) -> None:
         for name, content in files.items():
-            try:
-                _write_sealed(self.folder / name, content)
-            except OSError as error:
-                raise CheckpointError(
-                    f"checkpoint {self.folder / name} was not written: {error.strerror}; those before it are intact"
-                ) from error
-            if content is self._best:
-                self._best = None
+            self._write_file(name, content)
         states = [path for number, path in numbered(self.folder, "state").items() if number <= iteration]
         for path in states[: -self.keep_state]:
             path.unlink()
+
+    def _write_file(self, name: str, content: bytes) -> None:
+        try:
+            _write_sealed(self.folder / name, content)
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoint {self.folder / name} was not written: {error.strerror}; those before it are intact"
+            ) from error
+        if content is self._best:
+            self._best = None
 
 
 def save(path: Path, state: State) -> None:

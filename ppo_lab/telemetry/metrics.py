@@ -52,8 +52,8 @@ LAYOUT = {
 class MetricsWriter:
     """Writes a run's scalars to event files and to metrics.jsonl, each iteration once, in order.
 
-    Neither may end a run: what metrics.jsonl cannot take is kept and written with the next row; an event file that
-    fails is given up, with a warning.
+    Neither may end a run. What metrics.jsonl cannot take is kept and written with the next row. An event file that
+    fails is given up, with a warning; the next `sync` tries a new one, with all since the last.
     """
 
     def __init__(self, folder: Path, first_iteration: int = 0) -> None:
@@ -65,9 +65,11 @@ class MetricsWriter:
             write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.earlier))
         self._lines = (folder / "metrics.jsonl").open("ab", buffering=0)
         self._unwritten = b""
-        self._board: SummaryWriter | None = SummaryWriter(
-            str(folder), flush_secs=10, purge_step=first_iteration or None
-        )
+        self._folder = folder
+        self._board: SummaryWriter | None = None
+        self._since_sync: list[tuple[int, Callable[[SummaryWriter], None]]] = []
+        self._has_warned = False
+        self._open_board(first_iteration)
 
     def describe(self, config_yaml: str, environment: dict[str, Any], memory_tags: Collection[str]) -> None:
         """Puts the configuration, a table of the environment and the dashboard's layout into the event file.
@@ -86,12 +88,12 @@ class MetricsWriter:
             board.add_text("environment", f"| | |\n|---|---|\n{rows}")
             board.add_custom_scalars(LAYOUT | {"Memory": charts})
 
-        self._on_the_board(describe)
+        self._on_the_board(len(self.earlier), describe)
 
     def write(self, iteration: int, scalars: dict[str, float]) -> None:
         """Writes {tag: value}. One event for all of them: an event each costs ten times as much."""
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-        self._on_the_board(lambda board: board.file_writer.add_summary(Summary(value=values), iteration))
+        self._on_the_board(iteration, lambda board: board.file_writer.add_summary(Summary(value=values), iteration))
         had_trouble = bool(self._unwritten)
         self._unwritten += json.dumps({"iteration": iteration, **scalars}).encode() + b"\n"
         try:
@@ -103,22 +105,49 @@ class MetricsWriter:
 
     def sync(self) -> None:
         """Returns when all that was written is on the disk."""
-        self._on_the_board(lambda board: board.flush())
+        if self._board is None and self._since_sync:
+            self._open_board(self._since_sync[0][0])
+        self._try_the_board(lambda board: board.flush())
+        if self._board is not None:
+            self._since_sync.clear()
         with contextlib.suppress(OSError):
             os.fsync(self._lines.fileno())
 
     def close(self) -> None:
-        self._on_the_board(lambda board: board.close())
+        self._try_the_board(lambda board: board.close())
         self._lines.close()
 
-    def _on_the_board(self, do: Callable[[SummaryWriter], None]) -> None:
-        if self._board is None:
-            return
+    def _open_board(self, first_iteration: int) -> None:
+        """Opens a new event file, which takes the place of all that earlier ones hold from that iteration on."""
+        before = set(self._folder.glob("events.*"))
         try:
-            do(self._board)
-        except Exception as error:  # a dashboard is no reason to lose a run
-            log.warning("TensorBoard's event file cannot be written: %s; metrics.jsonl goes on", error)
-            self._board = None
+            self._board = SummaryWriter(str(self._folder), flush_secs=10, purge_step=first_iteration)
+            for _, do in self._since_sync:
+                do(self._board)
+            self._board.flush()
+        except Exception as error:
+            self._give_up_the_board(error)
+            for path in set(self._folder.glob("events.*")) - before:
+                path.unlink()
+
+    def _on_the_board(self, iteration: int, do: Callable[[SummaryWriter], None]) -> None:
+        self._since_sync.append((iteration, do))
+        self._try_the_board(do)
+
+    def _try_the_board(self, do: Callable[[SummaryWriter], None]) -> None:
+        if self._board is not None:
+            try:
+                do(self._board)
+            except Exception as error:
+                self._give_up_the_board(error)
+
+    def _give_up_the_board(self, error: Exception) -> None:
+        """A dashboard is no reason to lose a run."""
+        self._board = None
+        if not self._has_warned:
+            self._has_warned = True
+            why = getattr(error, "strerror", None) or error
+            log.warning("TensorBoard's event file cannot be written: %s; metrics.jsonl goes on", why)
 
 
 def read_rows(folder: Path) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import psutil
 
 from ppo_lab.files import write_json
+
+log = logging.getLogger(__name__)
 
 
 class Summary:
@@ -47,7 +50,7 @@ class Summary:
                 self.peak_mib[tag] = max(value, self.peak_mib.get(tag, 0.0))
 
     def write(self, status: str, message: str | None, memory: list[dict[str, Any]]) -> str:
-        """Writes the file, and returns the gist in words.
+        """Writes the file, where the disk takes it, and returns the gist in words.
 
         Args:
             status: running, completed, interrupted or failed.
@@ -58,22 +61,23 @@ class Summary:
         training_s = self._earlier_s + now_s - self._training_started_s if self._training_started_s else None
         steps_per_s = self.iterations * self._transitions / training_s if training_s else None
         reward, length = self._last.get("Train/mean_reward"), self._last.get("Train/mean_episode_length")
-        write_json(
-            self._path,
-            {
-                "status": status,
-                "message": message,
-                "iterations": self.iterations,
-                "wall_s": now_s - self._process_started_s,
-                "startup_s": (self._training_started_s or now_s) - self._process_started_s,
-                "training_s": training_s,
-                "steps_per_s": steps_per_s,
-                "final_reward": reward,
-                "best_reward": self._best_reward,
-                "final_episode_length": length,
-                "peak_mib": self.peak_mib,
-                "memory": memory,
-            },
-        )
+        content = {
+            "status": status,
+            "message": message,
+            "iterations": self.iterations,
+            "wall_s": now_s - self._process_started_s,
+            "startup_s": (self._training_started_s or now_s) - self._process_started_s,
+            "training_s": training_s,
+            "steps_per_s": steps_per_s,
+            "final_reward": reward,
+            "best_reward": self._best_reward,
+            "final_episode_length": length,
+            "peak_mib": self.peak_mib,
+            "memory": memory,
+        }
+        try:
+            write_json(self._path, content)
+        except OSError as error:
+            log.warning("%s was not written: %s", self._path, error.strerror)
         outcome = f"{self.iterations} iterations in {now_s - self._process_started_s:.0f} s"
         return outcome if reward is None else f"{outcome}, mean reward {reward:.2f}, mean episode length {length:.0f}"

@@ -1,0 +1,178 @@
+"""Runs of train.py in forks of a process that has everything loaded and each env built: a second instead of twenty.
+
+A fork stands where a process of its own stands when its env is built, which test_faults.py holds it to. What is left
+out: predicting memory, and starting the simulator again.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import multiprocessing
+import os
+import re
+import runpy
+import signal
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+NUM_ENVS = 16
+SEED = 1
+_built: dict[str, Any] = {}
+"""Name of the env -> its settings, the env, and the random state it left."""
+
+Fault = Callable[[], None]
+"""Prepares a process for what shall befall it. Called in the process, before train.py."""
+
+
+class Life:
+    """One process that runs train.py with `words`; what it prints goes to the file `output`."""
+
+    def __init__(self, words: list[str], output: Path, fault: Fault | None = None, cwd: Path = REPOSITORY) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["tests.lives_preloaded"])
+        os.environ["PYTHONPATH"] = str(REPOSITORY)  # where the preloaded is looked for
+        self._output = output
+        self._process = context.Process(target=_live, args=(words, output, fault, cwd))
+        self._process.start()
+        assert self._process.pid
+        self.pid = self._process.pid
+
+    def ends(self, within_s: float = 300.0) -> tuple[int, str]:
+        """The exit code, or the negative number of the signal that killed it; and what it printed."""
+        self._process.join(within_s)
+        if self._process.exitcode is None:
+            self._process.kill()
+            self._process.join()
+            raise TimeoutError(f"process {self.pid} did not end: {self._output.read_text()}")
+        return self._process.exitcode, self._output.read_text()
+
+    def is_over(self) -> bool:
+        return not self._process.is_alive()
+
+
+def build_envs() -> None:
+    """Loads everything, starts the simulator and builds every env, once."""
+    import torch
+
+    import ppo_lab.training  # noqa: F401
+    from ppo_lab import command_line, envs
+    from ppo_lab.envs.base import start_simulator
+    from ppo_lab.learning.checkpoint import random_state
+
+    device = torch.device("cpu")
+    start_simulator(device, SEED, performance_mode=False)
+    for name in envs.names():
+        cfg = command_line.to_experiment(command_line.compose([f"env={name}"])).env
+        _seed(SEED)
+        _built[name] = cfg, envs.make_env(cfg, NUM_ENVS, device), random_state(device)
+
+
+def _seed(seed: int) -> None:
+    from genesis.utils.misc import set_random_seed  # what gs.init does with its seed
+
+    set_random_seed(seed)
+
+
+def _live(words: list[str], output: Path, fault: Fault | None, cwd: Path) -> None:
+    opened = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(opened, 1)
+    os.dup2(opened, 2)
+    os.chdir(cwd)
+    _use_what_is_built()
+    if fault:
+        fault()
+    sys.argv = ["train.py", *words]
+    runpy.run_path(str(REPOSITORY / "train.py"), run_name="__main__")
+
+
+def _use_what_is_built() -> None:
+    import torch
+
+    from ppo_lab import budget, training
+    from ppo_lab.learning.checkpoint import set_random_state
+
+    def start_simulator(device: torch.device, seed: int, *_: bool) -> None:
+        assert seed == SEED
+
+    def make_env(cfg: Any, num_envs: int, device: torch.device) -> Any:
+        built_cfg, env, left = _built[cfg.name]
+        assert (cfg, num_envs) == (built_cfg, NUM_ENVS)
+        set_random_state(left, device)
+        return env
+
+    no_prediction: Future[Any] = Future()
+    no_prediction.set_exception(RuntimeError("this is a test of other things"))
+    budget.estimate_in_background = lambda cfg: no_prediction
+    vars(training).update(start_simulator=start_simulator, make_env=make_env)
+
+
+def killed_before_touching(folder: Path, pattern: str, nth: int = 1) -> Fault:
+    """SIGKILL at that moment; see `signalled_before_touching`."""
+    return signalled_before_touching(signal.SIGKILL, folder, pattern, nth)
+
+
+def signalled_before_touching(number: signal.Signals, folder: Path, pattern: str, nth: int = 1) -> Fault:
+    """The process sends itself a signal before the nth touch in `folder` that `pattern` is found in.
+
+    A touch reads "open model_3.pt", "os.rename .model_3.pt.123.tmp" or "os.remove state_1.pt".
+    """
+    return functools.partial(_signal_before_touching, number, folder, re.compile(pattern), nth)
+
+
+def _signal_before_touching(number: signal.Signals, folder: Path, pattern: re.Pattern[str], nth: int) -> None:
+    left = nth
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        nonlocal left
+        if event in ("open", "os.rename", "os.remove") and not isinstance(args[0], int):
+            path = Path(os.fsdecode(args[0])).absolute()
+            if path.is_relative_to(folder) and pattern.search(f"{event} {path.name}"):
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), number)
+
+    sys.addaudithook(hook)
+
+
+def killed_with_half_a_file(nth: int) -> Fault:
+    """SIGKILL in the middle of writing the nth temporary file: half of it is on the disk."""
+    return functools.partial(_die_with_half_a_file, nth)
+
+
+def _die_with_half_a_file(nth: int) -> None:
+    left, fsync = nth, os.fsync
+
+    def half(descriptor: Any) -> None:
+        nonlocal left
+        left -= Path(f"/proc/self/fd/{descriptor}").readlink().suffix == ".tmp"
+        if left == 0:
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        fsync(descriptor)
+
+    vars(os).update(fsync=half)
+
+
+def dashboard_fails(after: int) -> Fault:
+    """From record number `after` on, the thread that writes TensorBoard's event file gets an error from the disk."""
+    return functools.partial(_break_the_dashboard, after)
+
+
+def _break_the_dashboard(after: int) -> None:
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    left, write = after, RecordWriter.write
+
+    def fail(self: RecordWriter, data: bytes) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        write(self, data)
+
+    RecordWriter.write = fail

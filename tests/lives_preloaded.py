@@ -1,0 +1,5 @@
+"""Imported by the process that `lives.Life` forks from."""
+
+from tests import lives
+
+lives.build_envs()
