@@ -26,7 +26,7 @@ from ppo_lab.envs import make_env
 from ppo_lab.envs.base import start_simulator
 from ppo_lab.files import write_json, write_text
 from ppo_lab.learning import checkpoint, guard
-from ppo_lab.learning.checkpoint import Checkpoints, State
+from ppo_lab.learning.checkpoint import CheckpointError, Checkpoints, State
 from ppo_lab.learning.guard import NonFiniteError
 from ppo_lab.learning.runner import Report, Runner
 from ppo_lab.memory import measured, render
@@ -196,7 +196,10 @@ def _environment(description: dict[str, Any]) -> dict[str, Any]:
 
 def _load(checkpoints: Path, iteration: int) -> tuple[State, State]:
     """Model and state as they were after `iteration`."""
-    model, state = (checkpoint.load(checkpoints / f"{kind}_{iteration}.pt") for kind in ("model", "state"))
+    try:
+        model, state = (checkpoint.load(checkpoints / f"{kind}_{iteration}.pt") for kind in ("model", "state"))
+    except CheckpointError as error:
+        raise RunFailedError(str(error)) from error
     for kind, found in (("model", model.get("iter")), ("state", state.get("iteration"))):
         if found != iteration:
             raise RunFailedError(f"{checkpoints / kind}_{iteration}.pt is of iteration {found}")
