@@ -225,7 +225,8 @@ def train_or_refuse(words: list[str]) -> None:
             assert_one_message(said)
             assert not new
         else:
-            assert len([path for path in new if path.is_file()]) <= 1, "the lock in the run's folder"
+            files = {path.name for path in new if path.is_file()}
+            assert files <= {".lock", "config.yaml"}, "the run's folder, taken, and what it is"
             assert all(any(path.iterdir()) for path in new if path.is_dir()), "that folder and those above it"
 
 

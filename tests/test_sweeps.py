@@ -175,7 +175,7 @@ def test_a_folder_name_is_one_short_plain_part_of_a_path(name: str) -> None:
 
 
 WRONG = {
-    "num_envs=0,16": r"^num_envs=0: num_envs=0 is out of range\. Allowed: >= 1\.$",
+    "num_envs=0,16": r"^num_envs=0: num_envs=0 is out of range\. Allowed: >= 1, <= 2147483647\.$",
     "num_env=16,32": r"^unknown key num_env\. Did you mean num_envs\?",
     "algorithm.num_mini_batches=4,7,11": r"^num_mini_batches=7: .*7 does not divide 128 .*\(2 of 3 jobs are wrong\)$",
     "seed=1,1": "is given twice",
@@ -185,7 +185,7 @@ WRONG = {
     "seed=shuffle(1,2)": "jobs run in the order given",
     "--seed=1,2": "unknown option --seed=1,2",
     "resume=outputs/x": r"is for one run\. To go on with a sweep: sweep\.resume=FOLDER",
-    "hydra/launcher=basic": "does not go with -m",
+    "hydra/launcher=basic": "of Hydra's own settings only",
     "hydra.run.dir=here": "does not go with -m",
     "device=cpu,auto": "a sweep has one kind of device",
     "sweep.over_budget=skipp": r"Did you mean skip\? Allowed: one of skip, run, stop\.",
@@ -236,7 +236,7 @@ def test_the_command_refuses_with_code_2_and_one_line(train: Train, words: list[
 def test_the_plan_is_written_down_and_leaves_out_what_will_not_fit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [*TINY, "num_envs=16,50000000", "seed=1,2", "sweep.jobs_per_device=2"]  # 50 million envs: terabytes
+    words = [*TINY, "num_envs=16,4000000", "seed=1,2", "sweep.jobs_per_device=2"]  # 4 million envs: 160 GiB
     for_hydra = plan.prepare(["-m", *words, f"hydra.sweep.dir={tmp_path / 'sweep'}"])
     assert for_hydra == ["-m", *words, f"hydra.sweep.dir='{tmp_path / 'sweep'}'"]
     content = json.loads((tmp_path / "sweep" / "jobs.json").read_text())
@@ -245,8 +245,8 @@ def test_the_plan_is_written_down_and_leaves_out_what_will_not_fit(
     assert [(job["folder"], job["status"], job["transitions"]) for job in content["jobs"]] == [
         ("0_num_envs=16,seed=1", "planned", 16 * 8),
         ("1_num_envs=16,seed=2", "planned", 16 * 8),
-        ("2_num_envs=50000000,seed=1", "over_budget", 50_000_000 * 8),
-        ("3_num_envs=50000000,seed=2", "over_budget", 50_000_000 * 8),
+        ("2_num_envs=4000000,seed=1", "over_budget", 4_000_000 * 8),
+        ("3_num_envs=4000000,seed=2", "over_budget", 4_000_000 * 8),
     ]
     predicted = [job["predicted_bytes"] for job in content["jobs"]]
     assert 0 < predicted[0] == predicted[1] < hardware.free_bytes("cpu") < predicted[2] == predicted[3]
@@ -259,18 +259,28 @@ def test_the_plan_is_written_down_and_leaves_out_what_will_not_fit(
     share_bytes = int(plan_line[1].replace(",", "")) * hardware.MIB
     assert share_bytes == pytest.approx(hardware.free_bytes("cpu") / 2, rel=0.4), "others here take and give meanwhile"
     assert re.match(r"  1/2 num_envs=16: needs .*: fits", said[1])
-    assert re.match(r"  2/2 num_envs=50000000: needs .*: does not fit$", said[2])
+    assert re.match(r"  2/2 num_envs=4000000: needs .*: does not fit$", said[2])
 
 
 def test_a_sweep_may_stop_where_a_job_will_not_fit(tmp_path: Path) -> None:
-    words = [*TINY, "num_envs=50000000", "seed=1,2", "sweep.over_budget=stop"]
+    words = [*TINY, "num_envs=4000000", "seed=1,2", "sweep.over_budget=stop"]
     with pytest.raises(OverBudgetError, match=r"2 of 2 jobs do not fit: seed=1, seed=2\. Try sweep\.over_budget="):
         plan.prepare(["-m", *words, f"hydra.sweep.dir={tmp_path / 'sweep'}"])
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_the_simulator_cannot_build_is_left_out_however_much_memory_there_is(tmp_path: Path) -> None:
+    plan.prepare(
+        ["-m", *TINY, "num_envs=16,50000000", "sweep.over_budget=run", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    )
+    small, large = jobs.read(tmp_path / "sweep").jobs
+    assert (small.status, large.status, large.predicted_bytes) == ("planned", "over_budget", None)
+    assert large.message
+    assert "more than the simulator builds of this env" in large.message
+
+
 def test_or_try_it_all_the_same(tmp_path: Path) -> None:
-    words = [*TINY, "num_envs=50000000", "sweep.over_budget=run"]
+    words = [*TINY, "num_envs=4000000", "sweep.over_budget=run"]
     plan.prepare(["-m", *words, f"hydra.sweep.dir={tmp_path / 'planned'}"])
     assert [(job.status, job.folder) for job in jobs.read(tmp_path / "planned").jobs] == [("planned", "0")]
     sweep = sweep_of(tmp_path / "sweep", "succeed", over_budget="run")
@@ -609,7 +619,7 @@ def test_a_real_sweep_outlives_a_job_that_breaks(real: tuple[Path, subprocess.Co
     first, second, third = jobs.read(folder).jobs
     assert (first.status, second.status, third.status) == ("completed", "failed", "completed")
     assert second.message
-    assert "value loss became nan in iteration 0; try a lower algorithm.learning_rate" in second.message
+    assert second.message.startswith("losses are not finite in iteration 0: value: nan; ")
     assert f"sweep folder: {folder}" in done.stdout
     assert f"report: {folder / 'report.html'}" in done.stdout
     assert (folder / "report.html").exists()

@@ -27,6 +27,7 @@ from ppo_lab.config import ConfigError, ExperimentConfig, SweepConfig, setting
 from ppo_lab.memory import hardware
 from ppo_lab.memory.estimate import estimate
 from ppo_lab.memory.hardware import MIB
+from ppo_lab.memory.simulator import too_many_envs
 from ppo_lab.sweeps import jobs as records
 from ppo_lab.sweeps import outcomes
 from ppo_lab.sweeps.jobs import Job, Sweep
@@ -259,24 +260,27 @@ def _predicted(jobs: list[Job], experiments: list[ExperimentConfig], settings: S
     for job in planned:
         same.setdefault(config.to_json(dataclasses.replace(experiments[job.number], seed=0)), []).append(job)
     jobs, too_large = [*jobs], []
-    for number, (experiment, alike) in enumerate(same.items(), 1):
-        need_bytes, is_least = _estimate(command_line.from_json(experiment), machine)
+    for number, (text, alike) in enumerate(same.items(), 1):
+        experiment = command_line.from_json(text)
+        impossible = too_many_envs(experiment)
+        need_bytes, is_least = (None, True) if impossible else _estimate(experiment, machine)
         words = f"needs {'at least ' * is_least}{(need_bytes or 0) / MIB:,.0f} MiB of {free_bytes / MIB:,.0f} MiB free"
         fits = need_bytes is None or need_bytes <= free_bytes
         verdict = f"fits{' as far as is known' * is_least}" if fits else "does not fit"
-        _say(f"  {number}/{len(same)} {_name_of(alike)}: {words if need_bytes else 'no prediction'}: {verdict}")
+        said = impossible or f"{words if need_bytes else 'no prediction'}: {verdict}"
+        _say(f"  {number}/{len(same)} {_name_of(alike)}: {said}")
         for job in alike:
             jobs[job.number] = dataclasses.replace(job, predicted_bytes=need_bytes, predicted_is_least=is_least)
-            if not fits:
-                too_large.append(dataclasses.replace(jobs[job.number], status="over_budget", message=words))
+            if impossible or not fits:
+                out = dataclasses.replace(jobs[job.number], status="over_budget", message=impossible or words)
+                too_large.append(out)
+                if impossible or settings.over_budget == "skip":
+                    jobs[job.number] = out
     if too_large and settings.over_budget == "stop":
         raise OverBudgetError(
             f"{len(too_large)} of {len(planned)} jobs do not fit: {', '.join(job.name for job in too_large)}. "
             "Try sweep.over_budget=skip to run the others, or sweep.over_budget=run to run all."
         )
-    if settings.over_budget == "skip":
-        for job in too_large:
-            jobs[job.number] = job
     return jobs
 
 
