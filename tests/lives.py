@@ -37,7 +37,7 @@ class Life:
         context.set_forkserver_preload(["tests.lives_preloaded"])
         os.environ["PYTHONPATH"] = str(REPOSITORY)  # where the preloaded is looked for
         self._output = output
-        self._process = context.Process(target=_live, args=(words, output, fault, cwd))
+        self._process = context.Process(target=_live, args=(words, output, fault, cwd), daemon=True)
         self._process.start()
         assert self._process.pid
         self.pid = self._process.pid
