@@ -29,6 +29,8 @@ MAY_IMPORT = {
     "report": {"command_line", "config", "files", "memory", "telemetry"},
     "sweeps": {"command_line", "config", "files", "memory", "preflight", "report", "runs"},
     "replay": {"command_line", "config", "learning", "memory", "preflight", "training"},
+    "stopping": {"command_line"},
+    "record": {"files", "memory", "runs", "telemetry"},
     "training": {
         "budget",
         "command_line",
@@ -38,8 +40,10 @@ MAY_IMPORT = {
         "learning",
         "memory",
         "preflight",
+        "record",
         "reproduction",
         "runs",
+        "stopping",
         "telemetry",
     },
 }

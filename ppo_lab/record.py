@@ -1,0 +1,98 @@
+"""What a run leaves in its folder beside checkpoints, and what it says on the way."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from typing import Any
+
+import torch
+
+from ppo_lab.files import shown, write_json, write_text
+from ppo_lab.memory import measured, render
+from ppo_lab.memory.estimate import Estimate
+from ppo_lab.memory.monitor import MIB, FlatMemoryWatch
+from ppo_lab.runs import Run, as_yaml
+from ppo_lab.telemetry import manifest
+from ppo_lab.telemetry.console import ProgressDisplay
+from ppo_lab.telemetry.metrics import MetricsWriter
+from ppo_lab.telemetry.summary import Summary
+
+log = logging.getLogger(__name__)
+
+
+class Record:
+    """Manifest, metrics, prediction, progress and summary of one run, of which an earlier process may have a part."""
+
+    def __init__(self, run: Run, first_iteration: int, device: torch.device) -> None:
+        self.run = run
+        self.device = device
+        self.estimate: Estimate | None = None
+        self.progress = ProgressDisplay(run.cfg.max_iterations, run.cfg.quiet, first_iteration)
+        self._first = first_iteration
+        self._description = manifest.describe_run(run.overrides, run.cfg, device, shown(run.folder))
+        self._metrics = MetricsWriter(run.folder, first_iteration)
+        self._summary = Summary(run.folder / "summary.json", run.cfg.transitions, self._metrics.earlier)
+        self._watch = FlatMemoryWatch()
+        self._prediction: dict[str, Any] = {}
+        self._predicted_mib: dict[str, float] = {}
+
+    @property
+    def iterations(self) -> int:
+        """How many are complete."""
+        return self._summary.iterations
+
+    def begin(self) -> None:
+        """Writes the papers. A run that goes on, or repeats one, says what is different now."""
+        run, description, diff = self.run, self._description, "git.diff"
+        original = manifest.read(run.reproduces or run.folder) if run.continues or run.reproduces else None
+        if original:
+            for difference in manifest.differences(original, description):
+                log.warning("%s: the result may differ", difference)
+        if original and run.continues:
+            diff = f"git_{self._first}.diff"
+            again = {"iteration": self._first, **description}
+            description = original | {"continued": [*original.get("continued", []), again]}
+        write_json(run.folder / "manifest.json", description)
+        if description["git"]["dirty"]:
+            write_text(run.folder / diff, manifest.git_diff())
+        self._summary.write("running", None, [])
+
+    def predict(self, estimate: Estimate | None) -> None:
+        """Keeps what was predicted, to stand beside every iteration."""
+        self.estimate = estimate
+        if estimate:
+            self._prediction = render.as_json(estimate)
+            write_json(self.run.folder / "estimate.json", self._prediction)
+            for name, size in measured.predicted_bytes(self._prediction).items():
+                self._predicted_mib[f"Memory/predicted_{name}_mib"] = size / MIB
+
+    def describe(self, memory_tags: Collection[str]) -> None:
+        """Puts configuration, environment and layout on TensorBoard. `memory_tags`: the rows that the device has."""
+        about = self._description
+        environment = about["packages"] | about["machine"] | {"repeat": about["repeat"]}
+        self._metrics.describe(as_yaml(self.run.cfg), environment, memory_tags)
+
+    def begin_training(self) -> None:
+        """Everything is built; the first iteration begins."""
+        self._summary.begin_training()
+
+    def add(self, iteration: int, scalars: dict[str, float]) -> None:
+        """Takes what an iteration has to tell."""
+        self._metrics.write(iteration, scalars | self._predicted_mib)
+        self._summary.add(scalars)
+        self.progress.show(iteration, scalars)
+        for warning in self._watch.warnings(scalars):
+            log.warning(warning)
+
+    def sync(self) -> None:
+        """Returns when all that was added is on the disk."""
+        self._metrics.sync()
+
+    def finish(self, status: str, message: str | None = None) -> str:
+        """Writes the summary, and returns its gist in words. See `Summary.write`."""
+        compared = measured.compare(self._prediction, self._summary.peak_mib) if self._prediction else []
+        return self._summary.write(status, message, [measured.as_json(comparison) for comparison in compared])
+
+    def close(self) -> None:
+        self._metrics.close()
