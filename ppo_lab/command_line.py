@@ -14,9 +14,11 @@ import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import hydra
+import psutil
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -103,8 +105,14 @@ def exit_codes() -> Iterator[None]:
 
 def requeue_when_stopped() -> None:
     """From now on SIGTERM and SIGUSR1 end the process with the code that a scheduler can requeue on."""
+
+    def stop(received: int, _: FrameType | None) -> None:
+        for child in psutil.Process().children(recursive=True):  # the estimate, which nobody waits for any more
+            child.kill()
+        _exit(ExitCode.REQUEUE, f"stopped: {signal.Signals(received).name}")
+
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, lambda received, _: _exit(ExitCode.REQUEUE, f"stopped: {signal.Signals(received).name}"))
+        signal.signal(number, stop)
 
 
 def is_for_hydra(argv: list[str]) -> bool:
