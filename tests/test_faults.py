@@ -143,7 +143,8 @@ def until(condition: Callable[[], Any], life: Life, within_s: float = 120.0) -> 
     return True
 
 
-@pytest.mark.parametrize("env", ["hover", pytest.param("go2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("env", envs.names())
 def test_a_fork_trains_as_a_process_of_its_own_does(
     env: str, straight: Callable[[str], Path], train: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -196,7 +197,7 @@ STAGES: list[str | Fault] = [
 """Where a run is killed: writing a checkpoint, and on coming back."""
 
 
-@pytest.mark.parametrize("env", envs.names())
+@pytest.mark.parametrize("env", ["hover", pytest.param("go2", marks=pytest.mark.slow)])
 def test_killed_while_it_writes_it_ends_as_if_it_had_not_been(
     env: str, straight: Callable[[str], Path], tmp_path: Path, record_property: Record
 ) -> None:
