@@ -28,7 +28,7 @@ setup: .venv/installed
 	@$(BIN)/python -m ppo_lab.preflight
 
 browser:  # without it the tests that look at TensorBoard's pages are skipped
-	@{ command -v chromium && command -v chromedriver; } >/dev/null || { $(INSTALL) chromium chromium-driver; } || true
+	@{ command -v chromium && command -v chromedriver; } >/dev/null || { $(INSTALL) --no-install-recommends chromium chromium-driver; } || true
 
 .venv/installed: pyproject.toml constraints.txt
 	@[ -n "$(PYTHON)" ] || { echo "error: Python 3.11 or 3.12 not found; install one, or: make PYTHON=/path/to/python"; exit 2; }

@@ -229,7 +229,7 @@ def read_experiment(path: Path) -> ExperimentConfig:
         ConfigError: the file cannot be read, or is not an experiment of this version.
     """
     try:
-        return to_experiment(_read_plain(path))
+        return to_experiment(read_plain(path))
     except ConfigError as error:
         raise ConfigError(f"{as_text(path)}: {error}") from None
 
@@ -243,7 +243,8 @@ def leaves(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, content
 
 
-def _read_plain(path: Path) -> DictConfig:
+def read_plain(path: Path) -> DictConfig:
+    """The keys and values of a YAML file that a stranger may have written. Raises a ConfigError."""
     allowed = "Allowed: a config.yaml as train.py writes it."
     try:
         if not path.is_file():

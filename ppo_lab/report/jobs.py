@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 
+from ppo_lab.command_line import read_plain
 from ppo_lab.config import ConfigError
 from ppo_lab.memory import measured
 from ppo_lab.memory.hardware import MIB
@@ -199,9 +200,9 @@ def _job(sweep: Path, swept: tuple[str, ...], entry: Mapping[str, Any]) -> Job:
 
 def _read_run(folder: Path) -> Run:
     damages: list[str] = []
-    config = _load(folder / "config.yaml", yaml.safe_load, damages)
-    summary = _load(folder / "summary.json", json.loads, damages)
-    estimate = _load(folder / "estimate.json", json.loads, damages)
+    config = _read_config(folder / "config.yaml", damages)
+    summary = _load(folder / "summary.json", damages)
+    estimate = _load(folder / "estimate.json", damages)
     try:
         predicted = {name: int(size) for name, size in measured.predicted_bytes(estimate).items()} if estimate else {}
     except (LookupError, TypeError, ValueError):
@@ -245,13 +246,24 @@ def _read_metrics(path: Path, damages: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def _load(path: Path, parse: Callable[[str], Any], damages: list[str]) -> dict[str, Any]:
+def _read_config(path: Path, damages: list[str]) -> dict[Any, Any]:
+    try:
+        content = OmegaConf.to_container(read_plain(path))
+        assert isinstance(content, dict)
+        return content
+    except ConfigError:
+        if path.exists():
+            damages.append(f"{path.name} is damaged")
+        return {}
+
+
+def _load(path: Path, damages: list[str]) -> dict[str, Any]:
     """What the file holds: nothing where it is missing, or damaged."""
     try:
-        content = parse(path.read_text())
+        content = json.loads(path.read_text())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+    except (OSError, ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         damages.append(f"{path.name} is damaged")
