@@ -180,7 +180,7 @@ def test_without_a_positive_reward_there_is_no_threshold_and_no_ratio(tmp_path: 
     found = results.of(read_sweep(seeds(tmp_path, {4: [-3.0, -2.0], 8: [-1.0, -1.0]})))
     assert found.threshold is None
     assert found.reward_per_minute(found.sweep.jobs[0]) is None
-    assert "no completed run has one" in results.lessons(found)[1]
+    assert "no setting has one in all of its runs" in results.lessons(found)[1]
 
 
 def test_every_end_is_told_and_only_completed_runs_count(tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ def _lesson(measure: Measure, configurations: Sequence[Configuration]) -> str:
     found = {one.label: values for one in configurations if (values := known(one.completed, measure.of))}
     title = measure.title[0].upper() + measure.title[1:]
     if not found:
-        return f"{title}: no completed run has one."
+        return f"{title}: no setting has one in all of its runs."
     ranked = sorted(found, key=lambda label: fmean(found[label]), reverse=measure.highest_wins)
     first = f"{ranked[0]} with {_spread(found[ranked[0]], measure.unit)}"
     if len(found) == 1:
