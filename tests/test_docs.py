@@ -55,7 +55,6 @@ def test_the_table_of_predictions_is_the_one_that_was_measured() -> None:
     assert predicted_vs_measured.table(measured["runs"]) in (REPOSITORY / "docs" / "estimate.md").read_text()
 
 
-@pytest.mark.skipif(not reliability.RESULT.exists(), reason="not measured yet: python benchmarks/reliability.py")
 def test_the_figures_of_reliability_are_those_that_were_measured() -> None:
     page = (REPOSITORY / "docs" / "reliability.md").read_text()
     measured = json.loads(reliability.RESULT.read_text())
