@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import torch
 from ppo_lab import command_line
 from ppo_lab.config import ExperimentConfig
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it, for all it starts
 os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side, and threads that wait for each other burn the cores
 os.environ["QD_ENABLE_PYBUF"] = "0"  # or the simulator, imported here, would make those started from here talk
 
