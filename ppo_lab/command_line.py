@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import enum
 import json
@@ -101,6 +102,13 @@ def exit_codes() -> Iterator[None]:
         logging.getLogger(__name__).debug("the run failed", exc_info=True)
         where = f"{error.filename}: " if error.filename else ""
         _exit(ExitCode.FAILED, f"error: {where}{error.strerror or error}")
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as a ConfigError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see --help.")
 
 
 def requeue_when_stopped() -> None:

@@ -13,7 +13,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -331,6 +331,14 @@ def did_you_mean(word: str, known: Collection[str]) -> str:
         by_last_part[part] for part in difflib.get_close_matches(word.rpartition(".")[2], by_last_part, 1)
     ]
     return f" Did you mean {near[0]}?" if near else ""
+
+
+def flat(settings: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1, "c": [2]}} -> {"a.b": 1, "a.c": [2]}"""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
 
 
 def to_json(cfg: ExperimentConfig) -> str:

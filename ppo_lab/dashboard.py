@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import signal
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import tensorboard_data_server
 from tensorboard.program import TensorBoard, TensorBoardServerException
 
-from ppo_lab.command_line import exit_codes
+from ppo_lab.command_line import Parser, exit_codes
 from ppo_lab.config import ConfigError
 
 VIEWS = {
@@ -22,11 +21,11 @@ VIEWS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m ppo_lab.dashboard", description=__doc__)
+    parser = Parser(prog="python -m ppo_lab.dashboard", description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("outputs"), help="default: outputs")
     parser.add_argument("--port", type=int, help="default: 6006, or the next that is free")
-    words = parser.parse_args()
     with exit_codes():
+        words = parser.parse_args()
         url = serve(words.folder, words.port)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with contextlib.suppress(KeyboardInterrupt):

@@ -40,6 +40,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where there is none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def seal(archive: bytes) -> bytes:
     """A zip archive, deflated, with the SHA-256 of what comes before as its comment.
 
@@ -70,6 +79,12 @@ def numbered(folder: Path, name: str) -> dict[int, Path]:
     """The files `<name>_<number>.pt` in `folder`, by number, the lowest first."""
     found = {path: re.fullmatch(rf"{name}_(\d+)\.pt", path.name) for path in folder.glob(f"{name}_*.pt")}
     return dict(sorted((int(match[1]), path) for path, match in found.items() if match))
+
+
+def with_state(checkpoints: Path) -> dict[int, tuple[Path, Path]]:
+    """The checkpoints that one can go on from, the oldest first: iteration -> model and state."""
+    models, states = (numbered(checkpoints, kind) for kind in ("model", "state"))
+    return {iteration: (path, states[iteration]) for iteration, path in models.items() if iteration in states}
 
 
 def lock(folder: Path) -> IO[str] | None:

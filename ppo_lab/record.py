@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ppo_lab.files import shown, write_json, write_text
+from ppo_lab.files import read_json, shown, write_json, write_text
 from ppo_lab.memory import measured, render
 from ppo_lab.memory.estimate import Estimate
 from ppo_lab.memory.monitor import MIB, FlatMemoryWatch
@@ -45,7 +45,9 @@ class Record:
     def begin(self) -> None:
         """Writes the papers. A run that goes on, or repeats one, says what is different now."""
         run, description, diff = self.run, self._description, "git.diff"
-        original = manifest.read(run.reproduces or run.folder) if run.continues or run.reproduces else None
+        original = {}
+        if run.continues or run.reproduces:
+            original = read_json((run.reproduces or run.folder) / "manifest.json")
         if original:
             for difference in manifest.differences(original, description):
                 log.warning("%s: the result may differ", difference)

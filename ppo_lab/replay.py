@@ -21,7 +21,7 @@ from torch import Tensor  # noqa: E402
 from ppo_lab import command_line, preflight  # noqa: E402
 from ppo_lab.command_line import NotReproducedError, RunFailedError  # noqa: E402
 from ppo_lab.config import ConfigError  # noqa: E402
-from ppo_lab.learning.checkpoint import CheckpointError, State, load  # noqa: E402
+from ppo_lab.learning.checkpoint import CheckpointError, NoCheckpoints, State, load, load_both  # noqa: E402
 from ppo_lab.learning.guard import Fault, NonFiniteError  # noqa: E402
 
 STEPS, ENVS = 8, 4
@@ -30,15 +30,16 @@ STEPS, ENVS = 8, 4
 
 def main(words: list[str]) -> None:
     """Raises a ConfigError, or a NotReproducedError where it did not happen again."""
-    if len(words) != 1 or words[0].startswith("-"):
-        raise ConfigError("one file is wanted: python -m ppo_lab.replay RUN_FOLDER/nan_ITERATION.pt")
-    path = Path(words[0])
+    parser = command_line.Parser(
+        prog="python -m ppo_lab.replay", description="Shows what a run stopped for, and repeats it."
+    )
+    parser.add_argument("dump", type=Path, help="nan_<iteration>.pt in the folder of a run that stopped for it")
+    path: Path = parser.parse_args(words).dump
     fault, dump = read(path)
     show(fault, dump)
     folder, good = path.resolve().parent, dump["last_good"]
-    checkpoints = folder / "checkpoints"
     try:
-        saved = None if good is None else [load(checkpoints / f"{kind}_{good}.pt") for kind in ("model", "state")]
+        saved = None if good is None else load_both(folder / "checkpoints", good)
     except CheckpointError as error:
         print(f"not repeated, as there is no full state to go on from: {error}")
         return
@@ -80,7 +81,7 @@ def show(fault: Fault, dump: State) -> None:
             rich.print(_steps_of(dump, row, f"env {env}", fault.step))
 
 
-def repeat(folder: Path, iteration: int, saved: list[State] | None) -> NonFiniteError | None:
+def repeat(folder: Path, iteration: int, saved: tuple[State, State] | None) -> NonFiniteError | None:
     """Trains in memory as the run in `folder` did, on from `saved` (model, state) or from the start.
 
     Returns what stopped it; None where nothing did. Raises a RunFailedError where something else broke.
@@ -102,13 +103,6 @@ def repeat(folder: Path, iteration: int, saved: list[State] | None) -> NonFinite
         except Exception as error:
             raise RunFailedError(f"not repeated: {error}") from error
     return None
-
-
-class NoCheckpoints:
-    """Keeps nothing."""
-
-    def offer(self, *args: Any) -> None:
-        pass
 
 
 def differences(dump: State, again: State) -> list[str]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from ppo_lab import command_line, preflight
 from ppo_lab.command_line import RUN_DIR, SWEEP_DIR, quoted
-from ppo_lab.config import ConfigError, ExperimentConfig, as_text
-from ppo_lab.files import flaw, is_locked, lock, numbered, write_text
+from ppo_lab.config import ConfigError, ExperimentConfig, as_text, flat
+from ppo_lab.files import flaw, is_locked, lock, numbered, read_json, with_state, write_text
 
 MAY_CHANGE = ("max_iterations", "save_interval", "checkpoint", "memory", "quiet")
 """Settings that a run may go on with changed: none of them touches what is learned."""
@@ -142,7 +140,7 @@ def _continue(target: Path, cfg: DictConfig, overrides: list[str]) -> Run:
         checkpoint = _newest_whole(folder, at, asked, warnings)
         done = 0 if checkpoint is None else checkpoint + 1
         left = experiment.max_iterations - done
-        if left < 0 or (left == 0 and _is_complete(folder)):  # killed at the very end, it is completed
+        if left < 0 or (left == 0 and is_complete(folder)):  # killed at the very end, it is completed
             raise ConfigError(
                 f"{asked}: {done} iterations are done, and max_iterations={experiment.max_iterations} is the total. "
                 f"Try max_iterations={2 * done} to train on."
@@ -167,25 +165,19 @@ def _newest_unfinished(asked: ExperimentConfig, folder: Path, by_hand: bool) -> 
             saved = command_line.read_experiment(run / "config.yaml")
         except ConfigError:
             continue
-        if (
-            _settings_that_matter(saved) == _settings_that_matter(asked)
-            and not _is_complete(run)
-            and not is_locked(run)
-        ):
+        if _settings_that_matter(saved) == _settings_that_matter(asked) and not is_complete(run) and not is_locked(run):
             return run
     return None
 
 
 def _settings_that_matter(cfg: ExperimentConfig) -> dict[str, Any]:
-    settings = _flat(asdict(cfg))
+    settings = flat(asdict(cfg))
     return {key: value for key, value in settings.items() if key == "max_iterations" or not _is_among(key, MAY_CHANGE)}
 
 
-def _is_complete(run: Path) -> bool:
-    try:
-        return json.loads((run / "summary.json").read_text())["status"] == "completed"
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+def is_complete(run: Path) -> bool:
+    """Whether the run says that it came to its end."""
+    return read_json(run / "summary.json").get("status") == "completed"
 
 
 def _saved_experiment(folder: Path, asked: str) -> ExperimentConfig:
@@ -200,7 +192,7 @@ def _with_changes(
     """`saved`, with what the words set and may set. A word that says what was saved changes nothing."""
     said, unsaid = _settings(cfg), _settings(command_line.compose([]))
     named = tuple(word.lstrip("+~").partition("=")[0] for word in overrides)
-    settings, changes = _flat(asdict(saved)), {}
+    settings, changes = flat(asdict(saved)), {}
     for key, value in said.items():
         is_said = value != unsaid.get(key) or _is_among(key, named)
         if not is_said or (key in settings and value == settings[key]):
@@ -219,16 +211,15 @@ def _with_changes(
 
 def _newest_whole(folder: Path, at: int | None, asked: str, warnings: list[str]) -> int | None:
     """The newest iteration of which model and state are whole, or `at`. None where nothing was saved yet."""
-    models, states = (numbered(folder / "checkpoints", kind) for kind in ("model", "state"))
-    if at is None and not models:
+    resumable = with_state(folder / "checkpoints")
+    if at is None and not numbered(folder / "checkpoints", "model"):
         return None
-    candidates = sorted(models.keys() & states.keys(), reverse=True) if at is None else [at]
-    for number in candidates:
-        if number not in models or number not in states:
+    for number in reversed(resumable) if at is None else [at]:
+        if number not in resumable:
             raise ConfigError(
                 f"{asked}: iteration {number} has weights alone, no state to go on from. {_resumable(folder)}"
             )
-        flaws = [f"{path} {why}" for path in (models[number], states[number]) if (why := flaw(path.read_bytes()))]
+        flaws = [f"{path} {why}" for path in resumable[number] if (why := flaw(path.read_bytes()))]
         if not flaws:
             return number
         warnings += flaws
@@ -237,8 +228,8 @@ def _newest_whole(folder: Path, at: int | None, asked: str, warnings: list[str])
 
 def _resumable(folder: Path, broken: list[str] | None = None) -> str:
     """Which checkpoints there are to go on from, in words."""
-    models, states = (numbered(folder / "checkpoints", kind) for kind in ("model", "state"))
-    there = [str(n) for n in sorted(models.keys() & states.keys()) if not any(f"_{n}.pt " in b for b in broken or ())]
+    resumable = with_state(folder / "checkpoints")
+    there = [str(n) for n in resumable if not any(f"_{n}.pt " in why for why in broken or ())]
     return f"Allowed: those of iteration {' or '.join(there)}." if there else "The weights alone cannot go on exactly."
 
 
@@ -303,20 +294,7 @@ def _check_device(cfg: ExperimentConfig) -> None:
 def _settings(cfg: DictConfig) -> dict[str, Any]:
     content = OmegaConf.to_container(command_line.without_start(cfg), resolve=True)
     assert isinstance(content, dict)
-    return _flat(content)
-
-
-def _flat(settings: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}"""
-    return dict(_leaves(settings, prefix))
-
-
-def _leaves(settings: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+    return flat(content)
 
 
 def _is_among(key: str, names: tuple[str, ...]) -> bool:

@@ -151,13 +151,9 @@ def _keep_evidence(found: NonFiniteError, folder: Path, checkpoints: Checkpoints
 def _load(checkpoints: Path, iteration: int) -> tuple[State, State]:
     """Model and state as they were after `iteration`."""
     try:
-        model, state = (checkpoint.load(checkpoints / f"{kind}_{iteration}.pt") for kind in ("model", "state"))
+        return checkpoint.load_both(checkpoints, iteration)
     except CheckpointError as error:
         raise RunFailedError(str(error)) from error
-    for kind, found in (("model", model.get("iter")), ("state", state.get("iteration"))):
-        if found != iteration:
-            raise RunFailedError(f"{checkpoints / kind}_{iteration}.pt is of iteration {found}")
-    return model, state
 
 
 def _restore(runner: Runner, model: State, state: State, checkpoints: Path) -> None:

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "estimating": {"command_line", "config", "memory"},
     "import_run": {"command_line", "config", "files", "learning", "preflight", "telemetry"},
     "report": {"command_line", "config", "files", "memory", "telemetry"},
-    "sweeps": {"command_line", "config", "files", "memory", "preflight", "report", "runs"},
+    "sweeps": {"command_line", "config", "files", "memory", "preflight", "report", "runs", "telemetry"},
     "replay": {"command_line", "config", "learning", "memory", "preflight", "training"},
     "stopping": {"command_line"},
     "record": {"files", "memory", "runs", "telemetry"},

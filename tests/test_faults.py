@@ -565,14 +565,18 @@ def fill(disk: Path) -> Path:
     return ballast
 
 
-def test_while_the_disk_is_full_training_goes_on_and_what_was_saved_stays(
-    straight: Callable[[str], Path], small_disk: Callable[[str], Path], tmp_path: Path
-) -> None:
-    disk = small_disk("size=8m")
+def run_out_of_disk(disk: Path, tmp_path: Path) -> tuple[Path, Life, Path]:
+    """A run that goes on, on a disk that has been filled meanwhile; and the file that fills it."""
     run = disk / "run"
     life = Life(begin("hover", run), tmp_path / "out")
     assert until(lambda: rows_so_far(run) > 2, life)
-    ballast = fill(disk)
+    return run, life, fill(disk)
+
+
+def test_while_the_disk_is_full_training_goes_on_and_what_was_saved_stays(
+    straight: Callable[[str], Path], small_disk: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run, life, ballast = run_out_of_disk(small_disk("size=8m"), tmp_path)
     assert until(lambda: (tmp_path / "out").read_text().count("was not written: No space left") >= 2, life)
     newest = max(numbered(run / "checkpoints", "model"))
     assert checkpoint.load(run / "checkpoints" / f"model_{newest}.pt")["iter"] == newest
@@ -588,11 +592,7 @@ def test_while_the_disk_is_full_training_goes_on_and_what_was_saved_stays(
 def test_a_run_that_ends_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
     straight: Callable[[str], Path], small_disk: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    disk = small_disk("size=8m")
-    run = disk / "run"
-    life = Life(begin("hover", run), tmp_path / "out")
-    assert until(lambda: rows_so_far(run) > 2, life)
-    ballast = fill(disk)
+    run, life, ballast = run_out_of_disk(small_disk("size=8m"), tmp_path)
     code, printed = life.ends()
     assert code == 1, printed
     assert "Traceback" not in printed

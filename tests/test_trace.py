@@ -14,6 +14,7 @@ import torch
 from ppo_lab import command_line, envs
 from ppo_lab.config import ACTIVATIONS, ConfigError, ExperimentConfig
 from ppo_lab.config import to_json as experiment_to_json
+from ppo_lab.learning.checkpoint import NoCheckpoints
 from ppo_lab.learning.runner import Runner
 from ppo_lab.memory import tracer
 from ppo_lab.memory.allocator import cublas_workspace_bytes, replay
@@ -74,7 +75,7 @@ def measured(cfg: ExperimentConfig) -> dict[str, int]:
     rows: dict[str, float] = {}
     with MemoryMonitor(torch.device("cpu"), count_tensors=True) as monitor:
         others_mib = monitor.scalars()["Memory/resident_mib"]
-        env, checkpoints = cast(Any, tracer.StandInEnv(cfg)), cast(Any, tracer.NoCheckpoints())
+        env, checkpoints = cast(Any, tracer.StandInEnv(cfg)), cast(Any, NoCheckpoints())
         runner = Runner(env, cfg, monitor, checkpoints, lambda _, scalars: rows.update(scalars))
         runner.learn(3, init_at_random_ep_len=True)
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import re
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ppo_lab.preflight import exit_on_wrong_packages
 
@@ -43,7 +42,9 @@ class OldRun:
 
 def main(words: list[str]) -> None:
     """Imports the run that `words` name. Raises a ConfigError, and then leaves no folder behind."""
-    parser = Parser(prog="python -m ppo_lab.import_run", description="An old run becomes a run folder of today.")
+    parser = command_line.Parser(
+        prog="python -m ppo_lab.import_run", description="An old run becomes a run folder of today."
+    )
     parser.add_argument("folder", type=Path, help="holds cfgs.pkl and model_<iteration>.pt of rsl-rl-lib 2.2.4")
     parser.add_argument("--into", type=Path, help="the new run folder; else outputs/<env>/<date>_<time>_imported")
     parser.add_argument("--num-envs", type=int, help="how many envs there were, which old runs do not record")
@@ -53,13 +54,6 @@ def main(words: list[str]) -> None:
     into = options.into or Path("outputs") / env / f"{now:%Y-%m-%d_%H-%M-%S}_imported"
     write(into, run, words)
     report(into, run)
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see --help.")
 
 
 def read(folder: Path, num_envs: int | None) -> OldRun:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ppo_lab.files import flaw, numbered, seal, write_atomically
+from ppo_lab.files import flaw, numbered, seal, with_state, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -86,18 +86,21 @@ class Checkpoints:
         Raises:
             CheckpointError: `last`, and it could not be written. An earlier one that could not is a warning.
         """
+        content = None
         if reward is not None and reward > self.best_reward:
-            self.best_reward, self._best = reward, _to_bytes(model())
+            content = self._best = _to_bytes(model())
+            self.best_reward = reward
         due_s = self._saved_s + self.every_seconds
         if last or iteration % self.save_interval == 0 or time.monotonic() >= due_s:
             self.wait()
             self.before_saving()
+            content = content or _to_bytes(model())
             if last and self._best is None and not (self.folder / "best.pt").exists():
-                self._best = _to_bytes(model())
+                self._best = content
             files = {f"state_{iteration}.pt": _to_bytes(state() | {"best_reward": self.best_reward})}
             if self._best is not None:
                 files["best.pt"] = self._best
-            files[f"model_{iteration}.pt"] = _to_bytes(model())
+            files[f"model_{iteration}.pt"] = content
             self._saved_s = time.monotonic()
             self._writing = self._writer.submit(self._write, iteration, files)
         if last:
@@ -117,8 +120,7 @@ class Checkpoints:
     def newest(self) -> int | None:
         """The newest iteration from which one can go on, None where there is none. Waits for what is being written."""
         self.wait()
-        models, states = (numbered(self.folder, kind) for kind in ("model", "state"))
-        return max(models.keys() & states.keys(), default=None)
+        return max(with_state(self.folder), default=None)
 
     def write_best(self) -> None:
         """Writes the best so far, where it is not on disk yet and the disk takes it."""
@@ -156,6 +158,13 @@ class Checkpoints:
             self._best = None
 
 
+class NoCheckpoints:
+    """Stands in for `Checkpoints` where nothing is to be kept."""
+
+    def offer(self, *args: Any) -> None:
+        pass
+
+
 def save(path: Path, state: State) -> None:
     """Writes `state` to `path` in one stroke: a reader finds the old file or the new one, whole."""
     _write_sealed(path, _to_bytes(state))
@@ -174,6 +183,15 @@ def load(path: Path) -> State:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path} holds more than tensors and plain data, and was not loaded") from error
+
+
+def load_both(checkpoints: Path, iteration: int) -> tuple[State, State]:
+    """Model and state as they were after `iteration`. Raises a CheckpointError."""
+    model, state = (load(checkpoints / f"{kind}_{iteration}.pt") for kind in ("model", "state"))
+    for kind, found in (("model", model.get("iter")), ("state", state.get("iteration"))):
+        if found != iteration:
+            raise CheckpointError(f"{checkpoints / kind}_{iteration}.pt is of iteration {found}")
+    return model, state
 
 
 def random_state(device: torch.device) -> State:

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from ppo_lab import command_line
 from ppo_lab.config import ExperimentConfig
+from ppo_lab.learning.checkpoint import NoCheckpoints
 from ppo_lab.learning.runner import Runner
 from ppo_lab.memory import trace
 from ppo_lab.memory.live_tensors import LiveTensors
@@ -173,13 +174,6 @@ class Phases:
     def scalars(self) -> dict[str, float]:
         self.end = self._recorder.event_count()
         return {}
-
-
-class NoCheckpoints:
-    """Stands in for `ppo_lab.learning.checkpoint.Checkpoints`, which holds its copies on the host."""
-
-    def offer(self, *args: Any) -> None:
-        pass
 
 
 def run(cfg: ExperimentConfig, device_type: DeviceType) -> Trace:

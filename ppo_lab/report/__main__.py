@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from ppo_lab.report.jobs import JOBS, read_runs, read_sweep
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m ppo_lab.report", description="Lays runs side by side.")
+    parser = command_line.Parser(prog="python -m ppo_lab.report", description="Lays runs side by side.")
     parser.add_argument("folders", nargs="+", type=Path, help="one sweep, or any folders with runs in them")
     parser.add_argument("--into", type=Path, help="a folder for the report; a sweep's goes into the sweep otherwise")
     words = parser.parse_args()

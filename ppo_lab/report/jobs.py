@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from ppo_lab.command_line import read_plain
-from ppo_lab.config import ConfigError
+from ppo_lab.config import ConfigError, flat
 from ppo_lab.memory import measured
 from ppo_lab.memory.hardware import MIB
 
@@ -153,7 +153,7 @@ def read_runs(folders: Iterable[Path]) -> Sweep:
             raise ConfigError(f"{folder} has no run in it. Name a sweep, runs, or folders with runs in them.")
         found |= {run.resolve(): run for run in runs}
     runs_read = [_read_run(folder) for folder in found.values()]
-    flat = [_flat(run.config) for run in runs_read]
+    flat = [_settings(run) for run in runs_read]
     swept = _differing(flat)
     jobs = []
     for number, (path, run, settings) in enumerate(zip(found, runs_read, flat, strict=True)):
@@ -182,7 +182,7 @@ def _job(sweep: Path, swept: tuple[str, ...], entry: Mapping[str, Any]) -> Job:
         raise ValueError(f"a job's folder, {entry['folder']}, lies outside the sweep")
     run = _read_run(folder)
     given = dict(word.lstrip("+").partition("=")[::2] for word in map(str, entry["overrides"]))
-    settings = _flat(run.config) | {key: _value(text) for key, text in given.items()}
+    settings = _settings(run) | {key: _value(text) for key, text in given.items()}
     planned = _number(entry.get("predicted_bytes"))
     wall_s = _number(entry.get("wall_s"))
     return Job(
@@ -287,16 +287,15 @@ def _differing(flat: list[dict[str, Value]]) -> tuple[str, ...]:
     return tuple(key for key in differing if not repeats(key))
 
 
-def _flat(config: Mapping[Any, Any], prefix: str = "") -> dict[str, Value]:
+def _settings(run: Run) -> dict[str, Value]:
     """Dotted key -> value; what is not a number or text is written as JSON."""
-    flat: dict[str, Value] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            is_plain = isinstance(value, int | float | str) and not isinstance(value, bool)
-            flat[f"{prefix}{key}"] = value if is_plain else json.dumps(value, default=str)
-    return flat
+    return {
+        key: value if _is_plain(value) else json.dumps(value, default=str) for key, value in flat(run.config).items()
+    }
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, int | float | str) and not isinstance(value, bool)
 
 
 def _value(text: str) -> Value:

@@ -66,8 +66,8 @@ def _figures(results: Results, one: Configuration) -> list[tuple[float | None, f
 
 
 def _final_reward(one: Configuration) -> float:
-    values = known(one.completed, lambda job: job.final_reward)
-    return sum(values) / len(values) if values else float("-inf")
+    reward = numbers.mean(one.completed, lambda job: job.final_reward)
+    return float("-inf") if reward is None else reward
 
 
 def _links(job: Job, folder: Path) -> dict[str, str | None]:

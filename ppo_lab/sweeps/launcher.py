@@ -15,6 +15,7 @@ from ppo_lab.sweeps import jobs, schedule
 from ppo_lab.sweeps.jobs import Sweep
 from ppo_lab.sweeps.places import Place, local_places
 from ppo_lab.sweeps.table import Board
+from ppo_lab.telemetry.console import say
 
 
 def launch(folder: Path) -> ExitCode:
@@ -33,7 +34,7 @@ def run(sweep: Sweep, places: Sequence[Place]) -> ExitCode:
     Raises:
         RunFailedError: jobs.json cannot be written any more; the jobs that ran were asked to stop.
     """
-    _say(f"sweep folder: {sweep.folder}")
+    say(f"sweep folder: {sweep.folder}")
     board = Board(sweep, len(places))
     try:
         with board:
@@ -43,16 +44,16 @@ def run(sweep: Sweep, places: Sequence[Place]) -> ExitCode:
     rich.print(board.table())
     report = _write_report(sweep.folder)
     if report:
-        _say(f"report: {report}")
+        say(f"report: {report}")
 
     missing = [job for job in sweep.jobs if job.is_missing]
     if not missing:
         return ExitCode.DONE
-    _say(f"missing: {len(missing)} of {len(sweep.jobs)} jobs")
+    say(f"missing: {len(missing)} of {len(sweep.jobs)} jobs")
     for job in missing:
         why = f": {job.message}; see {sweep.log(job)}" if job.message else ""
-        _say(f"  {job.folder} {job.status.replace('_', ' ')}{why}")
-    _say(_how_to_go_on(sweep))
+        say(f"  {job.folder} {job.status.replace('_', ' ')}{why}")
+    say(_how_to_go_on(sweep))
     if stopped_by is None:
         return ExitCode.FAILED
     return ExitCode.INTERRUPTED if stopped_by == signal.SIGINT else ExitCode.REQUEUE
@@ -69,9 +70,5 @@ def _write_report(folder: Path) -> Path | None:
 
         return report.write(folder)
     except Exception as error:
-        _say(f"no report: {error}; python -m ppo_lab.report {folder} tries again")
+        say(f"no report: {error}; python -m ppo_lab.report {folder} tries again")
         return None
-
-
-def _say(text: str) -> None:
-    rich.get_console().print(text, markup=False, highlight=False, soft_wrap=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
-from typing import Any
 
 from ppo_lab.command_line import ExitCode
+from ppo_lab.files import read_json
 from ppo_lab.sweeps.jobs import Status
 
 LOG_TAIL_BYTES = 8192
@@ -15,7 +14,7 @@ LOG_TAIL_BYTES = 8192
 
 def outcome(exit_code: int, folder: Path, log: Path, was_asked_to_stop: bool = False) -> tuple[Status, str | None]:
     """How a job ended, and why, from its exit code, its summary.json and the last line that it printed."""
-    summary = _summary(folder)
+    summary = read_json(folder / "summary.json")
     last_line = _last_line(log)
     said: str | None
     if last_line.startswith("error: "):
@@ -34,19 +33,6 @@ def outcome(exit_code: int, folder: Path, log: Path, was_asked_to_stop: bool = F
         often = "; the system does that when memory runs out" if exit_code == -signal.SIGKILL else ""
         return "killed", f"ended by signal {-exit_code} ({signal.strsignal(-exit_code)}){often}"
     return "killed", f"ended with code {exit_code} and no word why; it last printed: {last_line}"
-
-
-def is_completed(folder: Path) -> bool:
-    """Whether the run in `folder` says that it came to its end."""
-    return _summary(folder).get("status") == "completed"
-
-
-def _summary(folder: Path) -> dict[str, Any]:
-    try:
-        content = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _last_line(log: Path) -> str:

@@ -13,7 +13,6 @@ from datetime import datetime
 from pathlib import Path
 
 import hydra
-import rich
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -29,9 +28,9 @@ from ppo_lab.memory.estimate import estimate
 from ppo_lab.memory.hardware import MIB
 from ppo_lab.memory.simulator import too_many_envs
 from ppo_lab.sweeps import jobs as records
-from ppo_lab.sweeps import outcomes
 from ppo_lab.sweeps.jobs import Job, Sweep
 from ppo_lab.sweeps.places import local_places
+from ppo_lab.telemetry.console import say
 
 MAX_JOBS = 10_000
 FOLDER_NAME_LENGTH = 120
@@ -240,7 +239,7 @@ def _continued(earlier: Sweep, job: Job) -> Job:
         raise ConfigError(f"sweep.resume: job {job.number} is in {before.folder}; expected: {job.folder}.")
     if before.status == "completed":
         return before
-    if outcomes.is_completed(earlier.run_folder(job)):  # and nobody was left to write it down
+    if runs.is_complete(earlier.run_folder(job)):  # and nobody was left to write it down
         return dataclasses.replace(before, status="completed", exit_code=0, message=None)
     return dataclasses.replace(job, started=before.started, wall_s=before.wall_s)
 
@@ -255,7 +254,7 @@ def _predicted(jobs: list[Job], experiments: list[ExperimentConfig], settings: S
     free_bytes = hardware.free_bytes(device) // settings.jobs_per_device
     planned = [job for job in jobs if job.status == "planned"]
     each = f" for each of {settings.jobs_per_device} at a time" if settings.jobs_per_device > 1 else ""
-    _say(f"plan: {len(planned)} jobs, {free_bytes / MIB:,.0f} MiB free on {machine.name}{each}")
+    say(f"plan: {len(planned)} jobs, {free_bytes / MIB:,.0f} MiB free on {machine.name}{each}")
     same: dict[str, list[Job]] = {}
     for job in planned:
         same.setdefault(config.to_json(dataclasses.replace(experiments[job.number], seed=0)), []).append(job)
@@ -268,7 +267,7 @@ def _predicted(jobs: list[Job], experiments: list[ExperimentConfig], settings: S
         fits = need_bytes is None or need_bytes <= free_bytes
         verdict = f"fits{' as far as is known' * is_least}" if fits else "does not fit"
         said = impossible or f"{words if need_bytes else 'no prediction'}: {verdict}"
-        _say(f"  {number}/{len(same)} {_name_of(alike)}: {said}")
+        say(f"  {number}/{len(same)} {_name_of(alike)}: {said}")
         for job in alike:
             jobs[job.number] = dataclasses.replace(job, predicted_bytes=need_bytes, predicted_is_least=is_least)
             if impossible or not fits:
@@ -296,10 +295,6 @@ def _estimate(cfg: ExperimentConfig, machine: hardware.Hardware) -> tuple[int | 
 def _name_of(alike: list[Job]) -> str:
     """What the jobs have in common, in which they differ from the others."""
     return " ".join(word for word in alike[0].name.split(" ") if all(word in job.name.split(" ") for job in alike))
-
-
-def _say(text: str) -> None:
-    rich.get_console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _values(combinations: list[tuple[str, ...]]) -> dict[str, list[str]]:

@@ -17,7 +17,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ppo_lab.memory.hardware import MIB
 from ppo_lab.sweeps.jobs import Job, Sweep
+from ppo_lab.telemetry.console import say
 
 METRICS_TAIL_BYTES = 65536
 MEASURED = ("Memory/process_device_mib", "Memory/device_used_mib", "Memory/host_peak_rss_mib")
@@ -143,8 +145,8 @@ class Board:
             self._live.update(Group(self._table(self._console.height - 8), self._whole()), refresh=True)
         else:
             for job in changed or running:
-                self._say(self._line(job))
-            self._say(self._whole())
+                say(self._line(job))
+            say(self._whole())
 
     def table(self) -> RenderableType:
         """Every job, for the end."""
@@ -171,7 +173,7 @@ class Board:
         """Iteration, reward, predicted, measured, left."""
         predicted = ""
         if job.predicted_bytes is not None:
-            predicted = f"{'>= ' * job.predicted_is_least}{job.predicted_bytes / 2**20:,.0f}"
+            predicted = f"{'>= ' * job.predicted_is_least}{job.predicted_bytes / MIB:,.0f}"
         known = self._progress.get(job.number)
         if known is None:
             return "", "", predicted, "", ""
@@ -204,9 +206,6 @@ class Board:
         if left is None or over == len(jobs):
             return text
         return f"{text} | left {_span(left)} | in all {_span(now_s - self._begun_s + left)}, at the rates so far"
-
-    def _say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _window(jobs: list[Job], rows: int) -> list[Job]:

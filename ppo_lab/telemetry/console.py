@@ -27,7 +27,12 @@ class ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        rich.get_console().print(f"{level}{record.getMessage()}", markup=False, highlight=False, soft_wrap=True)
+        say(f"{level}{record.getMessage()}")
+
+
+def say(text: str) -> None:
+    """Prints the text as it is, above what is live on the console."""
+    rich.get_console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def show_warnings_only() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shlex
@@ -48,15 +47,6 @@ def describe_run(overrides: list[str], cfg: ExperimentConfig, device: torch.devi
         "packages": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "machine": describe_machine(device),
     }
-
-
-def read(folder: Path) -> dict[str, Any] | None:
-    """A run folder's manifest; None where there is none that can be read."""
-    try:
-        found = json.loads((folder / "manifest.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
