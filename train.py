@@ -1,5 +1,6 @@
 """Trains a robot with PPO: `python train.py --help`."""
 
+import contextlib
 import sys
 
 from ppo_lab.preflight import exit_on_wrong_packages
@@ -9,7 +10,7 @@ exit_on_wrong_packages()  # before the imports that would fail
 import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
-from ppo_lab import budget, command_line, runs  # noqa: E402
+from ppo_lab import budget, command_line, runs, stopping, streams  # noqa: E402
 from ppo_lab.sweeps import plan  # noqa: E402
 
 
@@ -24,10 +25,12 @@ def main(_: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    command_line.requeue_when_stopped()
+    streams.outlive_readers(and_full_disks=True)
     with command_line.exit_codes():
+        stopping.stop_at_once()
         if any(map(command_line.is_multirun, sys.argv[1:])):
             run, sys.argv[1:] = None, plan.prepare(sys.argv[1:])
         else:
             run, sys.argv[1:] = runs.prepare(sys.argv[1:])
-        main()
+        with run.discarded_unless_begun() if run else contextlib.nullcontext():
+            main()

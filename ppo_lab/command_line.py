@@ -15,11 +15,9 @@ import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import hydra
-import psutil
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -27,7 +25,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ppo_lab import envs, preflight
+from ppo_lab import envs, preflight, streams
 from ppo_lab.config import ConfigError, ExperimentConfig, as_text, check, did_you_mean
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -45,6 +43,8 @@ HYDRA_ANSWERS: dict[str, tuple[str, ...]] = {
 RUN_DIR = "hydra.run.dir="
 SWEEP_DIR = "hydra.sweep.dir="
 """The settings of Hydra's own that are the user's: others write elsewhere, call anything, or change what is shown."""
+PATHS = ("resume", "reproduce", "hydra.run.dir", "hydra.sweep.dir", "sweep.resume", "run", "plot")
+"""The settings that are paths, of train.py and of estimate.py."""
 MAX_CONFIG_BYTES = 64 * 1024
 MAX_CONFIG_DEPTH = 16
 """Of a config.yaml. Ours have 4 KiB, and mappings in mappings in one."""
@@ -57,8 +57,16 @@ class RunFailedError(RuntimeError):
     """The run ended early; the text says why, and where to look."""
 
 
-class StoppedError(RuntimeError):
-    """A signal asked the run to stop, which it did; the text says how to go on."""
+class StoppedError(BaseException):
+    """A signal other than Ctrl-C stopped the run. Like KeyboardInterrupt, it is no Exception, which means a failure."""
+
+    def __init__(self, received: signal.Signals) -> None:
+        super().__init__(f"{received.name}; resume=auto or resume=FOLDER goes on")
+        self.exit_code = STOPS[received]
+
+
+class NothingToDo(Exception):
+    """What was asked for is done already; the text says so."""
 
 
 class NotReproducedError(RuntimeError):
@@ -78,7 +86,19 @@ class ExitCode(enum.IntEnum):
     OVER_BUDGET = 3
     REQUEUE = 75
     """Stopped by SIGTERM or SIGUSR1 after a checkpoint; the number is EX_TEMPFAIL of sysexits.h: try again."""
+    HANGUP = 129
+    """The same, as the terminal was closed or the connection to it dropped: 128 and the number of SIGHUP."""
     INTERRUPTED = 130
+    """The same by Ctrl-C."""
+
+
+STOPS = {
+    signal.SIGINT: ExitCode.INTERRUPTED,
+    signal.SIGTERM: ExitCode.REQUEUE,
+    signal.SIGUSR1: ExitCode.REQUEUE,
+    signal.SIGHUP: ExitCode.HANGUP,
+}
+"""The signals that stop a run after a checkpoint, and the exit codes that say so."""
 
 
 @contextmanager
@@ -86,16 +106,22 @@ def exit_codes() -> Iterator[None]:
     """Ends the process with one message and the exit code that belongs to what went wrong."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through
     logging.raiseExceptions = False  # a log that cannot be written ends nothing
+    streams.outlive_readers()
     try:
-        yield
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
     except (ConfigError, preflight.MachineError, HydraException, OmegaConfBaseException) as error:
         _exit(ExitCode.WRONG_INPUT, f"error: {error}")
+    except NothingToDo as done:
+        _exit(ExitCode.DONE, str(done))
     except KeyboardInterrupt:
         _exit(ExitCode.INTERRUPTED, "interrupted")
     except OverBudgetError as error:
         _exit(ExitCode.OVER_BUDGET, f"error: {error}")
-    except StoppedError as error:
-        _exit(ExitCode.REQUEUE, f"stopped: {error}")
+    except StoppedError as stopped:
+        _exit(stopped.exit_code, f"stopped: {stopped}")
     except (RunFailedError, NotReproducedError) as error:
         _exit(ExitCode.FAILED, f"error: {error}")
     except OSError as error:
@@ -109,18 +135,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see --help.")
-
-
-def requeue_when_stopped() -> None:
-    """From now on SIGTERM and SIGUSR1 end the process with the code that a scheduler can requeue on."""
-
-    def stop(received: int, _: FrameType | None) -> None:
-        for child in psutil.Process().children(recursive=True):  # the estimate, which nobody waits for any more
-            child.kill()
-        _exit(ExitCode.REQUEUE, f"stopped: {signal.Signals(received).name}")
-
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, stop)
 
 
 def is_for_hydra(argv: list[str]) -> bool:
@@ -181,10 +195,23 @@ def folder_of(cfg: DictConfig, word: str = RUN_DIR) -> Path:
     return Path(os.path.normpath(folder))  # or a/../b would make a
 
 
-def quoted(path: Path) -> str:
-    """A path as a value for the command line, whatever is in it. Not for one that `folder_of` refuses."""
-    text = str(path).replace("'", r"\'")
+def quoted(path: Path | str) -> str:
+    """A path as a value for Hydra, which would read commas, brackets and others in it."""
+    text = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + found[2].replace("'", r"\'"), str(path))
     return f"'{text}'"
+
+
+def literal_paths(words: Sequence[str]) -> list[str]:
+    """The words, with the paths among their values as the shell gave them: quoted for Hydra, and ~ for the home."""
+    return [_with_literal_path(word) for word in words]
+
+
+def _with_literal_path(word: str) -> str:
+    key, _, value = word.partition("=")
+    is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    if key.lstrip("+") not in PATHS or value in ("", "null", "auto") or is_quoted:
+        return word
+    return f"{key}={quoted(os.path.expanduser(value))}"  # noqa: PTH111
 
 
 def to_experiment(cfg: DictConfig) -> ExperimentConfig:

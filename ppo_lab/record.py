@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ppo_lab.files import read_json, shown, write_json, write_text
+from ppo_lab.files import read_json, shown, write_atomically, write_json
 from ppo_lab.memory import measured, render
 from ppo_lab.memory.estimate import Estimate
 from ppo_lab.memory.monitor import MIB, FlatMemoryWatch
@@ -30,7 +30,8 @@ class Record:
         self.estimate: Estimate | None = None
         self.progress = ProgressDisplay(run.cfg.max_iterations, run.cfg.quiet, first_iteration)
         self._first = first_iteration
-        self._description = manifest.describe_run(run.overrides, run.cfg, device, shown(run.folder))
+        self._checkout = manifest.read_checkout()
+        self._description = manifest.describe_run(run.overrides, run.cfg, device, shown(run.folder), self._checkout)
         self._metrics = MetricsWriter(run.folder, first_iteration)
         self._summary = Summary(run.folder / "summary.json", run.cfg.transitions, self._metrics.earlier)
         self._watch = FlatMemoryWatch()
@@ -56,8 +57,8 @@ class Record:
             again = {"iteration": self._first, **description}
             description = original | {"continued": [*original.get("continued", []), again]}
         write_json(run.folder / "manifest.json", description)
-        if description["git"]["dirty"]:
-            write_text(run.folder / diff, manifest.git_diff())
+        if self._checkout.diff:
+            write_atomically(run.folder / diff, lambda file: file.write(self._checkout.diff))
         self._summary.write("running", None, [])
 
     def predict(self, estimate: Estimate | None) -> None:

@@ -5,21 +5,26 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from ppo_lab import command_line, preflight
-from ppo_lab.command_line import RUN_DIR, SWEEP_DIR, quoted
+from ppo_lab import command_line, invocation, preflight
+from ppo_lab.command_line import RUN_DIR, SWEEP_DIR, ExitCode, NothingToDo, StoppedError, quoted
 from ppo_lab.config import ConfigError, ExperimentConfig, as_text, flat
-from ppo_lab.files import flaw, is_locked, lock, numbered, read_json, with_state, write_text
+from ppo_lab.files import flaw, is_locked, lock, numbered, read_json, shown, with_state, write_text
 
 MAY_CHANGE = ("max_iterations", "save_interval", "checkpoint", "memory", "quiet")
 """Settings that a run may go on with changed: none of them touches what is learned."""
+
+AUTO = "auto"
+"""As in resume=auto."""
 
 LEFT_BY_A_START = re.compile(r"\.lock|\.config\.yaml\.\d+\.tmp")
 """All that a run killed before it had its config.yaml leaves in its folder."""
@@ -40,7 +45,26 @@ class Run:
     """The iteration after which it goes on; None: from the start."""
     reproduces: Path | None = None
     """The run folder to be compared with at the end."""
+    notes: list[str] = field(default_factory=list)
+    """What to say of it at the start."""
     warnings: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def discarded_unless_begun(self) -> Iterator[None]:
+        """Removes the folder where the run within is stopped, or refused, before an iteration is complete."""
+        try:
+            yield
+        except (SystemExit, KeyboardInterrupt, StoppedError) as ended:
+            has_failed = isinstance(ended, SystemExit) and ended.code in (ExitCode.DONE, ExitCode.FAILED)
+            if not has_failed and not self.continues and not has_rows(self.folder):
+                shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+
+
+def has_rows(folder: Path) -> bool:
+    """Whether the run in `folder` has completed an iteration."""
+    metrics = folder / "metrics.jsonl"
+    return metrics.exists() and metrics.stat().st_size > 0
 
 
 def prepare(words: list[str]) -> tuple[Run | None, list[str]]:
@@ -52,122 +76,188 @@ def prepare(words: list[str]) -> tuple[Run | None, list[str]]:
     Raises:
         ConfigError: the words do not make a run.
         MachineError: the machine cannot run it.
+        NothingToDo: the run to go on with is complete.
     """
     if command_line.is_for_hydra(words):
         command_line.check_question(words)
         return None, words
+    words = command_line.literal_paths(words)
     for word in words:
         if word.lstrip("+~").startswith(("sweep.", SWEEP_DIR)):
             raise ConfigError(f"{word} is for sweeps. Add -m: python train.py -m ...")
-    cfg = command_line.compose(words)
-    if cfg.resume is not None and cfg.reproduce is not None:
+    typed = {override.key_or_group: override.value() for override in map(command_line.parse, words)}
+    resume, reproduce = typed.get("resume"), typed.get("reproduce")
+    if resume is not None and reproduce is not None:
         raise ConfigError("resume= and reproduce= exclude each other: one goes on in a folder, the other begins anew.")
-    preflight.check_system_libraries()
-    folder = command_line.folder_of(cfg)
-    by_hand = any(word.startswith(RUN_DIR) for word in words)
-    ours = [word for word in words if not word.startswith("hydra.")]
-    for_hydra = [word for word in words if not word.startswith(RUN_DIR)]
+    by_hand = RUN_DIR[:-1] in typed
+    if by_hand and resume not in (None, AUTO):
+        raise ConfigError(f"resume={resume} goes on in the run's own folder. Leave out hydra.run.dir=.")
 
-    target = _named(cfg, "resume")
-    if cfg.resume == "auto":
-        target = _newest_unfinished(command_line.to_experiment(cfg), folder, by_hand)
-    if target is not None:
-        if by_hand and cfg.resume != "auto":
-            raise ConfigError(f"resume={cfg.resume} goes on in the run's own folder. Leave out hydra.run.dir=.")
-        run = _continue(target, cfg, ours)
+    start, notes = None, []
+    if resume == AUTO:
+        cfg = command_line.compose(words)
+        preflight.check_system_libraries()
+        found, note = _newest(command_line.to_experiment(cfg), command_line.folder_of(cfg), by_hand)
+        notes.append(f"resume=auto: {note}")
+        start = _start("resume=auto", found) if found else None
+    elif resume is not None or reproduce is not None:
+        key, value = ("resume", resume) if reproduce is None else ("reproduce", reproduce)
+        start = _start(f"{key}={as_text(value)}", Path(str(value)))
+    if start and not {"env", "experiment"} & typed.keys():
+        words = [f"env={start.saved.env.name}", *words]  # whose keys the words are about
+    cfg = command_line.compose(words)
+    preflight.check_system_libraries()
+    overrides = [word for word in words if not word.startswith("hydra.")]
+    for_hydra = [word for word in words if not word.startswith(RUN_DIR)]
+    if start and reproduce is None:
+        run = _continue(start, cfg, overrides, notes)
         for_hydra.append("hydra.output_subdir=null")  # the run has its .hydra already
     else:
-        run = _begin(cfg, folder, ours, may_be_renamed=not by_hand)
+        run = _begin(start, cfg, overrides, notes, may_be_renamed=not by_hand)
     return run, [*for_hydra, f"{RUN_DIR}{quoted(run.folder)}"]
 
 
-def _named(cfg: DictConfig, key: str) -> Path | None:
-    """The path that `key` gives; it may be missing, but can be looked for."""
-    if cfg[key] is None:
-        return None
-    path = Path(str(cfg[key]))
+@dataclass(frozen=True)
+class _Start:
+    """The run that another goes on from, or repeats."""
+
+    asked: str
+    """The word that names it."""
+    folder: Path
+    saved: ExperimentConfig
+    at: int | None
+    """The iteration of the checkpoint that was named; None: that of the newest."""
+
+
+def _start(asked: str, path: Path) -> _Start:
     try:
-        path.exists()
+        folder, at = path, None
+        if path.is_file() and path.parent.name == "checkpoints":
+            folder = path.parent.parent
+            at = next(
+                (n for kind in ("model", "state") for n, p in numbered(path.parent, kind).items() if p == path), None
+            )
+            if at is None:
+                raise ConfigError(f"{asked}: {path.name} is no checkpoint to go on from. {_resumable(folder)}")
+        elif not path.is_dir():
+            raise ConfigError(
+                f"{asked}: there is no such folder or file. Allowed: a run folder, a checkpoint in one, auto."
+            )
     except OSError as error:
-        raise ConfigError(f"{key}={as_text(path)}: {error.strerror}. Allowed: a run folder.") from None
-    return path
+        raise ConfigError(f"{asked}: {error.strerror}. Allowed: a run folder.") from None
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(f"{asked}: {folder} is not a run folder: it has no config.yaml.")
+    return _Start(asked, folder, read_experiment(folder, asked), at)
 
 
-def _begin(cfg: DictConfig, folder: Path, overrides: list[str], may_be_renamed: bool) -> Run:
-    original = _named(cfg, "reproduce")
-    if original is None:
+def read_experiment(folder: Path, asked: str) -> ExperimentConfig:
+    """The experiment of the run in `folder`, as it began. Raises a ConfigError, also where config.yaml was changed."""
+    saved = command_line.read_experiment(folder / "config.yaml")
+    manifest = read_json(folder / "manifest.json")
+    began = manifest.get("config")
+    if not isinstance(began, dict):
+        return saved
+    was = flat(began)
+    changed = {key: value for key, value in _settings_that_matter(saved).items() if was.get(key, value) != value}
+    changed.pop("max_iterations", None)
+    if not changed:
+        return saved
+    differs = ", ".join(f"{key} was {as_text(was[key])} and is {as_text(value)}" for key, value in changed.items())
+    new = [f"{key}={as_text(value)}" for key, value in changed.items()]
+    raise ConfigError(
+        f"{asked}: its config.yaml was changed since the run began: {differs}. A run goes on, and is repeated, as it "
+        f"began: put that back, or train a new run: {invocation.train(f'env={saved.env.name}', *new)}"
+    )
+
+
+def _begin(start: _Start | None, cfg: DictConfig, overrides: list[str], notes: list[str], may_be_renamed: bool) -> Run:
+    if start is None:
         experiment = command_line.to_experiment(cfg)
     else:
-        saved = _saved_experiment(original, f"reproduce={original}")
-        if not (original / "metrics.jsonl").is_file():
-            raise ConfigError(f"reproduce={original}: it has no metrics.jsonl, and so nothing to compare with.")
-        experiment = _with_changes(saved, cfg, overrides, ("quiet", "run_name"), f"reproduce={original}")
+        if not (start.folder / "metrics.jsonl").is_file():
+            raise ConfigError(f"{start.asked}: it has no metrics.jsonl, and so nothing to compare with.")
+        experiment = _with_changes(start, cfg, overrides, ("quiet", "run_name"))
     _check_device(experiment)
-    if original is not None and may_be_renamed:
-        folder = folder.parent.with_name(experiment.env.name) / folder.name
-    made = make_new_folder(folder, may_be_renamed)
-    held = take(made)
+    folder = make_new_folder(command_line.folder_of(cfg), may_be_renamed)
     try:
-        write_text(made / "config.yaml", as_yaml(experiment))  # from here on the run can be gone on with
+        held = take(folder)
+        write_text(folder / "config.yaml", as_yaml(experiment))  # from here on the run can be gone on with
     except OSError as error:
-        shutil.rmtree(made)
-        raise _cannot_write(made, error) from None
-    return Run(experiment, made, overrides, held, reproduces=original)
+        shutil.rmtree(folder)
+        raise _cannot_write(folder, error) from None
+    except (KeyboardInterrupt, StoppedError):
+        shutil.rmtree(folder)
+        raise
+    return Run(experiment, folder, overrides, held, reproduces=start.folder if start else None, notes=notes)
 
 
-def _continue(target: Path, cfg: DictConfig, overrides: list[str]) -> Run:
-    asked = f"resume={cfg.resume}"
-    at = None
-    if target.is_file() and target.parent.name == "checkpoints":
-        folder = target.parent.parent
-        at = next(
-            (n for kind in ("model", "state") for n, p in numbered(target.parent, kind).items() if p == target), None
-        )
-        if at is None:
-            raise ConfigError(f"{asked}: {target.name} is no checkpoint to go on from. {_resumable(folder)}")
-    elif target.is_dir():
-        folder = target
-    else:
-        raise ConfigError(
-            f"{asked}: there is no such folder or file. Allowed: a run folder, a checkpoint in one, auto."
-        )
-    saved = _saved_experiment(folder, asked)
-    experiment = _with_changes(saved, cfg, overrides, MAY_CHANGE, asked)
+def _continue(start: _Start, cfg: DictConfig, overrides: list[str], notes: list[str]) -> Run:
+    folder, asked = start.folder, start.asked
+    experiment = _with_changes(start, cfg, overrides, MAY_CHANGE)
     _check_device(experiment)
     warnings: list[str] = []
     held = take(folder)
     try:
-        checkpoint = _newest_whole(folder, at, asked, warnings)
+        checkpoint = _newest_whole(folder, start.at, asked, warnings)
         done = 0 if checkpoint is None else checkpoint + 1
         left = experiment.max_iterations - done
-        if left < 0 or (left == 0 and is_complete(folder)):  # killed at the very end, it is completed
+        more = f"max_iterations={2 * done}"
+        if left == 0 and is_complete(folder):  # killed at the very end, it is completed
+            train_on = invocation.train(f"resume={shown(folder)}", more)
+            raise NothingToDo(f"{shown(folder)} is complete: all {done} iterations are done. To train on: {train_on}")
+        if left < 0:
             raise ConfigError(
                 f"{asked}: {done} iterations are done, and max_iterations={experiment.max_iterations} is the total. "
-                f"Try max_iterations={2 * done} to train on."
+                f"Try {more} to train on."
             )
         write_text(folder / "config.yaml", as_yaml(experiment))
-    except ConfigError:
+    except (ConfigError, NothingToDo):
         held.close()
         raise
     except OSError as error:
         held.close()
         raise _cannot_write(folder, error) from None
-    return Run(experiment, folder, overrides, held, continues=True, checkpoint=checkpoint, warnings=warnings)
+    return Run(experiment, folder, overrides, held, True, checkpoint, notes=notes, warnings=warnings)
 
 
-def _newest_unfinished(asked: ExperimentConfig, folder: Path, by_hand: bool) -> Path | None:
-    """The newest run of the very same experiment that can go on; by hand, only the folder that was named."""
+def _newest(asked: ExperimentConfig, folder: Path, by_hand: bool) -> tuple[Path | None, str]:
+    """The run of this very experiment to go on with, and why that one or none.
+
+    Of those that no process trains it is the unfinished one that started last, or else the complete one that did. By
+    hand, only the folder that was named counts.
+    """
     if by_hand:
-        return folder if (folder / "config.yaml").exists() else None
-    siblings = folder.parent.iterdir() if folder.parent.is_dir() else ()
-    for run in sorted(siblings, key=lambda path: path.name, reverse=True):
+        has_run = (folder / "config.yaml").exists()
+        return folder if has_run else None, "goes on" if has_run else f"a new run begins, as {folder} holds none"
+    outputs, wanted = shown(folder.parent), _settings_that_matter(asked)
+    free: list[Path] = []
+    in_use = ""
+    why = f"there is no run in {outputs}"
+    for run in sorted(folder.parent.iterdir(), key=_started_s) if folder.parent.is_dir() else ():
         try:
-            saved = command_line.read_experiment(run / "config.yaml")
+            settings = _settings_that_matter(command_line.read_experiment(run / "config.yaml"))
         except ConfigError:
             continue
-        if _settings_that_matter(saved) == _settings_that_matter(asked) and not is_complete(run) and not is_locked(run):
-            return run
-    return None
+        if settings != wanted:
+            differing = ", ".join(key for key in wanted if settings.get(key) != wanted[key])
+            why = f"none in {outputs} has these settings; the newest, {run.name}, differs in {differing}"
+        elif is_locked(run):
+            in_use = f"another process trains {outputs / run.name}"
+        else:
+            free.append(run)
+    if not free:
+        return None, f"a new run begins, as {in_use or why}"
+    newest = ([run for run in free if not is_complete(run)] or free)[-1]
+    return newest, f"goes on with {shown(newest)}, the unfinished run of these settings that started last"
+
+
+def _started_s(run: Path) -> float:
+    """When the run began, in seconds since 1970; of what is no run, 0."""
+    try:
+        return datetime.fromisoformat(read_json(run / "manifest.json")["started"]).timestamp()
+    except (KeyError, TypeError, ValueError):  # killed before its manifest was written
+        config = run / "config.yaml"
+        return config.stat().st_mtime if config.exists() else 0.0
 
 
 def _settings_that_matter(cfg: ExperimentConfig) -> dict[str, Any]:
@@ -180,30 +270,24 @@ def is_complete(run: Path) -> bool:
     return read_json(run / "summary.json").get("status") == "completed"
 
 
-def _saved_experiment(folder: Path, asked: str) -> ExperimentConfig:
-    if not (folder / "config.yaml").is_file():
-        raise ConfigError(f"{asked}: {folder} is not a run folder: it has no config.yaml.")
-    return command_line.read_experiment(folder / "config.yaml")
-
-
 def _with_changes(
-    saved: ExperimentConfig, cfg: DictConfig, overrides: list[str], may_change: tuple[str, ...], asked: str
+    start: _Start, cfg: DictConfig, overrides: list[str], may_change: tuple[str, ...]
 ) -> ExperimentConfig:
-    """`saved`, with what the words set and may set. A word that says what was saved changes nothing."""
-    said, unsaid = _settings(cfg), _settings(command_line.compose([]))
+    """What was saved, with what the words set and may set. A word that says what was saved changes nothing."""
+    said, unsaid = _settings(cfg), _settings(command_line.compose([f"env={start.saved.env.name}"]))
     named = tuple(word.lstrip("+~").partition("=")[0] for word in overrides)
-    settings, changes = flat(asdict(saved)), {}
+    settings, changes = flat(asdict(start.saved)), {}
     for key, value in said.items():
         is_said = value != unsaid.get(key) or _is_among(key, named)
         if not is_said or (key in settings and value == settings[key]):
             continue
         if not _is_among(key, may_change):
             raise ConfigError(
-                f"{asked}: {key}={as_text(value)} would change the run, which has {as_text(settings.get(key))}. "
+                f"{start.asked}: {key}={as_text(value)} would change the run, which has {as_text(settings.get(key))}. "
                 f"Allowed to change: {', '.join(may_change)}."
             )
         changes[key] = value
-    merged = OmegaConf.create(asdict(saved))
+    merged = OmegaConf.create(asdict(start.saved))
     for key, value in changes.items():
         OmegaConf.update(merged, key, value)
     return command_line.to_experiment(merged)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import shlex
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -16,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from ppo_lab import invocation
 from ppo_lab.budget import advice, check_budget
 from ppo_lab.command_line import NotReproducedError, OverBudgetError, RunFailedError, StoppedError
 from ppo_lab.config import ExperimentConfig
@@ -31,7 +30,7 @@ from ppo_lab.memory.monitor import MemoryMonitor, free_bytes
 from ppo_lab.preflight import resolve_device
 from ppo_lab.record import Record
 from ppo_lab.reproduction import compare
-from ppo_lab.runs import Run
+from ppo_lab.runs import Run, has_rows
 from ppo_lab.stopping import StopSignals
 from ppo_lab.telemetry import console
 
@@ -44,7 +43,7 @@ def train(run: Run, estimated: Future[Estimate]) -> None:
     Raises:
         OverBudgetError: the run is predicted not to fit.
         RunFailedError: something broke; summary.json and train.log in the folder say what.
-        StoppedError: SIGTERM or SIGUSR1, after a checkpoint and the summary are written.
+        StoppedError: SIGTERM, SIGUSR1 or SIGHUP, after a checkpoint and the summary are written.
         KeyboardInterrupt: Ctrl-C, the same.
     """
     cfg, folder = run.cfg, run.folder
@@ -52,6 +51,8 @@ def train(run: Run, estimated: Future[Estimate]) -> None:
     if cfg.quiet:
         console.show_warnings_only()
     log.info("run folder: %s", shown(folder))
+    for note in run.notes:
+        log.info(note)
     for warning in run.warnings:
         log.warning(warning)
     device = resolve_device(cfg.device)
@@ -81,7 +82,7 @@ def train(run: Run, estimated: Future[Estimate]) -> None:
         if runner.next_iteration < cfg.max_iterations:
             stop.stop()
         log.info("finished: %s", record.finish("completed"))
-        log.info("see it:   %s -m ppo_lab.dashboard %s", shown(Path(sys.executable)), shlex.quote(str(shown(folder))))
+        log.info("see it:   %s", invocation.module("dashboard", str(shown(folder))))
         if run.reproduces:
             _compare(run.reproduces, folder)
 
@@ -93,7 +94,8 @@ def _told_how_it_ends(folder: Path, record: Record, checkpoints: Checkpoints) ->
         yield
     except (KeyboardInterrupt, StoppedError) as stopped:
         log.info("interrupted: %s", record.finish("interrupted", str(stopped) or None))
-        log.info("go on:    python train.py resume=%s", shlex.quote(str(shown(folder))))
+        if has_rows(folder):
+            log.info("go on:    %s", invocation.train(f"resume={shown(folder)}"))
         raise
     except NotReproducedError:
         raise
@@ -141,7 +143,7 @@ def _keep_evidence(found: NonFiniteError, folder: Path, checkpoints: Checkpoints
     try:
         checkpoint.save(dump, found.evidence | {"last_good": good})
         checkpoints.write_best()
-        replay = f"python -m ppo_lab.replay {shlex.quote(str(shown(dump)))} shows and repeats it"
+        replay = f"{invocation.module('replay', str(shown(dump)))} shows and repeats it"
     except OSError as error:
         replay = f"its dump {shown(dump)} was not written: {error.strerror}"
     last_good = "there is none yet" if good is None else f"iteration {good}"

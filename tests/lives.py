@@ -44,12 +44,16 @@ class Life:
 
     def ends(self, within_s: float = 300.0) -> tuple[int, str]:
         """The exit code, or the negative number of the signal that killed it; and what it printed."""
+        return self.join(within_s), self._output.read_text()
+
+    def join(self, within_s: float = 300.0) -> int:
+        """The same, where what it printed cannot be read again."""
         self._process.join(within_s)
         if self._process.exitcode is None:
             self._process.kill()
             self._process.join()
-            raise TimeoutError(f"process {self.pid} did not end: {self._output.read_text()}")
-        return self._process.exitcode, self._output.read_text()
+            raise TimeoutError(f"process {self.pid} did not end within {within_s} s")
+        return self._process.exitcode
 
     def is_over(self) -> bool:
         return not self._process.is_alive()

@@ -13,11 +13,13 @@ MAY_IMPORT = {
     "config": set(),
     "files": set(),
     "preflight": set(),
+    "streams": set(),
     "envs": {"config"},
-    "command_line": {"config", "envs", "preflight"},
+    "command_line": {"config", "envs", "preflight", "streams"},
     "learning": {"config", "files"},
     "telemetry": {"config", "files", "preflight"},
-    "runs": {"command_line", "config", "files", "preflight"},
+    "invocation": {"files"},
+    "runs": {"command_line", "config", "files", "invocation", "preflight"},
     "reproduction": {"files", "learning", "telemetry"},
     "memory": {"command_line", "config", "files", "preflight"},
     "memory/tracer": {"command_line", "config", "learning", "memory"},
@@ -37,6 +39,7 @@ MAY_IMPORT = {
         "config",
         "envs",
         "files",
+        "invocation",
         "learning",
         "memory",
         "preflight",
@@ -93,7 +96,8 @@ def test_only_the_envs_know_the_simulator(path: Path) -> None:
 
 
 TORCH_FREE = [
-    *("config", "files", "preflight", "command_line", "runs", "budget", "dashboard", "estimating"),
+    *("config", "files", "preflight", "streams", "command_line", "invocation", "stopping", "runs"),
+    *("budget", "dashboard", "estimating"),
     *("envs", "envs.go2", "envs.hover"),
     *("import_run.__main__", "import_run.plain_pickle", "import_run.old_settings"),
     *("memory.closed_form", "memory.estimate", "memory.fit", "memory.measured", "memory.render"),

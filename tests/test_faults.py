@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,12 +18,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ppo_lab import envs, reproduction, runs
+from ppo_lab import command_line, envs, reproduction, runs
 from ppo_lab.config import ConfigError
 from ppo_lab.files import lock, numbered
 from ppo_lab.learning import checkpoint
+from ppo_lab.stopping import AGAIN_AFTER_S
 from ppo_lab.telemetry.metrics import read_rows
 from tests.lives import (
     Fault,
@@ -249,8 +252,10 @@ def test_killed_when_all_was_done_but_to_say_so_it_is_completed(
     assert live(words, tmp_path)[0] == 0
     assert_same(straight("hover"), run)
     assert is_complete(run)
-    with pytest.raises(ConfigError, match="2 iterations are done, and max_iterations=2 is the total"):
-        runs.prepare([f"resume={run}"])
+    code, printed = live(words, tmp_path)
+    assert (code, printed.count("\n")) == (0, 1)
+    assert f"{run} is complete: all 2 iterations are done. To train on: " in printed
+    assert f"train.py resume={run} max_iterations=4" in printed
 
 
 def test_killed_before_anything_was_saved_it_starts_over(
@@ -291,7 +296,7 @@ def test_stopped_again_and_again_it_ends_as_if_it_had_not_been(
 ) -> None:
     run = tmp_path / "run"
     words = begin(env, run, "save_interval=4")
-    stops = [(signal.SIGTERM, 2, 75), (signal.SIGINT, 1, 130), (signal.SIGUSR1, 3, 75)]
+    stops = [(signal.SIGTERM, 2, 75), (signal.SIGINT, 1, 130), (signal.SIGUSR1, 3, 75), (signal.SIGHUP, 1, 129)]
     for number, new_rows, code in stops:
         rows = rows_so_far(run)
         life = Life(words, tmp_path / "out")
@@ -306,7 +311,7 @@ def test_stopped_again_and_again_it_ends_as_if_it_had_not_been(
         words = [f"resume={run}"]
     go_on(run, tmp_path)
     assert_same(straight(env), run)
-    record_property("fault", "SIGTERM, SIGINT, SIGUSR1")
+    record_property("fault", "SIGTERM, SIGINT, SIGUSR1, SIGHUP")
     record_property("tried", len(stops))
 
 
@@ -318,11 +323,18 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     time.sleep(1)
     os.kill(life.pid, signal.SIGTERM)
     assert until(lambda: "again stops at once" in (tmp_path / "out").read_text(), life)
+    os.kill(life.pid, signal.SIGTERM)  # as shells and `timeout` send theirs twice: the first once more
+    time.sleep(AGAIN_AFTER_S + 0.5)
+    assert not life.is_over()
+    os.kill(life.pid, signal.SIGHUP)  # nobody asks for haste by it
+    time.sleep(0.5)
+    assert not life.is_over()
     os.kill(life.pid, signal.SIGTERM)
     code, text = life.ends(60)
     assert code == 75, text
     assert "Traceback" not in text
-    assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"
+    assert "interrupted: 0 iterations" in text
+    assert not run.exists()
 
 
 @pytest.mark.parametrize(
@@ -333,7 +345,7 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
         (signal.SIGUSR1, r"open train\.log"),
     ],
 )
-def test_a_signal_at_the_start_leaves_what_can_be_gone_on_with(
+def test_a_signal_at_the_start_leaves_nothing_behind(
     number: signal.Signals, moment: str, straight: Callable[[str], Path], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -341,11 +353,12 @@ def test_a_signal_at_the_start_leaves_what_can_be_gone_on_with(
     code, printed = live(words, tmp_path, signalled_before_touching(number, run, moment))
     assert code == (130 if number == signal.SIGINT else 75), printed
     assert "after a checkpoint" not in printed
+    assert not run.exists(), "of a run that never began nothing is kept"
     assert live(words, tmp_path)[0] == 0
     assert_same(straight("hover"), run)
 
 
-def test_resume_auto_goes_on_with_the_newest_unfinished_run_of_the_same_words(
+def test_resume_auto_goes_on_with_the_unfinished_run_of_the_same_words_that_started_last(
     straight: Callable[[str], Path], tmp_path: Path
 ) -> None:
     words = [*WORDS, "env=hover"]
@@ -355,23 +368,39 @@ def test_resume_auto_goes_on_with_the_newest_unfinished_run_of_the_same_words(
         return Life([*words, "resume=auto", *more], tmp_path / "out", fault, cwd=tmp_path).ends()
 
     stop = signalled_before_touching(signal.SIGTERM, outputs, r"open \.model_")
-    assert auto(fault=stop)[0] == 75
+    code, printed = auto(fault=stop)
+    assert code == 75
+    assert "resume=auto: a new run begins, as there is no run in outputs/hover\n" in printed
     (run,) = outputs.iterdir()
-    assert auto("algorithm.gamma=0.5", fault=stop)[0] == 75
-    assert len(list(outputs.iterdir())) == 2, "a different one begins anew"
+    code, printed = auto("algorithm.gamma=0.5", "run_name=other", fault=stop)
+    assert code == 75
+    assert (
+        f"none in outputs/hover has these settings; the newest, {run.name}, differs in algorithm.gamma, run_name"
+        in printed
+    )
+    assert len(list(outputs.iterdir())) == 2
     held = lock(run)
-    assert auto(fault=stop)[0] == 75
-    assert len(list(outputs.iterdir())) == 3, "one in use is left alone"
+    code, printed = auto(fault=stop)
+    assert code == 75
+    assert f"a new run begins, as another process trains outputs/hover/{run.name}\n" in printed
+    assert len(list(outputs.iterdir())) == 3
     assert held
     held.close()
-    newest = max(outputs.iterdir())
-    assert auto()[0] == 0
+    newest = outputs / "a name that comes first"
+    max(outputs.iterdir()).rename(newest)
+    code, printed = auto()
+    assert code == 0
+    assert (
+        f"goes on with outputs/hover/{newest.name}, the unfinished run of these settings that started last" in printed
+    )
     assert is_complete(newest)
     assert auto()[0] == 0
-    assert len(list(outputs.iterdir())) == 3
+    assert is_complete(run)
     assert_same(straight("hover"), run)
-    assert auto(fault=stop)[0] == 75
-    assert len(list(outputs.iterdir())) == 4, "all of them complete: it begins anew"
+    code, printed = auto()
+    assert (code, len(printed.splitlines())) == (0, 1), "all of them complete"
+    assert f"outputs/hover/{newest.name} is complete: all {ITERATIONS} iterations are done" in printed
+    assert len(list(outputs.iterdir())) == 3
 
 
 # Broken files
@@ -484,6 +513,46 @@ def test_a_word_that_would_change_the_run_is_refused_by_name(word: str, stopped:
         ConfigError, match=rf"{key}\S*=\S+ would change the run, which has .* Allowed to change: max_it"
     ):
         runs.prepare([f"resume={stopped}", word])
+
+
+def test_words_beside_resume_are_of_the_runs_own_env(stopped: Path) -> None:
+    found, _ = runs.prepare([f"resume={stopped}", "env.yaw_lambda=-10.0"])
+    assert found
+    found.lock.close()
+    with pytest.raises(ConfigError, match=r"env\.yaw_lambda=-5 would change the run, which has -10\.0"):
+        runs.prepare([f"resume={stopped}", "env.yaw_lambda=-5"])
+    with pytest.raises(ConfigError, match=r"unknown key env\.yaw_lamda\. Did you mean env\.yaw_lambda\?"):
+        runs.prepare([f"resume={stopped}", "env.yaw_lamda=-5"])
+    with pytest.raises(ConfigError, match=r"unknown key env\.kp\."):
+        runs.prepare([f"resume={stopped}", "env.kp=30"])
+
+
+@pytest.mark.parametrize("start", ["resume", "reproduce"])
+def test_a_config_that_was_changed_since_the_run_began_is_refused_with_what_differs(
+    start: str, stopped: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(stopped, tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["algorithm"]["learning_rate"], config["num_envs"] = 0.01, 32
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ConfigError) as refused:
+        runs.prepare([f"{start}={run}"])
+    message = str(refused.value)
+    assert "num_envs was 16 and is 32" in message
+    assert "algorithm.learning_rate was 0.0003 and is 0.01" in message
+    words = shlex.split(message.partition("train a new run: ")[2])[2:]
+    new = command_line.to_experiment(command_line.compose(words))
+    assert (new.env.name, new.num_envs, new.algorithm.learning_rate) == ("hover", 32, 0.01)
+
+
+def test_iterations_may_be_added_in_the_config_as_well(stopped: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(stopped, tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(config | {"max_iterations": 99}))
+    found, _ = runs.prepare([f"resume={run}"])
+    assert found
+    assert found.cfg.max_iterations == 99
+    found.lock.close()
 
 
 def test_fewer_iterations_than_are_done_are_refused(stopped: Path) -> None:

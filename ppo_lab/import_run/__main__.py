@@ -119,11 +119,11 @@ def _write_files(folder: Path, run: OldRun, words: list[str]) -> None:
 
     from ppo_lab.import_run import old_checkpoint
     from ppo_lab.learning.checkpoint import save
-    from ppo_lab.telemetry.manifest import describe_run
+    from ppo_lab.telemetry.manifest import describe_run, read_checkout
 
     cfg = run.settings.experiment
     command = shlex.join(["python", "-m", "ppo_lab.import_run", *words])
-    manifest = describe_run([], cfg, torch.device("cpu"), folder)
+    manifest = describe_run([], cfg, torch.device("cpu"), folder, read_checkout())
     del manifest["reproduce"]  # of what it would be compared with, the old run has recorded nothing
     manifest |= {"command": command, "repeat": command, "exact": "not claimed: an old run", "imported": _origin(run)}
     write_text(folder / "config.yaml", yaml.safe_dump(asdict(cfg), sort_keys=False))

@@ -1,13 +1,16 @@
-"""What a person sees while a run goes: a progress bar, or plain lines where there is no terminal."""
+"""What a person sees while a run goes: one live line, or plain lines where there is no terminal."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 
 import rich
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress, ProgressColumn, Task
+from rich.text import Text
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +26,7 @@ PLAIN_LINES_EVERY_S = 2.0
 
 
 class ConsoleHandler(logging.Handler):
-    """Prints messages bare, above the progress bar where there is one. Tracebacks go to the log file alone."""
+    """Prints messages bare, above the live line where there is one. Tracebacks go to the log file alone."""
 
     def emit(self, record: logging.LogRecord) -> None:
         level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
@@ -42,46 +45,64 @@ def show_warnings_only() -> None:
             handler.setLevel(logging.WARNING)
 
 
+def fitted(parts: Sequence[str], width: int, separator: str = " | ") -> str:
+    """The parts side by side, the first ones alone where all would be wider than `width` columns."""
+    lines = itertools.accumulate(parts, lambda line, part: f"{line}{separator}{part}")
+    return next((line for line in reversed(list(lines)) if len(line) <= width), "")
+
+
+class ProgressLine(ProgressColumn):
+    """The line of a terminal: what matters most comes first, and what there is no room for is left out."""
+
+    def render(self, task: Task) -> Text:
+        ends_s: float | None = task.fields["ends_s"]
+        parts = [
+            f"iteration {task.completed:.0f}/{task.total:.0f}",
+            f"left {'?' if ends_s is None else _clock(max(0.0, ends_s - time.perf_counter()))}",
+            *task.fields["figures"],
+            f"elapsed {_clock(task.elapsed or 0.0)}",
+        ]
+        return Text(fitted(parts, rich.get_console().width), no_wrap=True)
+
+
 class ProgressDisplay:
-    """Shows each iteration's main figures. A context manager."""
+    """Shows each iteration's main figures: one live line on a terminal, a line now and then elsewhere.
+
+    A context manager.
+    """
 
     def __init__(self, max_iterations: int, quiet: bool, first_iteration: int = 0) -> None:
-        self._bar = Progress(
-            TextColumn("iteration"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=20),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            disable=quiet or not rich.get_console().is_terminal,
-            console=rich.get_console(),
+        is_live = rich.get_console().is_terminal and not quiet
+        self._line = Progress(ProgressLine(), console=rich.get_console(), disable=not is_live)
+        self._task = self._line.add_task(
+            "", total=max_iterations, completed=first_iteration, start=False, figures=(), ends_s=None
         )
-        self._task = self._bar.add_task("", total=max_iterations, start=False)
-        self._plain = self._bar.disable and not quiet
+        self._is_plain = not is_live and not quiet
         self._max_iterations = max_iterations
         self._first = first_iteration
         self._started_s = self._printed_s = time.perf_counter()
 
     def __enter__(self) -> ProgressDisplay:
-        self._bar.start()
-        self._bar.start_task(self._task)
+        self._line.start()
+        self._line.start_task(self._task)
         self._started_s = time.perf_counter()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._bar.stop()
+        self._line.stop()
 
     def show(self, iteration: int, scalars: dict[str, float]) -> None:
         """Called at the end of every iteration, counted from 0."""
-        text = " | ".join(form.format(scalars[tag]) for tag, form in SHOWN.items() if tag in scalars)
-        self._bar.update(self._task, completed=iteration + 1, description=text)
+        figures = [form.format(scalars[tag]) for tag, form in SHOWN.items() if tag in scalars]
         done, now_s = iteration + 1, time.perf_counter()
-        if self._plain and (
+        left_s = (now_s - self._started_s) / (done - self._first) * (self._max_iterations - done)
+        self._line.update(self._task, completed=done, figures=figures, ends_s=now_s + left_s)
+        if self._is_plain and (
             now_s - self._printed_s > PLAIN_LINES_EVERY_S or done in (self._first + 1, self._max_iterations)
         ):
             self._printed_s = now_s
-            left_s = (now_s - self._started_s) / (done - self._first) * (self._max_iterations - done)
-            log.info(
-                "iteration %d/%d | %s | left %s", done, self._max_iterations, text, timedelta(seconds=round(left_s))
-            )
+            log.info(" | ".join([f"iteration {done}/{self._max_iterations}", f"left {_clock(left_s)}", *figures]))
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+import shutil
 import subprocess
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -19,8 +23,11 @@ from ppo_lab.config import ExperimentConfig
 from ppo_lab.preflight import cpu_name
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+MAX_NEW_BYTES = 2**20
+"""Of all new files together that a run keeps with its changes."""
 PACKAGES = (
-    "torch genesis-world quadrants rsl-rl-lib tensordict hydra-core omegaconf tensorboard numpy rich psutil".split()
+    *("ppo-lab", "torch", "genesis-world", "quadrants", "rsl-rl-lib", "tensordict", "hydra-core", "omegaconf"),
+    *("tensorboard", "numpy", "rich", "psutil"),
 )
 
 
@@ -28,25 +35,85 @@ MATTERS = ("cpu", "torch_threads", "device", "gpu", "driver", "cuda")
 """Of the machine: what decides the last bits."""
 
 
-def describe_run(overrides: list[str], cfg: ExperimentConfig, device: torch.device, folder: Path) -> dict[str, Any]:
+class Checkout(NamedTuple):
+    """The code that runs, as git tells it."""
+
+    commit: str | None
+    """None outside of a checkout."""
+    diff: bytes
+    """What `git apply` makes of the commit: changes, and new text files. Empty where there are none."""
+    left_out: list[str]
+    """New files that are not text or too large, and so are not in the diff."""
+
+    @property
+    def is_dirty(self) -> bool | None:
+        return None if self.commit is None else bool(self.diff or self.left_out)
+
+
+def read_checkout(repository: Path = REPOSITORY) -> Checkout:
+    """Reads the checkout that this code runs from."""
+    head = _git(repository, "rev-parse", "HEAD")
+    new = _git(repository, "ls-files", "--others", "--exclude-standard", "-z")
+    index = _git(repository, "rev-parse", "--path-format=absolute", "--git-path", "index")
+    if head is None or new is None or index is None:
+        return Checkout(None, b"", [])
+    names = [os.fsdecode(name) for name in new.split(b"\0") if name]
+    kept = list(_kept(repository, names))
+    with tempfile.TemporaryDirectory() as folder:  # an index of our own, in which new files may be named
+        ours = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
+        with suppress(FileNotFoundError):
+            shutil.copy(os.fsdecode(index.strip()), ours["GIT_INDEX_FILE"])
+        if kept:
+            _git(repository, "add", "--intent-to-add", "--", *kept, environment=ours)
+        as_patch = ("--binary", "--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/", "--dst-prefix=b/")
+        diff = _git(repository, "diff", *as_patch, "HEAD", environment=ours)
+    return Checkout(head.strip().decode(), diff or b"", [name for name in names if name not in kept])
+
+
+def _kept(repository: Path, names: Iterable[str]) -> Iterator[str]:
+    """The files that are text, as git sees it, and together not too large."""
+    left_bytes = MAX_NEW_BYTES
+    for name in names:
+        content = (repository / name).read_bytes() if (repository / name).is_file() else b"\0"
+        if len(content) <= left_bytes and b"\0" not in content:
+            left_bytes -= len(content)
+            yield name
+
+
+def describe_run(
+    overrides: list[str], cfg: ExperimentConfig, device: torch.device, folder: Path, checkout: Checkout
+) -> dict[str, Any]:
     """The content of manifest.json; docs/run_folder.md lists the keys. `folder`: the run's, as one would type it."""
-    git = describe_git()
-    command = shlex.join(["python", "train.py", *overrides])
-    restore = [f"git checkout {git['commit']}"] if git["commit"] else []
-    if git["dirty"]:
-        restore.append(f"git apply {shlex.quote(str(folder / 'git.diff'))}")
     return {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": command,
+        "command": shlex.join(["python", "train.py", *overrides]),
         "overrides": overrides,
-        "repeat": " && ".join([*restore, command]),
+        "config": asdict(cfg),
+        "repeat": how_to_repeat(overrides, checkout, folder / "git.diff"),
         "reproduce": shlex.join(["python", "train.py", f"reproduce={folder}"]),
         "exact": _exactness(cfg, device),
         "seed": cfg.seed,
-        "git": git,
+        "git": {"commit": checkout.commit, "dirty": checkout.is_dirty, "left_out": checkout.left_out},
         "packages": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "machine": describe_machine(device),
     }
+
+
+def how_to_repeat(overrides: list[str], checkout: Checkout, diff: Path) -> str | None:
+    """The command for the top of a checkout that trains with the very code; None where not all of it was kept.
+
+    The code goes into a folder of its own beside the checkout, which stays as it is.
+    """
+    if checkout.left_out:
+        return None
+    if checkout.commit is None:
+        return shlex.join(["python", "train.py", *overrides])
+    code = f"../{REPOSITORY.name}-{checkout.commit[:8]}"
+    steps = [shlex.join(["git", "worktree", "add", "--detach", code, checkout.commit])]
+    if checkout.diff:
+        here = "" if diff.is_absolute() else '"$PWD"/'
+        steps.append(f"git -C {shlex.quote(code)} apply {here}{shlex.quote(str(diff))}")
+    return " && ".join([*steps, shlex.join(["python", f"{code}/train.py", *overrides])])
 
 
 def differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
@@ -67,20 +134,6 @@ def _exactness(cfg: ExperimentConfig, device: torch.device) -> str:
     if cfg.deterministic:
         return "not claimed: deterministic algorithms are on, but equality on a GPU has not been checked yet"
     return "not claimed: on a GPU only deterministic=true could be exact"
-
-
-def describe_git() -> dict[str, Any]:
-    """Commit and dirtiness of the checkout that this code runs from; nulls outside of one."""
-    commit = _git("rev-parse", "HEAD")
-    status = _git("status", "--porcelain")
-    return {"commit": commit, "dirty": None if status is None else bool(status)}
-
-
-def git_diff() -> str:
-    """What the checkout has beyond its commit, new files included by name alone."""
-    changes, status = _git("diff", "HEAD"), _git("status", "--porcelain")
-    new = [line for line in (status or "").splitlines() if line.startswith("??")]
-    return "\n".join([*(f"# {line}" for line in new), changes or ""]) + "\n"
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
@@ -106,12 +159,14 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     return machine
 
 
-def _git(*words: str) -> str | None:
+def _git(repository: Path, *words: str, environment: Mapping[str, str] | None = None) -> bytes | None:
+    """What git prints; None where it fails, or is not there."""
+    command = ["git", "-C", str(repository), *words]
     try:
-        answer = subprocess.run(["git", "-C", str(REPOSITORY), *words], capture_output=True, text=True, timeout=30)
+        answer = subprocess.run(command, capture_output=True, timeout=30, env=os.environ | (environment or {}))
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return answer.stdout.rstrip() if answer.returncode == 0 else None
+    return answer.stdout if answer.returncode == 0 else None
 
 
 def _version(name: str) -> str | None:
