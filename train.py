@@ -1,11 +1,13 @@
 """Trains a robot with PPO: `python train.py --help`."""
 
 import contextlib
+import logging
 import sys
 
-from ppo_lab.preflight import exit_on_wrong_packages
+from ppo_lab.preflight import exit_on_wrong_packages, yield_busy_cores
 
 exit_on_wrong_packages()  # before the imports that would fail
+yield_busy_cores()
 
 import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
@@ -18,6 +20,8 @@ from ppo_lab.sweeps import plan  # noqa: E402
 @command_line.exit_codes()  # within Hydra, which would print more than our one message
 def main(_: DictConfig) -> None:
     assert run
+    if hint := budget.hint_at_long_run(run.cfg):
+        logging.getLogger(__name__).warning(hint)
     estimated = budget.estimate_in_background(run.cfg)
     from ppo_lab.training import train  # loads torch and the simulator
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from ppo_lab import invocation
 from ppo_lab.command_line import OverBudgetError
 from ppo_lab.config import ConfigError, ExperimentConfig
 from ppo_lab.memory import fit
@@ -14,6 +15,25 @@ from ppo_lab.memory.hardware import MIB, Hardware, this_machine
 from ppo_lab.memory.simulator import too_many_envs
 
 log = logging.getLogger(__name__)
+
+
+CPU_STEPS_PER_S = {"go2": 7_200, "hover": 46_800}
+"""Steps a second of 512 envs on two cores (docs/results). More envs collect no faster on a CPU."""
+LONG_S = 900.0
+
+
+def hint_at_long_run(cfg: ExperimentConfig) -> str | None:
+    """What a long run on a CPU takes, and the experiment that is made for one. None where it is short, or unknown."""
+    steps_per_s = CPU_STEPS_PER_S.get(cfg.env.name)
+    steps = cfg.transitions * cfg.max_iterations
+    if steps_per_s is None or steps / steps_per_s < LONG_S or this_machine(cfg.device).is_gpu:
+        return None
+    small = f"experiment={cfg.env.name}_small"
+    minutes = steps / steps_per_s / 60
+    return (
+        f"no GPU: {steps / 1e6:,.1f} million steps take about {minutes:,.0f} min on two cores of a CPU. "
+        f"Made for a CPU: {invocation.train(small)}"
+    )
 
 
 def estimate_in_background(cfg: ExperimentConfig) -> Future[Estimate]:

@@ -174,13 +174,14 @@ def compose(words: list[str], config_name: str = "config") -> DictConfig:
             return hydra.compose(config_name, words, return_hydra_config=True)
         except Exception as error:  # Hydra has its own, and lets AssertionError and ValueError out as well
             env = [word for word in words if word in {f"env={name}" for name in envs.names()}]
+            groups = _groups(config_name)
             known = _keys(hydra.compose(config_name, env))
             for override in overrides:
                 key, value = override.key_or_group, override.value()
-                if key in _groups() and not isinstance(value, str):
+                if key in groups and not isinstance(value, str):
                     _refuse_choice(key, value)
-                if key not in known and key not in _groups() and not key.startswith("hydra"):
-                    _refuse_key(key, known)
+                if key not in known and key not in groups and not key.startswith("hydra"):
+                    _refuse_key(key, known | groups)
             raise ConfigError(f"cannot apply {' '.join(map(as_text, words))}: {_first_line(error)}") from None
 
 
@@ -201,9 +202,31 @@ def quoted(path: Path | str) -> str:
     return f"'{text}'"
 
 
-def literal_paths(words: Sequence[str]) -> list[str]:
-    """The words, with the paths among their values as the shell gave them: quoted for Hydra, and ~ for the home."""
-    return [_with_literal_path(word) for word in words]
+def words_of(argv: Sequence[str]) -> list[str]:
+    """What the shell gave, as Hydra is to read it: paths are taken literally, but for ~ that means the home.
+
+    Raises a ConfigError for a setting that reached this program in several words.
+    """
+    for start, word in enumerate(argv):
+        if word.startswith(("-", "~")):
+            continue
+        following = argv[start + 1] if start + 1 < len(argv) else "="
+        if "=" not in word and "=" not in following:
+            raise ConfigError(
+                f"{as_text(word)} {as_text(following)}: a setting and its value are one word. "
+                f"Try {as_text(word)}={as_text(following)}."
+            )
+        if _is_open(word):
+            for stop in range(start + 2, len(argv) + 1):
+                if not _is_open(joined := "".join(argv[start:stop])):
+                    pieces = as_text(" ".join(argv[start:stop]))
+                    raise ConfigError(f"{pieces} came in pieces, as it has spaces. Try {as_text(joined)}.")
+    return [_with_literal_path(word) for word in argv]
+
+
+def _is_open(word: str) -> bool:
+    """Whether a list or mapping in it has no end."""
+    return word.count("[") > word.count("]") or word.count("{") > word.count("}")
 
 
 def _with_literal_path(word: str) -> str:
@@ -320,7 +343,8 @@ def parse(word: str, several: bool = False) -> Override:
         word.encode()
         override = OverridesParser.create().parse_override(word)
     except Exception:  # Hydra has its own, and lets those of int() and of deep recursion out as well
-        raise ConfigError(f"cannot read '{as_text(word)}'. Allowed: words of the form key=value; see --help.") from None
+        hint = "" if "=" in word else f" Try {as_text(word)}=..."
+        raise ConfigError(f"cannot read '{as_text(word)}'. Allowed: words of the form key=value.{hint}") from None
     key = override.key_or_group
     if override.is_sweep_override() and not several:
         raise ConfigError(
@@ -346,7 +370,9 @@ def _refuse_choice(group: str, choice: Any) -> NoReturn:
 
 
 def _refuse_key(key: str, known: set[str]) -> NoReturn:
-    hint = did_you_mean(key, known | _groups())
+    if key.partition(".")[0] == "hardware":
+        raise ConfigError(f"{as_text(key)} is for estimate.py, which takes it beside these words. Leave it out.")
+    hint = did_you_mean(key, known)
     raise ConfigError(f"unknown key {as_text(key)}.{hint} Allowed: the keys that --cfg job prints.") from None
 
 
@@ -396,8 +422,18 @@ def _keys(cfg: DictConfig, prefix: str = "") -> set[str]:
     return keys
 
 
-def _groups() -> set[str]:
-    return {path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"}
+def _groups(config_name: str = "estimate") -> set[str]:
+    """The groups of that configuration; by default all that there are."""
+    others = {"hydra"} if config_name == "estimate" else {"hydra", "hardware"}
+    return {path.name for path in CONF.iterdir() if path.is_dir()} - others
+
+
+def _list_groups(config_name: str) -> str:
+    """For --help: the groups and their choices."""
+    return "\n".join(f"  {group}: {', '.join(sorted(_choices(group)))}" for group in sorted(_groups(config_name)))
+
+
+OmegaConf.register_new_resolver("groups", _list_groups, replace=True)
 
 
 def _choices(group: str) -> list[str]:

@@ -42,6 +42,8 @@ class Range:
     at_most: float | None = None
     choices: tuple[str, ...] = ()
     pattern: str | None = None
+    examples: tuple[str, ...] = ()
+    """What a text that matches the pattern looks like."""
     items: int | None = None
     """Length of a list; otherwise a list needs one item at least."""
 
@@ -72,7 +74,8 @@ class Range:
         words = [
             self.items is not None and f"a list of {self.items}",
             self.choices and "one of " + ", ".join(self.choices),
-            self.pattern and f"text that matches {self.pattern}",
+            (self.examples and "text like " + ", ".join(self.examples))
+            or (self.pattern and f"text that matches {self.pattern}"),
             self.at_least is not None and f">= {self.at_least:.10g}",
             self.above is not None and f"> {self.above:.10g}",
             self.at_most is not None and f"<= {self.at_most:.10g}",
@@ -238,10 +241,10 @@ class ExperimentConfig:
     save_interval: int = count()
     """Iterations between checkpoints; see also checkpoint.every_seconds."""
     seed: int = setting(at_least=0, at_most=2**32 - 1)
-    device: str = setting(pattern=r"auto|cpu|cuda(:[0-9]{1,2})?")
+    device: str = setting(pattern=r"auto|cpu|cuda(:[0-9]{1,2})?", examples=("auto", "cpu", "cuda", "cuda:1"))
     deterministic: bool = setting()
     """On a GPU, use deterministic algorithms alone, so that the same seed gives the same bits."""
-    run_name: str = setting(pattern=r"[A-Za-z0-9][A-Za-z0-9._-]*")
+    run_name: str = setting(pattern=r"[A-Za-z0-9][A-Za-z0-9._-]*", examples=("wide", "kp-20_v2.1"))
     """The last part of the run folder's name."""
     quiet: bool = setting()
     """Print warnings and errors alone."""
@@ -274,8 +277,10 @@ def _out_of_range(node: Any, prefix: str = "") -> Iterator[str]:
         value, allowed = getattr(node, f.name), f.metadata["range"]
         if dataclasses.is_dataclass(value):
             yield from _out_of_range(value, f"{prefix}{f.name}.")
+        elif value == [] and allowed.items is None:
+            yield f"{prefix}{f.name}=[] is empty. Allowed: one value or more, each {allowed}."
         elif not allowed.admits(value):
-            hint = did_you_mean(str(value), allowed.choices)
+            hint = did_you_mean(str(value), allowed.choices or allowed.examples)
             yield f"{prefix}{f.name}={as_text(value)} is out of range.{hint} Allowed: {allowed}."
 
 
@@ -324,8 +329,34 @@ def _divisors(number: int) -> set[int]:
     return {*small, *(number // n for n in small)}
 
 
+OTHER_NAMES = {
+    "lr": "algorithm.learning_rate",
+    "epochs n_epochs num_epochs update_epochs mini_epochs": "algorithm.num_learning_epochs",
+    "batch_size minibatch_size minibatches num_minibatches n_minibatches": "algorithm.num_mini_batches",
+    "ent_coef entropy_loss_scale": "algorithm.entropy_coef",
+    "vf_coef critic_coef": "algorithm.value_loss_coef",
+    "clip clip_range clip_coef e_clip": "algorithm.clip_param",
+    "gae_lambda tau lambda": "algorithm.lam",
+    "kl_threshold target_kl": "algorithm.desired_kl",
+    "hidden_sizes hidden_layers net_arch units layers": "network.hidden_dims",
+    "n_envs nenvs num_actors": "num_envs",
+    "steps n_steps num_steps horizon horizon_length rollouts": "num_steps_per_env",
+    "iterations num_iterations max_epochs total_timesteps timesteps": "max_iterations",
+    "checkpoint_path load_run load_checkpoint restore": "resume",
+    "name experiment_name": "run_name",
+    "environment task": "env",
+    "gpu": "cuda device",
+}
+"""What other frameworks call a setting, and what it is called here."""
+
+
 def did_you_mean(word: str, known: Collection[str]) -> str:
     """A question that names the known word nearest to `word`, whole or in its last dotted part; or nothing."""
+    last_part = word.lower().rpartition(".")[2]
+    for others, ours in OTHER_NAMES.items():
+        for name in ours.split():
+            if last_part in others.split() and name in known:
+                return f" Did you mean {name}?"
     by_last_part = {key.rpartition(".")[2]: key for key in sorted(known, key=len, reverse=True)}
     near = difflib.get_close_matches(word, known, 1, 0.7) or [
         by_last_part[part] for part in difflib.get_close_matches(word.rpartition(".")[2], by_last_part, 1)

@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import re
+import shlex
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +23,11 @@ PINNED = {"genesis-world": "1.4.5", "rsl-rl-lib": "5.5.1"}
 """Both change their interfaces between minor versions."""
 TORCH_AT_LEAST = (2, 11)
 ALSO_NEEDED = ("hydra-core", "omegaconf", "tensorboard", "rich", "psutil")
+ENVIRONMENT = Path(__file__).resolve().parent.parent / ".venv"
+"""What `make setup` makes."""
 SYSTEM_LIBRARIES = ("libGL.so.1", "libEGL.so.1")
+SPINS = "10000"
+"""How often a waiting thread of OpenMP looks before it sleeps: as fast as ever on an idle machine."""
 SYSTEM_PACKAGES = "libgl1 libegl1 libgl1-mesa-dri libglu1-mesa"
 
 
@@ -36,6 +42,8 @@ def check_installed() -> None:
         wanted.append("torch==2.13.*")
     wanted += [name for name in ALSO_NEEDED if _installed(name) is None]
     if wanted:
+        if sys.prefix == sys.base_prefix and "CONDA_PREFIX" not in os.environ:
+            raise MachineError(f"{sys.executable} lacks {', '.join(map(_bare_name, wanted))}; {_own_environment()}")
         found = ", ".join(f"{name} {_installed(name) or 'missing'}" for name in map(_bare_name, wanted))
         raise MachineError(f"installed: {found}; needed: {', '.join(wanted)}; run: {_pip_install(wanted)}")
     if _installed("rsl-rl") is not None:
@@ -56,6 +64,16 @@ def check_system_libraries() -> None:
             f"{' and '.join(missing)} not found, which the simulator needs even without a screen; "
             f"run: apt-get install {SYSTEM_PACKAGES} (Debian, Ubuntu; as root)"
         )
+
+
+def yield_busy_cores() -> None:
+    """Lets torch's threads sleep soon where one waits for another. To be called before torch is loaded.
+
+    By default they spin for milliseconds: beside any other busy process an iteration then takes four times as long
+    (docs/performance.md). What the user has set stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -93,6 +111,14 @@ def exit_on_wrong_packages() -> None:
     except MachineError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _own_environment() -> str:
+    """How to come by the project's own environment: nobody should install torch into the system."""
+    if not (ENVIRONMENT / "bin" / "python").exists():
+        return f"the project's environment is not set up; run: make -C {shlex.quote(str(ENVIRONMENT.parent))} setup"
+    activate = shlex.join([".", str(ENVIRONMENT / "bin" / "activate")])
+    return f"the project's environment is not activated; run: {activate}"
 
 
 def _installed(name: str) -> str | None:

@@ -81,7 +81,7 @@ def prepare(words: list[str]) -> tuple[Run | None, list[str]]:
     if command_line.is_for_hydra(words):
         command_line.check_question(words)
         return None, words
-    words = command_line.literal_paths(words)
+    words = command_line.words_of(words)
     for word in words:
         if word.lstrip("+~").startswith(("sweep.", SWEEP_DIR)):
             raise ConfigError(f"{word} is for sweeps. Add -m: python train.py -m ...")

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "ppo_lab"
 MAY_IMPORT = {
     "config": set(),
     "files": set(),
+    "__main__": set(),
     "preflight": set(),
     "streams": set(),
     "envs": {"config"},
@@ -24,7 +25,7 @@ MAY_IMPORT = {
     "memory": {"command_line", "config", "files", "preflight"},
     "memory/tracer": {"command_line", "config", "learning", "memory"},
     "envs/footprint": {"command_line", "config", "envs", "memory"},
-    "budget": {"command_line", "config", "memory"},
+    "budget": {"command_line", "config", "invocation", "memory"},
     "dashboard": {"command_line", "config"},
     "estimating": {"command_line", "config", "memory"},
     "import_run": {"command_line", "config", "files", "learning", "preflight", "telemetry"},

@@ -1,6 +1,7 @@
 """Every config on disk is an experiment; the defaults are the source's; whatever is wrong is refused by name."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ppo_lab import command_line, envs
+from ppo_lab import budget, command_line, envs
 from ppo_lab.config import ConfigError, ExperimentConfig
 
 Compose = Callable[..., ExperimentConfig]
@@ -119,12 +120,12 @@ WRONG = {
     # out of range
     "num_envs=0": "num_envs=0 is out of range. Allowed: >= 1, <= 2147483647.",
     "network.hidden_dims=[64,0]": "network.hidden_dims=[64,0] is out of range.",
-    "network.hidden_dims=[]": "network.hidden_dims=[] is out of range.",
+    "network.hidden_dims=[]": "network.hidden_dims=[] is empty. Allowed: one value or more, each >= 1.",
     "algorithm.gamma=1.01": "algorithm.gamma=1.01 is out of range. Allowed: >= 0, <= 1.",
     "algorithm.learning_rate=nan": "algorithm.learning_rate=nan is out of range.",
     "algorithm.max_grad_norm=inf": "algorithm.max_grad_norm=inf is out of range.",
     "seed=-1": "seed=-1 is out of range.",
-    "device=gpu": "device=gpu is out of range.",
+    "device=gpu": "device=gpu is out of range. Did you mean cuda? Allowed: text like auto, cpu, cuda, cuda:1.",
     "run_name=../elsewhere": "run_name=../elsewhere is out of range.",
     "env.base_init_pos=[0,0]": "Allowed: a list of 3.",
     "env.dt=0": "env.dt=0.0 is out of range. Allowed: > 0.",
@@ -138,7 +139,11 @@ WRONG = {
     "env.resampling_time_s=0.001": "is shorter than one step",
     "~env.default_joint_angles.FR_hip_joint": "missing or unknown: FR_hip_joint.",
     # not settings at all
-    "num_envs": "cannot read 'num_envs'.",
+    "num_envs": "cannot read 'num_envs'. Allowed: words of the form key=value. Try num_envs=...",
+    "lr=0.1": "unknown key lr. Did you mean algorithm.learning_rate?",
+    "environment=go2": "unknown key environment. Did you mean env?",
+    "gpu=0": "unknown key gpu. Did you mean device?",
+    "hardware=h100": "hardware is for estimate.py",
     "--num_envs=3": "unknown option --num_envs=3.",
     "num_envs=1,2": "gives num_envs several values.",
     "-m": "-m is for sweeps, which train.py alone runs.",
@@ -154,6 +159,32 @@ def test_a_wrong_word_is_refused_with_what_was_got_and_what_is_allowed(
         experiment(word)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "mend"),
+    [
+        (["num_envs", "512"], "num_envs 512: a setting and its value are one word. Try num_envs=512."),
+        (["seed=2", "network.hidden_dims=[256,", "256]"], "Try network.hidden_dims=[256,256]."),
+        (["env.obs_scales={a:", "[1,", "2]}", "seed=2"], "Try env.obs_scales={a:[1,2]}."),
+    ],
+)
+def test_a_setting_that_the_shell_took_apart_is_shown_in_one_piece(words: list[str], mend: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(mend)):
+        command_line.words_of(words)
+
+
+@pytest.mark.parametrize("path", ["a b", "a=1,b=2", "it's", "a'", "[1", "größer", '"x', "a\\\\'b", "(x)$", "~x"])
+def test_a_path_is_what_the_shell_gave(path: str) -> None:
+    for key in ("resume", "reproduce", "hydra.run.dir"):
+        (word,) = command_line.words_of([f"{key}={path}"])
+        assert command_line.parse(word).value() == path
+        assert command_line.words_of([word]) == [word], "quoted for Hydra by hand, it is left alone"
+
+
+def test_no_path_is_none_and_the_home_is_meant_by_a_tilde() -> None:
+    words = command_line.words_of(["resume=null", "sweep.resume=~/runs", "resume=auto"])
+    assert words == ["resume=null", f"sweep.resume='{Path.home()}/runs'", "resume=auto"]
 
 
 def test_a_rollout_of_one_transition_is_refused(experiment: Compose) -> None:
@@ -199,6 +230,21 @@ def test_the_command_ends_with_code_2_one_line_and_no_folder(
     assert not folder.exists()
 
 
+def test_a_long_run_on_a_cpu_is_announced_with_the_experiment_that_is_made_for_one(experiment: Compose) -> None:
+    hint = budget.hint_at_long_run(experiment("device=cpu")) or ""
+    # 4096 envs x 24 steps x 101 iterations = 9,928,704 steps, at 7,200 a second 1379 s
+    assert "no GPU: 9.9 million steps take about 23 min on two cores of a CPU" in hint
+    small = hint.partition("train.py ")[2]
+    assert experiment(small).env.name == "go2"
+    assert budget.hint_at_long_run(experiment(small, "device=cpu")) is None
+    assert budget.hint_at_long_run(experiment("env=hover", "device=cpu", "max_iterations=30")) is None
+
+
+@pytest.mark.parametrize("env", budget.CPU_STEPS_PER_S)
+def test_every_env_whose_speed_is_known_has_a_small_experiment(env: str) -> None:
+    assert f"{env}_small" in choices("experiment")
+
+
 def test_a_run_is_never_written_over(train: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("results")
     done = train("experiment=smoke", f"hydra.run.dir={tmp_path}")
@@ -213,4 +259,5 @@ def test_help_is_a_page_with_groups_choices_and_examples(
     done = train("--help")
     assert done.returncode == 0
     assert "env: go2, hover" in done.stdout
+    assert "hardware:" not in done.stdout
     assert done.stdout.count("python train.py ") >= 5

@@ -101,6 +101,11 @@ def learner(run: Path, checkpoint: str) -> PPO:
     return alg
 
 
+def assert_recorded(found: torch.Tensor, recorded: torch.Tensor) -> None:
+    """Equal but for the order in which processors of other kinds add: matrix products differ in the last bits."""
+    torch.testing.assert_close(found, recorded, rtol=0, atol=1e-6)
+
+
 def test_the_imported_policy_gives_equal_actions_and_values_and_learns_on_equally(imported: tuple[Path, Path]) -> None:
     old, run = imported
     expected = torch.load(old / "expected.pt", weights_only=True)
@@ -109,10 +114,10 @@ def test_the_imported_policy_gives_equal_actions_and_values_and_learns_on_equall
     for when in ("", "_after_a_step"):
         alg.actor.eval()
         with torch.no_grad():
-            assert torch.equal(alg.actor(seen), expected[f"actions{when}"])
-            assert torch.equal(alg.critic(seen), expected[f"values{when}"])
+            assert_recorded(alg.actor(seen), expected[f"actions{when}"])
+            assert_recorded(alg.critic(seen), expected[f"values{when}"])
             alg.actor(seen, stochastic_output=True)
-            assert torch.equal(alg.actor.output_std.expand(9, -1), expected[f"stds{when}"])
+            assert_recorded(alg.actor.output_std.expand(9, -1), expected[f"stds{when}"])
         for parameter in [*alg.actor.parameters(), *alg.critic.parameters()]:
             parameter.grad = 0.1 * torch.ones_like(parameter)
         alg.optimizer.step()

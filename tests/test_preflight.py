@@ -1,13 +1,18 @@
 """A machine that cannot run a training is told so in one line, with the command that mends it."""
 
 import ctypes
+import os
+import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
 from ppo_lab import preflight
+from ppo_lab.__main__ import COMMANDS
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 RIGHT = {name: metadata.version(name) for name in [*preflight.PINNED, "torch", *preflight.ALSO_NEEDED]}
 
 
@@ -39,6 +44,53 @@ def test_a_wrong_genesis_is_named_with_the_mend(monkeypatch: pytest.MonkeyPatch)
         f"installed: genesis-world 1.5.0; needed: genesis-world==1.4.5; "
         f"run: {sys.executable} -m pip install genesis-world==1.4.5"
     )
+
+
+def test_outside_of_the_projects_environment_that_one_is_named_and_not_the_system(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    installed(monkeypatch, torch=None)
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+    monkeypatch.delenv("CONDA_PREFIX", raising=False)
+    monkeypatch.setattr(preflight, "ENVIRONMENT", tmp_path / "a lab" / ".venv")
+    assert complaint() == (
+        f"{sys.executable} lacks torch; the project's environment is not set up; run: make -C '{tmp_path}/a lab' setup"
+    )
+    python = tmp_path / "a lab" / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    assert complaint() == (
+        f"{sys.executable} lacks torch; the project's environment is not activated; "
+        f"run: . '{tmp_path}/a lab/.venv/bin/activate'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("already", "spins"), [({}, preflight.SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)]
+)
+def test_threads_that_wait_sleep_soon_unless_the_user_says_how(
+    monkeypatch: pytest.MonkeyPatch, already: dict[str, str], spins: str | None
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in already.items():
+        monkeypatch.setenv(name, value)
+    preflight.yield_busy_cores()
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_that_the_package_lists_is_there(command: str) -> None:
+    words = [sys.executable, *command.split()[1:]]
+    question = [] if command.endswith("preflight") else ["--help"]
+    done = subprocess.run([*words, *question], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_package_itself_lists_its_commands() -> None:
+    done = subprocess.run([sys.executable, "-m", "ppo_lab"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert all(line.startswith(command) for line, command in zip(done.stdout.splitlines(), COMMANDS, strict=False))
 
 
 def test_a_missing_rsl_rl_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
