@@ -70,6 +70,18 @@ def test_metrics_jsonl_has_null_where_tensorboard_has_the_value(tmp_path: Path) 
     assert [strictly(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == rows
 
 
+def test_a_tag_that_is_not_finite_is_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    writer = MetricsWriter(tmp_path)
+    for iteration, odd in enumerate([0.5, NAN, INF, 0.5, NAN]):
+        writer.write(iteration, {"Episode/rew_odd": odd, "Env/energy": -INF if iteration > 2 else 1.0})
+    writer.close()
+    rest = "is not part of training, which goes on; metrics.jsonl has null for such values"
+    assert caplog.messages == [
+        f"Episode/rew_odd is nan in iteration 1: it {rest}",
+        f"Env/energy is -inf in iteration 3: it {rest}",
+    ]
+
+
 def test_a_summary_takes_only_finite_values_for_the_best_and_for_peaks(tmp_path: Path) -> None:
     rewards, peaks = [1.0, NAN, INF, 3.0, 2.0, NAN], [5.0, NAN, 7.0, INF, 6.0, 4.0]
     tags = ("Train/mean_reward", "Train/mean_episode_length", "Memory/host_rss_mib")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import re
 from collections.abc import Callable, Collection
@@ -65,6 +66,7 @@ class MetricsWriter:
         self._board: SummaryWriter | None = None
         self._since_sync: list[tuple[int, Callable[[SummaryWriter], None]]] = []
         self._has_warned = False
+        self._not_finite: set[str] = set()  # the tags that a warning was given for
         self._open_board(first_iteration)
 
     def describe(self, config_yaml: str, environment: dict[str, Any], memory_tags: Collection[str]) -> None:
@@ -89,8 +91,16 @@ class MetricsWriter:
     def write(self, iteration: int, scalars: dict[str, float]) -> None:
         """Writes {tag: value}. One event for all of them: an event each costs ten times as much.
 
-        A value that is not finite is null in metrics.jsonl, and itself on TensorBoard.
+        A value that is not finite is null in metrics.jsonl, itself on TensorBoard, and one warning for its tag.
         """
+        for tag, value in scalars.items():
+            if not math.isfinite(value) and tag not in self._not_finite:
+                self._not_finite.add(tag)
+                log.warning(
+                    "%s is %s in iteration %d: it is not part of training, which goes on; "
+                    "metrics.jsonl has null for such values",
+                    *(tag, value, iteration),
+                )
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
         self._on_the_board(iteration, lambda board: board.file_writer.add_summary(Summary(value=values), iteration))
         had_trouble = bool(self._unwritten)
