@@ -223,6 +223,37 @@ def test_a_dump_holds_the_envs_at_fault_first_and_not_all_of_many(experiment: Ex
     assert str(found).endswith("nan first at step 1 in 44 envs: 20, 21, 22, 23, 24, 25, 26, 27, ...")
 
 
+def test_the_runner_saves_and_loads_through_checkpoints_alone() -> None:
+    """rsl_rl's own `save` writes no checksum and no state, and its `load` unpickles."""
+    assert not hasattr(Runner, "save")
+    assert not hasattr(Runner, "load")
+
+
+def test_a_world_size_that_no_launcher_set_is_ignored_and_told(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    reports = Reports()
+    with caplog.at_level("INFO"):
+        runner(experiment("experiment=smoke"), reports).learn(1)
+    assert caplog.messages == ["WORLD_SIZE=8 is ignored: one process trains this run"]
+    assert list(reports.rows) == [0]
+    for alone in ("1", "", "many"):
+        caplog.clear()
+        monkeypatch.setenv("WORLD_SIZE", alone)
+        runner(experiment("experiment=smoke"), Reports())
+        assert caplog.messages == []
+
+
+def test_the_networks_are_printed_to_the_log(
+    experiment: Experiment, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("DEBUG"):
+        runner(experiment("experiment=smoke"), Reports())
+    assert capsys.readouterr().out == ""
+    assert any(message.startswith("Actor Model: MLPModel") for message in caplog.messages)
+
+
 FAULT_AT = 2 * T + 5
 HOVER_WITH_A_FAULT = f"""
 import runpy, sys, torch

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rsl_rl.runners import OnPolicyRunner
+from rsl_rl.algorithms import PPO
 
 from ppo_lab.config import ExperimentConfig, ModelConfig
 from ppo_lab.learning import guard
@@ -29,10 +30,9 @@ log = logging.getLogger(__name__)
 Report = Callable[[int, dict[str, float]], None]
 
 
-class Runner(OnPolicyRunner):
-    """rsl_rl's runner with a loop of our own, which hands one dict of scalars an iteration to `report`."""
+class Runner:
+    """The training loop in one process, which hands one dict of scalars an iteration to `report`."""
 
-    env: VecEnv
     next_iteration: int = 0
     """How many iterations are complete, and the number of the next, since they are counted from 0."""
 
@@ -46,8 +46,12 @@ class Runner(OnPolicyRunner):
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """`should_stop` is asked at the end of every iteration."""
+        self.env = env
+        self.cfg = rsl_rl_config(cfg)
+        if os.environ.get("WORLD_SIZE", "").isdecimal() and int(os.environ["WORLD_SIZE"]) > 1:
+            log.info("WORLD_SIZE=%s is ignored: one process trains this run", os.environ["WORLD_SIZE"])
         with contextlib.redirect_stdout(_LogLines()):  # rsl_rl prints the networks
-            super().__init__(env, rsl_rl_config(cfg), log_dir=None, device=str(env.device))
+            self.alg = PPO.construct_algorithm(env.get_observations(), env, self.cfg, str(env.device))
         self.monitor = monitor
         self.checkpoints = checkpoints
         self.report = report
@@ -153,10 +157,10 @@ class Runner(OnPolicyRunner):
 
 
 def rsl_rl_config(cfg: ExperimentConfig) -> dict[str, Any]:
-    """The experiment as rsl_rl 5.5 wants it: plain dicts, every key written out."""
+    """The experiment as rsl_rl 5.5 wants it: plain dicts, every key that `PPO.construct_algorithm` reads."""
     return {
         "num_steps_per_env": cfg.num_steps_per_env,
-        "save_interval": cfg.save_interval,
+        "multi_gpu": None,
         "obs_groups": {"actor": ["policy"], "critic": ["policy"]},
         "algorithm": {"class_name": "PPO", **dataclasses.asdict(cfg.algorithm)},
         "actor": _mlp(cfg.network.actor)
