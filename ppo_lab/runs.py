@@ -59,6 +59,7 @@ def prepare(words: list[str]) -> tuple[Run | None, list[str]]:
     for word in words:
         if word.lstrip("+~").startswith(("sweep.", SWEEP_DIR)):
             raise ConfigError(f"{word} is for sweeps. Add -m: python train.py -m ...")
+    preflight.check_single_process()
     cfg = command_line.compose(words)
     if cfg.resume is not None and cfg.reproduce is not None:
         raise ConfigError("resume= and reproduce= exclude each other: one goes on in a folder, the other begins anew.")
