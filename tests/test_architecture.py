@@ -13,9 +13,10 @@ MAY_IMPORT = {
     "config": set(),
     "files": set(),
     "preflight": set(),
-    "envs": {"config"},
+    "states": set(),
+    "envs": {"config", "states"},
     "command_line": {"config", "envs", "preflight"},
-    "learning": {"config", "files"},
+    "learning": {"config", "files", "states"},
     "telemetry": {"config", "files", "preflight"},
     "runs": {"command_line", "config", "files", "preflight"},
     "reproduction": {"files", "learning", "telemetry"},
@@ -93,7 +94,7 @@ def test_only_the_envs_know_the_simulator(path: Path) -> None:
 
 
 TORCH_FREE = [
-    *("config", "files", "preflight", "command_line", "runs", "budget", "dashboard", "estimating"),
+    *("config", "files", "preflight", "states", "command_line", "runs", "budget", "dashboard", "estimating"),
     *("envs", "envs.go2", "envs.hover"),
     *("import_run.__main__", "import_run.plain_pickle", "import_run.old_settings"),
     *("memory.closed_form", "memory.estimate", "memory.fit", "memory.measured", "memory.render"),

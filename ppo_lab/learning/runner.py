@@ -17,6 +17,7 @@ from ppo_lab.config import ExperimentConfig, ModelConfig
 from ppo_lab.learning import guard
 from ppo_lab.learning.checkpoint import random_state, set_random_state
 from ppo_lab.learning.episodes import EpisodeStatistics
+from ppo_lab.states import check_fits
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
@@ -117,13 +118,36 @@ class Runner:
         }
 
     def restore(self, model: State, state: State) -> None:
-        """Goes on where `model` and `state` were saved, bit for bit. Nothing may be drawn before `learn`."""
+        """Goes on where `model` and `state` were saved, bit for bit. Nothing may be drawn before `learn`.
+
+        Raises a ValueError that names what does not fit this run, before anything is changed.
+        """
+        check_fits("the actor", model["actor_state_dict"], self.alg.actor.state_dict())
+        check_fits("the critic", model["critic_state_dict"], self.alg.critic.state_dict())
+        self._check_optimizer(model["optimizer_state_dict"])
+        check_fits("the episode statistics", state["episodes"], self.episodes.state())
+        generators = random_state(self.env.device)  # a CPU has no use for those of a GPU
+        saved = {name: value for name, value in state["random"].items() if name in generators}
+        check_fits(f"a run on {self.env.device.type}", saved, generators)
+        self.env.restore(state["env"])
         self.alg.load(model, load_cfg=None, strict=True)
         self.alg.learning_rate = model["learning_rate"]
-        self.env.restore(state["env"])
         self.episodes.restore(state["episodes"])
         self.next_iteration = state["iteration"] + 1
         set_random_state(state["random"], self.env.device)
+
+    def _check_optimizer(self, saved: State) -> None:
+        """Its moments are of the parameters' shapes, or it has none at all, as SGD."""
+        parameters = [parameter for group in self.alg.optimizer.param_groups for parameter in group["params"]]
+        moments = {
+            f"{name} of parameter {index}": value
+            for index, entry in saved["state"].items()
+            for name, value in entry.items()
+            if value.dim()  # not the number of steps
+        }
+        names = {name.split()[0] for name in moments}
+        own = {f"{name} of parameter {index}": value for index, value in enumerate(parameters) for name in names}
+        check_fits("the optimizer", moments, own)
 
     @torch.inference_mode()
     def _rollout(self, obs: TensorDict) -> TensorDict:
