@@ -97,7 +97,7 @@ TORCH_FREE = [
     *("config", "files", "preflight", "states", "command_line", "runs", "budget", "dashboard", "estimating"),
     *("envs", "envs.go2", "envs.hover"),
     *("import_run.__main__", "import_run.plain_pickle", "import_run.old_settings"),
-    *("memory.closed_form", "memory.estimate", "memory.fit", "memory.measured", "memory.render"),
+    *("memory.closed_form", "memory.estimate", "memory.fit", "memory.growth", "memory.measured", "memory.render"),
     "telemetry.hparams",
     "report",
     *("sweeps.plan", "sweeps.launcher"),
