@@ -19,7 +19,8 @@ from ppo_lab.envs import make_env
 from ppo_lab.envs.base import start_simulator
 from ppo_lab.learning.checkpoint import Checkpoints
 from ppo_lab.learning.runner import Runner
-from ppo_lab.memory.monitor import FlatMemoryWatch, MemoryMonitor
+from ppo_lab.memory.growth import FlatMemoryWatch
+from ppo_lab.memory.monitor import MemoryMonitor
 from ppo_lab.preflight import resolve_device
 from ppo_lab.telemetry.console import ProgressDisplay
 from ppo_lab.telemetry.manifest import describe_machine
@@ -59,7 +60,7 @@ def main() -> None:
             nonlocal ended_s
             clocked(metrics.write)(iteration, scalars)
             clocked(progress.show)(iteration, scalars)
-            clocked(list)(watch.warnings(scalars))
+            clocked(list)(watch.warnings(iteration, scalars))
             iterations_s.append(time.perf_counter() - ended_s)
             logging_s.append(spent_s)
             ended_s, spent_s = time.perf_counter(), 0.0

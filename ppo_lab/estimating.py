@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from omegaconf import OmegaConf
 from ppo_lab import command_line
 from ppo_lab.command_line import ExitCode
 from ppo_lab.config import ConfigError, ExperimentConfig, as_text, setting
+from ppo_lab.files import to_json
 from ppo_lab.memory import fit, hardware, measured, render
 from ppo_lab.memory.allocator import settings_of_this_process
 from ppo_lab.memory.calibration import measured_overheads
@@ -64,7 +64,7 @@ def _answer(cfg: ExperimentConfig, question: Question) -> ExitCode:
         return _fit(cfg, question)
     found = estimate(cfg, question.hardware, question.trace)
     if question.format == "json":
-        print(json.dumps(render.as_json(found), indent=2))
+        print(to_json(render.as_json(found), indent=2))
     elif question.format == "table":
         if question.explain:
             rich.print(render.explanation(cfg))
@@ -102,7 +102,7 @@ def _fit(cfg: ExperimentConfig, question: Question) -> ExitCode:
     else:
         fits = list(fit.frontier(cfg, card, overhead_bytes))
     if question.format == "json":
-        print(json.dumps({"hardware": card.name, "fits": [dataclasses.asdict(one) for one in fits]}, indent=2))
+        print(to_json({"hardware": card.name, "fits": [dataclasses.asdict(one) for one in fits]}, indent=2))
     else:
         rich.print(render.fits_table(card, fits, overhead_known=overhead_bytes > 0))
     return ExitCode.DONE
@@ -117,7 +117,7 @@ def _compare(folder: Path, form: str) -> ExitCode:
         overhead_bytes = measured.learn_overhead(run, prediction)
         rows = [measured.as_json(comparison) for comparison in comparisons]
     if form == "json":
-        print(json.dumps({"run": str(folder), "memory": rows, "overhead_bytes": overhead_bytes}, indent=2))
+        print(to_json({"run": str(folder), "memory": rows, "overhead_bytes": overhead_bytes}, indent=2))
     else:
         rich.print(render.comparison_table(comparisons, overhead_bytes))
     return ExitCode.DONE

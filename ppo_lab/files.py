@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import zipfile
@@ -36,17 +37,59 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
+def to_json(content: Any, indent: int | None = None) -> str:
+    """`content` as JSON. NaN and the infinities, which JSON does not have, become null."""
+    return json.dumps(_non_finite_as_none(content), indent=indent, allow_nan=False)
+
+
+def from_json(text: str | bytes) -> Any:
+    """What `text` says. NaN and the infinities, which older files may hold, are None. Raises a ValueError."""
+    try:
+        return _non_finite_as_none(json.loads(text))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    write_text(path, to_json(content, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; an empty one where there is none that can be read."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = from_json(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl, an iteration each, up to the first line that is none.
+
+    A killed run may leave half a line. None stands where a value was not finite.
+    """
+    rows: list[dict[str, Any]] = []
+    try:
+        lines = (folder / "metrics.jsonl").read_bytes().splitlines()
+    except OSError:
+        return rows
+    for line in lines:
+        try:
+            row = from_json(line)
+        except ValueError:
+            break
+        if not isinstance(row, dict) or row.get("iteration") != len(rows):
+            break
+        rows.append(row)
+    return rows
+
+
+def _non_finite_as_none(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _non_finite_as_none(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_non_finite_as_none(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def seal(archive: bytes) -> bytes:

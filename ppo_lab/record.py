@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ import torch
 from ppo_lab.files import read_json, shown, write_atomically, write_json
 from ppo_lab.memory import measured, render
 from ppo_lab.memory.estimate import Estimate
-from ppo_lab.memory.monitor import MIB, FlatMemoryWatch
+from ppo_lab.memory.growth import FlatMemoryWatch
+from ppo_lab.memory.monitor import MIB, free_bytes
 from ppo_lab.runs import Run, as_yaml
 from ppo_lab.telemetry import manifest
 from ppo_lab.telemetry.console import ProgressDisplay
@@ -34,7 +36,7 @@ class Record:
         self._description = manifest.describe_run(run.overrides, run.cfg, device, shown(run.folder), self._checkout)
         self._metrics = MetricsWriter(run.folder, first_iteration)
         self._summary = Summary(run.folder / "summary.json", run.cfg.transitions, self._metrics.earlier)
-        self._watch = FlatMemoryWatch()
+        self._watch = FlatMemoryWatch(run.cfg.max_iterations, partial(free_bytes, device))
         self._prediction: dict[str, Any] = {}
         self._predicted_mib: dict[str, float] = {}
 
@@ -85,7 +87,7 @@ class Record:
         self._metrics.write(iteration, scalars | self._predicted_mib)
         self._summary.add(scalars)
         self.progress.show(iteration, scalars)
-        for warning in self._watch.warnings(scalars):
+        for warning in self._watch.warnings(iteration, scalars):
             log.warning(warning)
 
     def sync(self) -> None:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ppo_lab.files import numbered
+from ppo_lab.files import numbered, read_rows
 from ppo_lab.learning.checkpoint import State, load
-from ppo_lab.telemetry.metrics import read_rows
 
 OF_THE_MACHINE = ("Perf/", "Memory/")
 """Rows that differ from one run to the next whatever was learned."""

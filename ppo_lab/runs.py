@@ -85,6 +85,7 @@ def prepare(words: list[str]) -> tuple[Run | None, list[str]]:
     for word in words:
         if word.lstrip("+~").startswith(("sweep.", SWEEP_DIR)):
             raise ConfigError(f"{word} is for sweeps. Add -m: python train.py -m ...")
+    preflight.check_single_process()
     typed = {override.key_or_group: override.value() for override in map(command_line.parse, words)}
     resume, reproduce = typed.get("resume"), typed.get("reproduce")
     if resume is not None and reproduce is not None:
@@ -103,11 +104,11 @@ def prepare(words: list[str]) -> tuple[Run | None, list[str]]:
     elif resume is not None or reproduce is not None:
         key, value = ("resume", resume) if reproduce is None else ("reproduce", reproduce)
         start = _start(f"{key}={as_text(value)}", Path(str(value)))
+    overrides = [word for word in words if not word.startswith("hydra.")]
     if start and not {"env", "experiment"} & typed.keys():
         words = [f"env={start.saved.env.name}", *words]  # whose keys the words are about
     cfg = command_line.compose(words)
     preflight.check_system_libraries()
-    overrides = [word for word in words if not word.startswith("hydra.")]
     for_hydra = [word for word in words if not word.startswith(RUN_DIR)]
     if start and reproduce is None:
         run = _continue(start, cfg, overrides, notes)

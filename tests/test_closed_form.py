@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from rsl_rl.runners import OnPolicyRunner
+from rsl_rl.algorithms import PPO
 from tensordict import TensorDict
 from torch import Tensor, nn
 
@@ -72,21 +72,22 @@ class Reality:
         }
 
 
-def untrained(cfg: ExperimentConfig) -> OnPolicyRunner:
-    return OnPolicyRunner(Stillness(cfg), rsl_rl_config(cfg), log_dir=None, device="cpu")
+def untrained(cfg: ExperimentConfig) -> PPO:
+    env = Stillness(cfg)
+    return PPO.construct_algorithm(env.get_observations(), env, rsl_rl_config(cfg), "cpu")
 
 
 def train_once(cfg: ExperimentConfig) -> Reality:
-    runner = untrained(cfg)
-    obs = runner.env.get_observations()
-    runner.alg.train_mode()
+    env, alg = Stillness(cfg), untrained(cfg)
+    obs = env.get_observations()
+    alg.train_mode()
     with torch.inference_mode():
         for _ in range(cfg.num_steps_per_env):
-            obs, rewards, dones, extras = runner.env.step(runner.alg.act(obs))
-            runner.alg.process_env_step(obs, rewards, dones, extras)
-        runner.alg.compute_returns(obs)
-    runner.alg.update()
-    return Reality(cfg, runner.alg)
+            obs, rewards, dones, extras = env.step(alg.act(obs))
+            alg.process_env_step(obs, rewards, dones, extras)
+        alg.compute_returns(obs)
+    alg.update()
+    return Reality(cfg, alg)
 
 
 @cache
@@ -293,7 +294,7 @@ def test_an_activation_holds_each_hidden_layer_once_or_twice(activation: str) ->
     cfg = two_hidden_layers(activation)
     once = activation in ("tanh", "relu", "sigmoid", "identity")
     by_hand = 12 * 4 * 2 * (17 + (5 + 7) * (1 if once else 2))  # 12 transitions, float32, two networks
-    alg = untrained(cfg).alg
+    alg = untrained(cfg)
     real = saved_for_backward([alg.actor, alg.critic], alg.storage.observations.flatten(0, 1))
     assert storage_bytes(real) == by_hand
     assert total_bytes(closed_form.saved_activations(cfg)) == by_hand
@@ -304,7 +305,7 @@ def test_mixed_precision_halves_the_activations_and_copies_the_weights(activatio
     cfg = two_hidden_layers(activation, "algorithm.use_mixed_precision=true")
     whole = total_bytes(closed_form.saved_activations(two_hidden_layers(activation)))
     by_hand = whole // 2 + 2 * (5 * 7 + 7 * 4 + 5 * 7 + 7 * 1)
-    alg = untrained(cfg).alg
+    alg = untrained(cfg)
     real = saved_for_backward([alg.actor, alg.critic], alg.storage.observations.flatten(0, 1), mixed_precision=True)
     assert kept_alike(closed_form.saved_activations(cfg), real)
     assert storage_bytes(real) == by_hand == closed_form.formulas(cfg)[-1].bytes

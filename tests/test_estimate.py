@@ -231,3 +231,19 @@ def test_a_folder_without_iterations_cannot_be_compared(tmp_path: Path) -> None:
     (run / "metrics.jsonl").write_text("")
     with pytest.raises(ConfigError, match="has no iteration to compare with"):
         measured.read_run(run)
+
+
+def test_a_killed_runs_half_line_and_its_nulls_do_not_hide_its_peaks(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run", 500)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 2, "Memory/host_peak_rss_mib": null, "Memory/host_rss_mib": 7.0}\n')
+        file.write('{"iteration": 3, "Memory/host_peak_rss_mib": 90')
+    assert measured.read_run(run).peak_mib == {"Memory/host_peak_rss_mib": 500.0, "Memory/host_rss_mib": 7.0}
+
+
+@pytest.mark.parametrize("manifest", ['{"mach', "null", "{}", '{"machine": {"cpu": "one"}}', '{"machine": null}'])
+def test_a_manifest_without_its_machine_is_refused_by_name(tmp_path: Path, manifest: str) -> None:
+    run = finished_run(tmp_path / "run", 500)
+    (run / "manifest.json").write_text(manifest)
+    with pytest.raises(ConfigError, match=r"manifest\.json does not say on which machine it ran"):
+        measured.read_run(run)

@@ -23,10 +23,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ppo_lab import command_line, envs, reproduction, runs
 from ppo_lab.config import ConfigError
-from ppo_lab.files import lock, numbered
+from ppo_lab.files import lock, numbered, read_rows
 from ppo_lab.learning import checkpoint
 from ppo_lab.stopping import AGAIN_AFTER_S
-from ppo_lab.telemetry.metrics import read_rows
 from tests.lives import (
     Fault,
     Life,

@@ -1,5 +1,6 @@
 """NaN and Inf stop training at the right place, with evidence that repeats it; the simulator's errors stop it too."""
 
+import copy
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ppo_lab import replay
+from ppo_lab import invocation, replay
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.envs import SimulatorError, make_env
 from ppo_lab.learning import checkpoint, guard
@@ -223,6 +224,121 @@ def test_a_dump_holds_the_envs_at_fault_first_and_not_all_of_many(experiment: Ex
     assert str(found).endswith("nan first at step 1 in 44 envs: 20, 21, 22, 23, 24, 25, 26, 27, ...")
 
 
+def test_the_runner_saves_and_loads_through_checkpoints_alone() -> None:
+    """rsl_rl's own `save` writes no checksum and no state, and its `load` unpickles."""
+    assert not hasattr(Runner, "save")
+    assert not hasattr(Runner, "load")
+
+
+def test_a_world_size_that_no_launcher_set_is_ignored_and_told(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    reports = Reports()
+    with caplog.at_level("INFO"):
+        runner(experiment("experiment=smoke"), reports).learn(1)
+    assert caplog.messages == ["WORLD_SIZE=8 is ignored: one process trains this run"]
+    assert list(reports.rows) == [0]
+    for alone in ("1", "", "many"):
+        caplog.clear()
+        monkeypatch.setenv("WORLD_SIZE", alone)
+        runner(experiment("experiment=smoke"), Reports())
+        assert caplog.messages == []
+
+
+def test_the_networks_are_printed_to_the_log(
+    experiment: Experiment, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("DEBUG"):
+        runner(experiment("experiment=smoke"), Reports())
+    assert capsys.readouterr().out == ""
+    assert any(message.startswith("Actor Model: MLPModel") for message in caplog.messages)
+
+
+class Memory:
+    """Keeps what a checkpoint would hold."""
+
+    def offer(self, iteration: int, model: Callable[[], Any], state: Callable[[], Any], *_: Any) -> None:
+        self.model, self.state = copy.deepcopy((model(), state()))
+
+
+class StatefulEnv(StandInEnv):
+    """Has one number as its state."""
+
+    value = 0
+
+    def state(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.value = state["value"]
+
+
+def saving(cfg: ExperimentConfig, memory: Memory) -> Runner:
+    env = cast(Any, StatefulEnv(cfg))
+    return Runner(env, cfg, MemoryMonitor(torch.device("cpu")), cast(Any, memory), lambda *_: None)
+
+
+def another_shape(tensors: dict[str, Any], name: str) -> None:
+    tensors[name] = torch.zeros(1)  # would broadcast
+
+
+DO_NOT_FIT: dict[str, Callable[[Any, Any], Any]] = {
+    r"the saved state has no mlp\.0\.bias, which the actor has": lambda m, s: m["actor_state_dict"].pop("mlp.0.bias"),
+    r"mlp\.0\.bias of the critic is \(512,\) float32, and \(1,\)": lambda m, s: another_shape(
+        m["critic_state_dict"], "mlp.0.bias"
+    ),
+    "the saved state has no exp_avg of parameter 3, which the optimizer has": lambda m, s: m["optimizer_state_dict"][
+        "state"
+    ][3].pop("exp_avg"),
+    r"exp_avg of parameter 0 of the optimizer is .*, and \(1,\)": lambda m, s: another_shape(
+        m["optimizer_state_dict"]["state"][0], "exp_avg"
+    ),
+    "the saved state has no length, which the episode statistics has": lambda m, s: s["episodes"].pop("length"),
+    r"return of the episode statistics is \(16,\) float32, and \(1,\)": lambda m, s: another_shape(
+        s["episodes"], "return"
+    ),
+    "the saved state has no numpy, which a run on cpu has": lambda m, s: s["random"].pop("numpy"),
+}
+
+
+@pytest.mark.parametrize("message", DO_NOT_FIT)
+def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_is_changed(
+    experiment: Experiment, message: str
+) -> None:
+    cfg = experiment("experiment=smoke", "env=go2")
+    memory, untouched = Memory(), Memory()
+    saved = saving(cfg, memory)
+    saved.env.value = 5  # type: ignore[attr-defined]
+    saved.learn(1)
+    fresh = saving(cfg, untouched)
+    before = copy.deepcopy((fresh.model(), fresh.episodes.state(), torch.get_rng_state()))
+    DO_NOT_FIT[message](memory.model, memory.state)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        fresh.restore(memory.model, memory.state)
+    after = fresh.model(), fresh.episodes.state(), torch.get_rng_state()
+    assert all(map(torch.equal, *[[x for x in tree_leaves(of) if isinstance(x, Tensor)] for of in (before, after)]))
+    assert fresh.env.value == 0  # type: ignore[attr-defined]
+
+
+def test_a_checkpoint_that_fits_is_put_back(experiment: Experiment) -> None:
+    cfg = experiment("experiment=smoke", "env=go2")
+    memory = Memory()
+    saved = saving(cfg, memory)
+    saved.env.value = 5  # type: ignore[attr-defined]
+    saved.learn(1)
+    saved.episodes.last_returns.append(3.0)
+    memory.state["episodes"] = copy.deepcopy(saved.episodes.state())
+    memory.state["random"]["cuda"] = torch.zeros(16, dtype=torch.uint8)  # saved on a GPU
+    fresh = saving(cfg, Memory())
+    fresh.episodes.last_returns.append(9.0)  # is replaced, not added to
+    fresh.restore(memory.model, memory.state)
+    assert fresh.env.value == 5  # type: ignore[attr-defined]
+    assert list(fresh.episodes.last_returns) == [3.0]
+    assert torch.equal(fresh.alg.actor.mlp[0].weight, saved.alg.actor.mlp[0].weight)
+    assert fresh.next_iteration == 1
+
+
 FAULT_AT = 2 * T + 5
 HOVER_WITH_A_FAULT = f"""
 import runpy, sys, torch
@@ -280,7 +396,7 @@ def test_the_run_says_what_where_and_how_to_go_on_in_one_line(failed: Failed) ->
     assert len(done.stderr.splitlines()) == 1, done.stderr
     message = (
         "rewards are not finite in iteration 2: nan first at step 5 in 2 envs: 3, 11; "
-        f"python -m ppo_lab.replay '{folder}/nan_2.pt' shows and repeats it; last good checkpoint: iteration 1; "
+        f"{invocation.module('replay', f'{folder}/nan_2.pt')} shows and repeats it; last good checkpoint: iteration 1; "
         "look at the env's reward terms; a larger env.substeps steadies a simulation"
     )
     assert done.stderr == f"error: {message}\n"
@@ -338,7 +454,7 @@ def test_what_does_not_happen_again_is_said(failed: Failed) -> None:
     )
     changed = command("-m", "ppo_lab.replay", str(folder / "nan_2.pt"))
     assert changed.returncode == 1
-    assert changed.stderr == "error: not repeated: HoverEnv has no tensor steps, which the saved state has\n"
+    assert changed.stderr == "error: not repeated: HoverEnv has no steps, which the saved state has\n"
 
 
 def test_one_bit_more_or_less_is_a_difference(failed: Failed) -> None:

@@ -94,7 +94,7 @@ def learner(run: Path, checkpoint: str) -> PPO:
     cfg = experiment_of(run)
     seen = TensorDict({"policy": torch.zeros(2, cfg.env.num_obs)}, batch_size=[2])
     env: Any = SimpleNamespace(num_envs=2, num_actions=cfg.env.num_actions)
-    alg = PPO.construct_algorithm(seen, env, rsl_rl_config(cfg) | {"multi_gpu": None}, "cpu")
+    alg = PPO.construct_algorithm(seen, env, rsl_rl_config(cfg), "cpu")
     state = load(run / "checkpoints" / checkpoint)
     assert set(state) == {*alg.save(), "iter", "infos", "learning_rate"}
     alg.load(state, None, strict=True)

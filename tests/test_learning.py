@@ -1,5 +1,6 @@
 """Episode statistics and checkpoints, on cases worked by hand."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,15 @@ def test_without_a_reward_the_last_is_the_best(tmp_path: Path) -> None:
     offer(checkpoints, 0)
     offer(checkpoints, 1, last=True)
     assert load(checkpoints.folder / "best.pt")["iter"] == 1
+
+
+def test_a_reward_that_is_not_finite_is_never_the_best(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", save_interval=10)
+    checkpoints.best_reward = math.inf  # of a state that an older version saved
+    for iteration, reward in enumerate([1.0, math.nan, math.inf, -math.inf, 2.0, 1.5, math.inf]):
+        offer(checkpoints, iteration, reward, last=iteration == 6)
+    assert load(checkpoints.folder / "best.pt")["iter"] == 4
+    assert load(checkpoints.folder / "state_6.pt")["best_reward"] == 2.0
 
 
 def test_what_was_saved_after_the_point_of_return_is_set_aside(tmp_path: Path) -> None:

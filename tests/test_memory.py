@@ -1,13 +1,20 @@
 """The counted bytes, against tensors whose bytes are known; the phases; the watch over flat memory."""
 
 import gc
+import math
+import random
+import re
+from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
+from ppo_lab.memory.growth import FlatMemoryWatch, steady_rise
 from ppo_lab.memory.live_tensors import LiveTensors
-from ppo_lab.memory.monitor import FlatMemoryWatch, MemoryMonitor, host_peak_rss_bytes
+from ppo_lab.memory.monitor import MemoryMonitor, free_bytes, host_peak_rss_bytes
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -89,29 +96,152 @@ def test_the_hosts_peak_remembers_what_was_given_back() -> None:
     assert host_peak_rss_bytes() >= before + 200 * MIB
 
 
-def rows(resident_mib: float, rss_mib: float = 1000.0) -> dict[str, float]:
-    return {"Memory/resident_mib": resident_mib, "Memory/host_rss_mib": rss_mib}
+HOST = "Memory/host_rss_mib"
 
 
-def test_flat_memory_draws_no_warning() -> None:
+def found(values: Iterable[float], tag: str = HOST, free_mib: float = 2000.0) -> list[tuple[int, str]]:
+    """What is said of a row with these `values`, one an iteration, and in which iteration."""
+    values = list(values)
+    watch = FlatMemoryWatch(len(values), lambda _: free_mib * MIB)
+    return [(n, warning) for n, value in enumerate(values) for warning in watch.warnings(n, {tag: value})]
+
+
+def noise_mib(seed: int, iterations: int) -> list[float]:
+    draw = random.Random(seed)
+    return [draw.uniform(-20, 20) for _ in range(iterations)]
+
+
+def test_the_rise_of_a_straight_line_lies_between_the_medians_of_its_outer_quarters() -> None:
+    assert steady_rise([100.0 + 2 * n for n in range(20)]) == 30  # medians: points 2, 7, 12, 17
+    assert steady_rise([100.0 - 2 * n for n in range(20)]) is None
+    assert steady_rise([100.0] * 20) is None
+
+
+def test_an_uneven_rise_is_steady_as_long_as_each_quarter_adds_a_fifth() -> None:
+    assert steady_rise([0.0] * 5 + [20] * 5 + [60] * 5 + [100] * 5) == 100
+    assert steady_rise([0.0] * 5 + [19] * 5 + [60] * 5 + [100] * 5) is None
+
+
+def test_a_rise_within_the_range_of_its_quarters_is_none() -> None:
+    ranges = [[0.0, 0.0, 0.0, 0.0, 40.0]] * 3  # 2.5 x 40 = 100
+    assert steady_rise([*ranges[0], *(33 + v for v in ranges[1]), *(66 + v for v in ranges[2]), *[100] * 5]) == 100
+    assert steady_rise([*ranges[0], *(33 + v for v in ranges[1]), *(66 + v for v in ranges[2]), *[99] * 5]) is None
+
+
+def test_a_mebibyte_an_iteration_is_found_in_fifty_iterations_with_its_rate() -> None:
+    # 10 to warm up, then the first window of 40: from iteration 10 to 49
+    assert found(1000.0 + n for n in range(60)) == [
+        (
+            49,
+            "memory does not stay flat: Memory/host_rss_mib grows by 1.00 MiB an iteration since iteration 10, and is "
+            "1049 MiB; something is not given back; memory would be full in iteration 2049 at this rate, after the end of "
+            "this run",
+        )
+    ]
+
+
+def test_when_memory_is_full_is_said_where_it_is_within_the_run() -> None:
+    [(_, full)] = found((1000.0 + 4 * n for n in range(100)), free_mib=200)  # 200 / 4 after iteration 49
+    assert full.endswith("; memory is full in iteration 99 of 100 at this rate")
+    [(_, lasts)] = found((1000.0 + 4 * n for n in range(100)), free_mib=201)
+    assert lasts.endswith("; memory would be full in iteration 100 at this rate, after the end of this run")
     watch = FlatMemoryWatch()
-    assert not [w for n in range(200) for w in watch.warnings(rows(100.0 + n % 2, 1000.0 + n % 30))]
+    [unknown] = [w for n in range(100) for w in watch.warnings(n, {HOST: 4.0 * n})]
+    assert unknown.endswith("MiB; something is not given back")
 
 
-def test_a_leak_of_tensors_is_named_once_with_its_size() -> None:
+@pytest.mark.parametrize("row", ["rollout_peak", "update_peak", "resident"])
+def test_a_small_leak_of_tensors_is_found(row: str) -> None:
+    # tensors are counted exactly, and a rise of 1 MiB is enough: 0.04 x 30, three quarters of a window of 40
+    [(at, warning)] = found((100.0 + 0.04 * n for n in range(100)), f"Memory/{row}_mib")
+    assert at == 49
+    assert f"Memory/{row}_mib grows by 0.0400 MiB an iteration since iteration 10" in warning
+    assert "something keeps tensors alive" in warning
+
+
+@pytest.mark.parametrize("row", ["reserved", "device_used", "process_device"])
+def test_a_leak_on_the_device_outside_of_torch_is_found(row: str) -> None:
+    [(at, warning)] = found((5000.0 + n for n in range(100)), f"Memory/{row}_mib")
+    assert at == 49
+    assert f"Memory/{row}_mib grows by 1.00 MiB an iteration" in warning
+
+
+@pytest.mark.parametrize("row", ["host_peak_rss", "allocated_peak", "predicted_allocated_peak", "predicted_reserved"])
+def test_maxima_of_other_rows_and_predictions_are_not_watched(row: str) -> None:
+    assert found((1000.0 + 5 * n for n in range(200)), f"Memory/{row}_mib") == []
+    assert found((1000.0 + 5 * n for n in range(200)), "Loss/value") == []
+
+
+def test_a_leak_that_begins_late_is_found_with_its_beginning() -> None:
+    [(at, warning)] = found(1000.0 + max(0, n - 500) for n in range(1000))
+    assert at == 539
+    assert "grows by 1.00 MiB an iteration since iteration 500, and is 1039 MiB" in warning
+
+
+def test_a_slow_leak_is_found_in_a_longer_window() -> None:
+    # 16 MiB of rise in three quarters of 640 iterations, not of 320: 0.05 x 240 = 12
+    [(at, warning)] = found(1000.0 + 0.05 * n for n in range(10_000))
+    assert at == 649
+    assert "grows by 0.0500 MiB an iteration since iteration 10" in warning
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_noise_is_no_growth_and_hides_none_for_long(seed: int) -> None:
+    noise = noise_mib(seed, 1000)
+    assert found(1000.0 + value for value in noise) == []
+    [(at, _)] = found(1000.0 + n + value for n, value in enumerate(noise))
+    assert at < 200
+    [(at, _)] = found(1000.0 + max(0, n - 600) + value for n, value in enumerate(noise))
+    assert 600 < at < 800
+
+
+@pytest.mark.parametrize("at", [11, 27, 50, 333])
+@pytest.mark.parametrize("step_mib", [20.0, 300.0, 5000.0])
+def test_a_single_step_is_no_growth(at: int, step_mib: float) -> None:
+    stepped = [1000.0 + step_mib * (n > at) for n in range(1000)]
+    assert found(stepped) == []
+    assert found(map(sum, zip(stepped, noise_mib(at, 1000), strict=True))) == []
+
+
+@pytest.mark.parametrize("period", [2, 7, 20, 33])
+def test_what_falls_back_is_no_growth(period: int) -> None:
+    assert found(1000.0 + 300 * (n % period) / period for n in range(1000)) == []
+    [(_, warning)] = found(1000.0 + n + 300 * (n % period) / period for n in range(2000))
+    assert re.search(r"grows by (0\.9|1\.0)\d MiB an iteration", warning), "but what does not, beneath it, is"
+
+
+def test_a_ramp_that_was_seen_to_fall_is_not_growth_the_next_time() -> None:
+    flat_then_high = [1000.0] * 200 + [1300.0] * 2 + [1300.0 - n for n in range(300)]
+    assert found(flat_then_high + [1000.0 + n for n in range(290)]) == []
+
+
+def test_real_runs_of_go2_and_the_drone_are_flat() -> None:
+    """Host memory of runs of 100 and 300 iterations, 512 and 256 envs, on a CPU: steps, most of them early."""
+    go2 = {0: 1310.7, 1: 1332.5, 3: 1337.1, 5: 1341.4, 12: 1344.6, 50: 1346.2, 80: 1349.2, 90: 1352.2}
+    hover = {0: 946.4, 1: 949.0, 2: 949.9, 30: 950.1, 60: 950.3, 140: 950.4, 230: 952.0, 299: 952.1}
+    for steps in (go2, hover):
+        assert found(steps[max(at for at in steps if at <= n)] for n in range(300)) == []
+
+
+def test_each_row_is_said_once_and_what_is_missing_is_skipped() -> None:
     watch = FlatMemoryWatch()
-    warned = [(n, w) for n in range(1, 101) for w in watch.warnings(rows(100.0 + 0.5 * n))]
-    assert len(warned) == 1
-    # flat is 105 MiB (the tenth) + 1 % + 1 MiB = 107.05; passed by the fifteenth, 107.5 MiB
-    assert warned[0][0] == 15
-    assert "Memory/resident_mib was at most 105 MiB" in warned[0][1]
+    warned = []
+    for n in range(300):
+        rows = {
+            HOST: 1000.0 + n,
+            "Memory/resident_mib": None if n % 2 else 100.0 + n,
+            "Memory/reserved_mib": math.nan if n == 30 else 1000.0 + n,
+        }
+        warned += [(n, warning.split()[5]) for warning in watch.warnings(n, rows)]
+    assert warned == [(49, HOST), (50, "Memory/reserved_mib"), (88, "Memory/resident_mib")]
 
 
-def test_a_leak_on_the_host_is_named_too() -> None:
-    watch = FlatMemoryWatch()
-    warned = [w for n in range(100) for w in watch.warnings(rows(100.0, 1000.0 + 10 * n))]
-    assert len(warned) == 1
-    assert "Memory/host_rss_mib" in warned[0]
+def test_what_is_free_for_a_row_of_the_host_is_the_hosts_and_else_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=7))
+    monkeypatch.setattr(torch.accelerator, "get_memory_info", lambda device: (5, 9))
+    cuda = torch.device("cuda:0")
+    assert [free_bytes(device, HOST) for device in (CPU, cuda)] == [7, 7]
+    assert [free_bytes(device, "Memory/resident_mib") for device in (CPU, cuda)] == [7, 5]
 
 
 @pytest.mark.gpu

@@ -117,8 +117,8 @@ def test_go2_at_its_peaks_holds_what_one_counts_by_hand() -> None:
     assert update["env"] == env.env_bytes(16)
     # the observations before, and the step's reward, done, time-out and 6 sums; the act after it peaks, not the step
     assert rollout["env"] == env.env_bytes(16) + 16 * (45 * 4 + 4 + 1 + 4) + 6 * 4
-    # (T, N) returns, lengths, ended; (N,) return and length, here and in rsl_rl's logger; the sums
-    assert update["episodes"] == 128 * (4 + 4 + 1) + 4 * 16 * 4 + 6 * 4
+    # (T, N) returns, lengths, ended; (N,) return and length; the sums
+    assert update["episodes"] == 128 * (4 + 4 + 1) + 2 * 16 * 4 + 6 * 4
 
 
 def test_elu_saves_each_hidden_layer_twice_and_relu_once() -> None:

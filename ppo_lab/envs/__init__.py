@@ -66,7 +66,10 @@ class VecEnv(Protocol):
         ...
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Puts back what `state` gave, of an env built alike: the coming steps are the same, bit for bit."""
+        """Puts back what `state` gave, of an env built alike: the coming steps are the same, bit for bit.
+
+        Raises a ValueError that names what does not fit, before anything is changed.
+        """
         ...
 
 
@@ -85,5 +88,17 @@ def config_class(name: str) -> type[EnvConfig]:
 
 
 def make_env(cfg: EnvConfig, num_envs: int, device: torch.device) -> VecEnv:
-    """Builds the env that `cfg` describes on `device`. Start the simulator first: `base.start_simulator`."""
-    return import_module(f"ppo_lab.envs.{cfg.name}").make(cfg, num_envs, device)
+    """Builds the env that `cfg` describes on `device`. Start the simulator first: `base.start_simulator`.
+
+    Raises a ValueError where the env's observations or actions are not of the sizes that its Config says.
+    """
+    env: VecEnv = import_module(f"ppo_lab.envs.{cfg.name}").make(cfg, num_envs, device)
+    has = {"num_obs": env.get_observations()["policy"].shape[-1], "num_actions": env.num_actions}
+    for name, found in has.items():
+        said = getattr(cfg, name)
+        if found != said:
+            raise ValueError(
+                f"env {cfg.name} has {name}={found}, and its Config says {said}. Set {name}: ClassVar[int] = {found} "
+                f"in Config of ppo_lab.envs.{cfg.name}, or mend what the env observes."
+            )
+    return env

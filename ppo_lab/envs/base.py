@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ppo_lab.config import EnvConfig
 from ppo_lab.envs import SimulatorError
+from ppo_lab.states import check_fits
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class BatchedEnv:
 
     _scene: Any = None  # a gs.Scene, where there is one
     _said_lost = False
+    _has_paid = False
 
     def __init__(self, cfg: EnvConfig, num_envs: int, device: torch.device, reward_scales: Any) -> None:
         """`reward_scales`: a dataclass of weights per second, one field per reward term."""
@@ -100,9 +102,10 @@ class BatchedEnv:
         return {"buffers": buffers, "simulator": simulator_state(self._scene) if self._scene else {}}
 
     def restore(self, state: dict[str, Any]) -> None:
+        own = self.state()
+        check_fits(type(self).__name__, state["buffers"], own["buffers"])
+        check_fits("the simulator", state["simulator"], own["simulator"])
         for name, value in state["buffers"].items():
-            if not isinstance(getattr(self, name, None), Tensor):
-                raise ValueError(f"{type(self).__name__} has no tensor {name}, which the saved state has")
             setattr(self, name, value.to(self.device))
         if self._scene:
             restore_simulator(self._scene, state["simulator"])
@@ -115,10 +118,31 @@ class BatchedEnv:
         self._obs = torch.cat(parts, dim=-1)
 
     def _pay(self, terms: dict[str, Tensor]) -> Tensor:
-        """The step's rewards (N,), from every term (N,); enters them in the episode's books."""
+        """The step's rewards (N,), from every term (N,); enters them in the episode's books.
+
+        Raises a ValueError in the first step where terms and weights are not of the same names.
+        """
+        if not self._has_paid:
+            self._check_terms(terms)
+            self._has_paid = True
         weighted = torch.stack([terms[name] for name in self.reward_names]) * self._weights
         self._reward_sums += weighted
         return weighted.sum(dim=0)
+
+    def _check_terms(self, terms: dict[str, Tensor]) -> None:
+        unweighted = [name for name in terms if name not in self.reward_names]
+        missing = [name for name in self.reward_names if name not in terms]
+        misshapen = [f"{name} {tuple(term.shape)}" for name, term in terms.items() if term.shape != (self.num_envs,)]
+        wrong = [
+            *([f"no weight in reward_scales: {', '.join(unweighted)}"] if unweighted else []),
+            *([f"a weight, but not computed by step: {', '.join(missing)}"] if missing else []),
+            *([f"not of shape ({self.num_envs},): {', '.join(misshapen)}"] if misshapen else []),
+        ]
+        if wrong:
+            raise ValueError(
+                f"the reward terms of env {self.cfg.name} do not match its reward_scales: {'; '.join(wrong)}. "
+                "Give _pay one term (N,) for each field of the dataclass reward_scales."
+            )
 
     def _simulate(self) -> None:
         """Steps the scene by `cfg.dt`. Raises a SimulatorError where Genesis does."""

@@ -80,14 +80,14 @@ class Checkpoints:
             iteration: counted from 0.
             model: gives the learner; called only when it is needed.
             state: gives what else the coming iterations depend on; called only when it is needed.
-            reward: `Train/mean_reward`, None before an episode has ended.
+            reward: `Train/mean_reward`, None before an episode has ended. One that is not finite is never the best.
             last: nothing comes after; returns when all is written.
 
         Raises:
             CheckpointError: `last`, and it could not be written. An earlier one that could not is a warning.
         """
         content = None
-        if reward is not None and reward > self.best_reward:
+        if reward is not None and self._is_best(reward):
             content = self._best = _to_bytes(model())
             self.best_reward = reward
         due_s = self._saved_s + self.every_seconds
@@ -105,6 +105,10 @@ class Checkpoints:
             self._writing = self._writer.submit(self._write, iteration, files)
         if last:
             self.wait(must_succeed=True)
+
+    def _is_best(self, reward: float) -> bool:
+        """A best that is not finite, as there is none yet or an older version took one, is beaten by any that is."""
+        return math.isfinite(reward) and (reward > self.best_reward or not math.isfinite(self.best_reward))
 
     def wait(self, must_succeed: bool = False) -> None:
         """Returns when nothing is being written any more. A write that failed is a warning, or a CheckpointError."""

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppo_lab.states import check_fits
+
 
 class EpisodeStatistics:
     """Returns and lengths of the last 100 episodes, as rsl_rl's logger keeps them, without its syncs each step.
@@ -56,11 +58,12 @@ class EpisodeStatistics:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Puts back what `state` gave."""
+        """Puts back what `state` gave. Raises a ValueError that names what does not fit, before anything is changed."""
+        check_fits("the episode statistics", state, self.state())
         self._return.copy_(state["return"])
         self._length.copy_(state["length"])
-        self.last_returns.extend(state["last_returns"])
-        self.last_lengths.extend(state["last_lengths"])
+        self.last_returns = deque(state["last_returns"], maxlen=self.WINDOW)
+        self.last_lengths = deque(state["last_lengths"], maxlen=self.WINDOW)
 
     def scalars(self) -> dict[str, float]:
         """Closes the rollout. A tag is absent as long as no episode has ended.

@@ -1,5 +1,8 @@
 """NaN and Inf stop training: where the first came up, and the evidence. Looked for once an iteration.
 
+It looks at what training uses: observations, actions, values, rewards, losses and weights. What is only logged
+(`Episode/`, `Train/`, an env's own rows) harms no training: `telemetry.metrics` warns of it.
+
 A sum is finite only where every term is, so the sum of all that an iteration made answers with one host read and no
 memory. Only where that is not finite does anything look closer: it may have overflowed.
 

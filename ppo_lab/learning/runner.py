@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rsl_rl.runners import OnPolicyRunner
+from rsl_rl.algorithms import PPO
 
 from ppo_lab.config import ExperimentConfig, ModelConfig
 from ppo_lab.learning import guard
 from ppo_lab.learning.checkpoint import random_state, set_random_state
 from ppo_lab.learning.episodes import EpisodeStatistics
+from ppo_lab.states import check_fits
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
@@ -29,10 +31,9 @@ log = logging.getLogger(__name__)
 Report = Callable[[int, dict[str, float]], None]
 
 
-class Runner(OnPolicyRunner):
-    """rsl_rl's runner with a loop of our own, which hands one dict of scalars an iteration to `report`."""
+class Runner:
+    """The training loop in one process, which hands one dict of scalars an iteration to `report`."""
 
-    env: VecEnv
     next_iteration: int = 0
     """How many iterations are complete, and the number of the next, since they are counted from 0."""
 
@@ -46,8 +47,12 @@ class Runner(OnPolicyRunner):
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """`should_stop` is asked at the end of every iteration."""
+        self.env = env
+        self.cfg = rsl_rl_config(cfg)
+        if os.environ.get("WORLD_SIZE", "").isdecimal() and int(os.environ["WORLD_SIZE"]) > 1:
+            log.info("WORLD_SIZE=%s is ignored: one process trains this run", os.environ["WORLD_SIZE"])
         with contextlib.redirect_stdout(_LogLines()):  # rsl_rl prints the networks
-            super().__init__(env, rsl_rl_config(cfg), log_dir=None, device=str(env.device))
+            self.alg = PPO.construct_algorithm(env.get_observations(), env, self.cfg, str(env.device))
         self.monitor = monitor
         self.checkpoints = checkpoints
         self.report = report
@@ -113,13 +118,36 @@ class Runner(OnPolicyRunner):
         }
 
     def restore(self, model: State, state: State) -> None:
-        """Goes on where `model` and `state` were saved, bit for bit. Nothing may be drawn before `learn`."""
+        """Goes on where `model` and `state` were saved, bit for bit. Nothing may be drawn before `learn`.
+
+        Raises a ValueError that names what does not fit this run, before anything is changed.
+        """
+        check_fits("the actor", model["actor_state_dict"], self.alg.actor.state_dict())
+        check_fits("the critic", model["critic_state_dict"], self.alg.critic.state_dict())
+        self._check_optimizer(model["optimizer_state_dict"])
+        check_fits("the episode statistics", state["episodes"], self.episodes.state())
+        generators = random_state(self.env.device)  # a CPU has no use for those of a GPU
+        saved = {name: value for name, value in state["random"].items() if name in generators}
+        check_fits(f"a run on {self.env.device.type}", saved, generators)
+        self.env.restore(state["env"])
         self.alg.load(model, load_cfg=None, strict=True)
         self.alg.learning_rate = model["learning_rate"]
-        self.env.restore(state["env"])
         self.episodes.restore(state["episodes"])
         self.next_iteration = state["iteration"] + 1
         set_random_state(state["random"], self.env.device)
+
+    def _check_optimizer(self, saved: State) -> None:
+        """Its moments are of the parameters' shapes, or it has none at all, as SGD."""
+        parameters = [parameter for group in self.alg.optimizer.param_groups for parameter in group["params"]]
+        moments = {
+            f"{name} of parameter {index}": value
+            for index, entry in saved["state"].items()
+            for name, value in entry.items()
+            if value.dim()  # not the number of steps
+        }
+        names = {name.split()[0] for name in moments}
+        own = {f"{name} of parameter {index}": value for index, value in enumerate(parameters) for name in names}
+        check_fits("the optimizer", moments, own)
 
     @torch.inference_mode()
     def _rollout(self, obs: TensorDict) -> TensorDict:
@@ -153,10 +181,10 @@ class Runner(OnPolicyRunner):
 
 
 def rsl_rl_config(cfg: ExperimentConfig) -> dict[str, Any]:
-    """The experiment as rsl_rl 5.5 wants it: plain dicts, every key written out."""
+    """The experiment as rsl_rl 5.5 wants it: plain dicts, every key that `PPO.construct_algorithm` reads."""
     return {
         "num_steps_per_env": cfg.num_steps_per_env,
-        "save_interval": cfg.save_interval,
+        "multi_gpu": None,
         "obs_groups": {"actor": ["policy"], "critic": ["policy"]},
         "algorithm": {"class_name": "PPO", **dataclasses.asdict(cfg.algorithm)},
         "actor": _mlp(cfg.network.actor)

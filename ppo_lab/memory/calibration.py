@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
-from ppo_lab.files import write_text
+from ppo_lab.files import to_json, write_text
 from ppo_lab.memory.simulator import cache_folder
 
 
@@ -38,7 +38,7 @@ def remember(overhead: Overhead) -> None:
     """Adds one; a run counts once."""
     others = [known for known in _read() if known.run != overhead.run]
     _file().parent.mkdir(parents=True, exist_ok=True)
-    write_text(_file(), "".join(json.dumps(asdict(known)) + "\n" for known in [*others, overhead]))
+    write_text(_file(), "".join(to_json(asdict(known)) + "\n" for known in [*others, overhead]))
 
 
 def _read() -> list[Overhead]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ppo_lab import command_line
 from ppo_lab.config import ConfigError, ExperimentConfig
+from ppo_lab.files import read_json, read_rows
 from ppo_lab.memory.calibration import Overhead, remember
 from ppo_lab.memory.hardware import MIB, Hardware
 
@@ -70,19 +71,29 @@ class FinishedRun:
 def read_run(folder: Path) -> FinishedRun:
     """Reads a run folder. Raises a ConfigError where it is none, or has measured nothing."""
     cfg = command_line.read_experiment(folder / "config.yaml")
+    for name in ("manifest.json", "metrics.jsonl"):
+        if not (folder / name).is_file():
+            raise ConfigError(f"run={folder} is not a run folder of train.py: {name} is missing.")
+    manifest = read_json(folder / "manifest.json")
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        why = f"{Path(error.filename).name} is missing" if isinstance(error, FileNotFoundError) else str(error)
-        raise ConfigError(f"run={folder} is not a run folder of train.py: {why}.") from None
-    if not lines:
+        hardware = _hardware(manifest["machine"])
+    except (LookupError, TypeError, ValueError, OverflowError):
+        raise ConfigError(
+            f"run={folder}: its manifest.json does not say on which machine it ran. Try a folder that train.py made."
+        ) from None
+    rows = read_rows(folder)
+    if not rows:
         raise ConfigError(f"run={folder} has no iteration to compare with. Try a run that has finished one.")
-    tags = {tag for line in lines for tag in line if tag.startswith("Memory/")}
-    peak_mib = {tag: max(line[tag] for line in lines if tag in line) for tag in tags}
-    file = folder / "estimate.json"
-    estimate = json.loads(file.read_text()) if file.exists() else None
-    return FinishedRun(cfg, _hardware(manifest["machine"]), manifest, peak_mib, estimate)
+    return FinishedRun(cfg, hardware, manifest, highest_mib(rows), read_json(folder / "estimate.json") or None)
+
+
+def highest_mib(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """The highest value of each "Memory/..._mib" in `rows`; what is no finite number does not count."""
+    highest: dict[str, float] = {}
+    for tag, value in (item for row in rows for item in row.items() if item[0].startswith("Memory/")):
+        if isinstance(value, int | float) and math.isfinite(value):
+            highest[tag] = max(value, highest.get(tag, value))
+    return highest
 
 
 def learn_overhead(run: FinishedRun, estimate: Mapping[str, Any]) -> int | None:

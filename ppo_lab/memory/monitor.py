@@ -119,38 +119,9 @@ class MemoryMonitor:
         return {f"Memory/{name}_mib": size / MIB for name, size in rows.items()}
 
 
-class FlatMemoryWatch:
-    """Says so, once for each row, when memory grows from iteration to iteration: the rollout must be discarded."""
-
-    WARM_UP = 10
-    """Iterations in which buffers are still allocated for the first time."""
-    SLACK = {"Memory/resident_mib": (1.01, 1.0), "Memory/host_rss_mib": (1.10, 64.0)}
-    """Row -> growth that is no leak: a factor, plus MiB."""
-
-    def __init__(self) -> None:
-        self._baseline: dict[str, float] = {}
-        self._seen = 0
-
-    def warnings(self, scalars: dict[str, float]) -> Iterator[str]:
-        """Takes one iteration's rows; yields what is worth saying."""
-        self._seen += 1
-        for tag, (factor, slack_mib) in self.SLACK.items():
-            if tag not in scalars:
-                continue
-            now = scalars[tag]
-            if self._seen <= self.WARM_UP:
-                self._baseline[tag] = max(now, self._baseline.get(tag, 0.0))
-            elif tag in self._baseline and now > self._baseline[tag] * factor + slack_mib:
-                yield (
-                    f"memory does not stay flat: {tag} was at most {self._baseline[tag]:.0f} MiB in the first "
-                    f"{self.WARM_UP} iterations and is {now:.0f} MiB after {self._seen}; something keeps tensors alive"
-                )
-                del self._baseline[tag]
-
-
-def free_bytes(device: torch.device) -> int:
-    """What can still be taken of the device's memory; of the host's, for a CPU."""
-    if device.type == "cpu":
+def free_bytes(device: torch.device, tag: str = "") -> int:
+    """What can still be taken of the device's memory; of the host's, for a CPU and for a row `tag` of the host."""
+    if device.type == "cpu" or tag.startswith("Memory/host_"):
         return psutil.virtual_memory().available
     return torch.accelerator.get_memory_info(device)[0]
 

@@ -193,7 +193,7 @@ def run(cfg: ExperimentConfig, device_type: DeviceType) -> Trace:
             alg = runner.alg
             recorder.label("env", env.episode_length_buf)
             recorder.label("storage", vars(alg.storage))
-            recorder.label("episodes", (vars(runner.episodes), vars(runner.logger)))
+            recorder.label("episodes", vars(runner.episodes))
             for model in (alg.actor, alg.critic):
                 recorder.label("parameters", [*model.parameters(), *model.buffers()])
                 recorder.label("gradients", [parameter.grad for parameter in model.parameters()])

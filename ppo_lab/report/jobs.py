@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from ppo_lab.command_line import read_plain
 from ppo_lab.config import ConfigError, flat
+from ppo_lab.files import read_rows
 from ppo_lab.memory import measured
 from ppo_lab.memory.hardware import MIB
 
@@ -219,7 +220,7 @@ def _read_run(folder: Path) -> Run:
         config,
         summary,
         np.array([math.nan if value is None else value for value in reward], dtype=np.float64),
-        np.cumsum([row["Perf/collection_time"] + row["Perf/learning_time"] for row in rows], dtype=np.float64),
+        np.cumsum([_iteration_s(row) for row in rows], dtype=np.float64),
         predicted,
         measured_bytes,
         tuple(damages),
@@ -227,23 +228,16 @@ def _read_run(folder: Path) -> Run:
 
 
 def _read_metrics(path: Path, damages: list[str]) -> list[dict[str, Any]]:
-    """The iterations up to the first line that is not whole, as the last one of a killed run may be."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError:
-        return []
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line.decode())
-            whole = all(_number(row[f"Perf/{part}_time"]) is not None for part in ("collection", "learning"))
-        except (ValueError, LookupError, TypeError, RecursionError):
-            whole = False
-        if not whole:
-            damages.append(f"metrics.jsonl is damaged in line {number} of {len(lines)}, and read up to there")
-            break
-        rows.append(row)
+    """What `read_rows` reads; says where it stopped early."""
+    rows = read_rows(path.parent)
+    line_count = len(path.read_bytes().splitlines()) if path.is_file() else 0
+    if len(rows) < line_count:
+        damages.append(f"metrics.jsonl is damaged in line {len(rows) + 1} of {line_count}, and read up to there")
     return rows
+
+
+def _iteration_s(row: Mapping[str, Any]) -> float:
+    return sum(_number(row.get(f"Perf/{part}_time")) or 0.0 for part in ("collection", "learning"))
 
 
 def _read_config(path: Path, damages: list[str]) -> dict[Any, Any]:

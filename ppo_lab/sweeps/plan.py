@@ -57,6 +57,7 @@ def prepare(argv: list[str]) -> list[str]:
     if command_line.is_for_hydra(words):
         command_line.check_question(words)
         return words
+    preflight.check_single_process()
     theirs, ours = _split(words)
     combinations = expand(theirs)
     experiments = _experiments(combinations)

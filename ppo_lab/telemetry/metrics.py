@@ -1,10 +1,10 @@
-"""One dict of scalars an iteration, to TensorBoard and to metrics.jsonl alike, and back."""
+"""One dict of scalars an iteration, to TensorBoard and to metrics.jsonl alike."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
+import math
 import os
 import re
 from collections.abc import Callable, Collection
@@ -14,12 +14,9 @@ from typing import Any
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
-from ppo_lab.files import write_text
+from ppo_lab.files import read_rows, to_json, write_text
 
 log = logging.getLogger(__name__)
-
-Row = dict[str, float]
-"""iteration, and the scalars by their tags."""
 
 LAYOUT = {
     "Reward": {
@@ -62,13 +59,14 @@ class MetricsWriter:
         if len(self.earlier) != first_iteration:
             log.warning("metrics.jsonl has %d rows of the %d before", len(self.earlier), first_iteration)
         if first_iteration or (folder / "metrics.jsonl").exists():
-            write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.earlier))
+            write_text(folder / "metrics.jsonl", "".join(to_json(row) + "\n" for row in self.earlier))
         self._lines = (folder / "metrics.jsonl").open("ab", buffering=0)
         self._unwritten = b""
         self._folder = folder
         self._board: SummaryWriter | None = None
         self._since_sync: list[tuple[int, Callable[[SummaryWriter], None]]] = []
         self._has_warned = False
+        self._not_finite: set[str] = set()  # the tags that a warning was given for
         self._open_board(first_iteration)
 
     def describe(self, config_yaml: str, environment: dict[str, Any], memory_tags: Collection[str]) -> None:
@@ -91,11 +89,22 @@ class MetricsWriter:
         self._on_the_board(len(self.earlier), describe)
 
     def write(self, iteration: int, scalars: dict[str, float]) -> None:
-        """Writes {tag: value}. One event for all of them: an event each costs ten times as much."""
+        """Writes {tag: value}. One event for all of them: an event each costs ten times as much.
+
+        A value that is not finite is null in metrics.jsonl, itself on TensorBoard, and one warning for its tag.
+        """
+        for tag, value in scalars.items():
+            if not math.isfinite(value) and tag not in self._not_finite:
+                self._not_finite.add(tag)
+                log.warning(
+                    "%s is %s in iteration %d: it is not part of training, which goes on; "
+                    "metrics.jsonl has null for such values",
+                    *(tag, value, iteration),
+                )
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
         self._on_the_board(iteration, lambda board: board.file_writer.add_summary(Summary(value=values), iteration))
         had_trouble = bool(self._unwritten)
-        self._unwritten += json.dumps({"iteration": iteration, **scalars}).encode() + b"\n"
+        self._unwritten += to_json({"iteration": iteration, **scalars}).encode() + b"\n"
         try:
             while self._unwritten:
                 self._unwritten = self._unwritten[self._lines.write(self._unwritten) :]
@@ -148,21 +157,3 @@ class MetricsWriter:
             self._has_warned = True
             why = getattr(error, "strerror", None) or error
             log.warning("TensorBoard's event file cannot be written: %s; metrics.jsonl goes on", why)
-
-
-def read_rows(folder: Path) -> list[Row]:
-    """The rows of a run's metrics.jsonl up to the first that is no row, as a killed run may leave half of one."""
-    rows: list[Row] = []
-    try:
-        text = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return rows
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(row, dict) or row.get("iteration") != len(rows):
-            break
-        rows.append(row)
-    return rows

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +19,36 @@ log = logging.getLogger(__name__)
 class Summary:
     """Collects what summary.json says; docs/run_folder.md lists the keys."""
 
-    def __init__(self, path: Path, transitions_per_iteration: int, earlier: Iterable[dict[str, float]] = ()) -> None:
-        """`earlier`: the rows of the iterations before this process, where a run goes on."""
+    def __init__(self, path: Path, transitions_per_iteration: int, earlier: Iterable[dict[str, Any]] = ()) -> None:
+        """`earlier`: the rows of the iterations before this process, where a run goes on; None for what is null."""
         self._path = path
         self._transitions = transitions_per_iteration
         self._process_started_s = psutil.Process().create_time()
         self._training_started_s: float | None = None
         self.iterations = 0
-        self._last: dict[str, float] = {}
+        self._last: dict[str, float | None] = {}
         self._best_reward: float | None = None
         self.peak_mib: dict[str, float] = {}
         """The highest value of each memory row."""
         self._earlier_s = 0.0
         for row in earlier:
             self.add(row)
-            self._earlier_s += row.get("Perf/collection_time", 0.0) + row.get("Perf/learning_time", 0.0)
+            self._earlier_s += sum(row.get(f"Perf/{part}_time") or 0.0 for part in ("collection", "learning"))
 
     def begin_training(self) -> None:
         """Everything is built; the first iteration begins."""
         self._training_started_s = time.time()
 
-    def add(self, scalars: dict[str, float]) -> None:
-        """Takes one iteration's scalars."""
+    def add(self, scalars: Mapping[str, float | None]) -> None:
+        """Takes one iteration's scalars. A value that is not finite, or None, is neither the best nor a peak."""
         self.iterations += 1
         self._last |= scalars
-        reward = scalars.get("Train/mean_reward")
-        if reward is not None:
-            self._best_reward = max(reward, self._best_reward if self._best_reward is not None else reward)
         for tag, value in scalars.items():
-            if tag.startswith("Memory/"):
+            if value is None or not math.isfinite(value):
+                continue
+            if tag == "Train/mean_reward":
+                self._best_reward = value if self._best_reward is None else max(value, self._best_reward)
+            elif tag.startswith("Memory/"):
                 self.peak_mib[tag] = max(value, self.peak_mib.get(tag, 0.0))
 
     def write(self, status: str, message: str | None, memory: list[dict[str, Any]]) -> str:
@@ -80,4 +82,6 @@ class Summary:
         except OSError as error:
             log.warning("%s was not written: %s", self._path, error.strerror)
         outcome = f"{self.iterations} iterations in {now_s - self._process_started_s:.0f} s"
-        return outcome if reward is None else f"{outcome}, mean reward {reward:.2f}, mean episode length {length:.0f}"
+        if reward is None or length is None:
+            return outcome
+        return f"{outcome}, mean reward {reward:.2f}, mean episode length {length:.0f}"
