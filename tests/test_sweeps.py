@@ -4,6 +4,7 @@ What a job does to the schedule is tried with small programs in place of train.p
 isolation gives, with train.py itself.
 """
 
+import errno
 import json
 import os
 import re
@@ -17,10 +18,13 @@ from typing import Any
 
 import psutil
 import pytest
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_automatic_config_search_path
+from hydra.core.global_hydra import GlobalHydra
 
 from ppo_lab import command_line, runs
 from ppo_lab.command_line import ExitCode, OverBudgetError
-from ppo_lab.config import ConfigError
+from ppo_lab.config import ConfigError, ExperimentConfig
 from ppo_lab.memory import hardware
 from ppo_lab.sweeps import jobs, launcher, places, plan, schedule, table
 from ppo_lab.sweeps.jobs import Job, Sweep
@@ -152,16 +156,48 @@ def test_every_combination_is_one_job_with_the_last_word_turning_fastest() -> No
     assert combinations[1] == ("env=hover", "num_envs=512", "algorithm.num_mini_batches=2", "seed=2")
     assert combinations[7] == ("env=hover", "num_envs=1024", "algorithm.num_mini_batches=4", "seed=2")
     assert plan.swept_keys(combinations) == ["num_envs", "algorithm.num_mini_batches", "seed"]
-    assert plan.job_names(combinations, plan.swept_keys(combinations))[7] == "num_envs=1024 num_mini_batches=4 seed=2"
+    assert plan.job_names(combinations)[7] == "num_envs=1024 num_mini_batches=4 seed=2"
 
 
 def test_a_choice_of_files_can_be_swept_too() -> None:
     assert plan.expand(["env=glob(*)"]) == [("env=go2",), ("env=hover",)]
 
 
+def test_a_key_given_twice_keeps_both_words_in_their_order() -> None:
+    words = ["env.obs_scales={ang_vel: 1}", "env.obs_scales={dof_pos: 2}", "seed=1", "seed=3", "num_envs=16,32"]
+    combinations = plan.expand(words)
+    assert combinations == [
+        ("env.obs_scales={ang_vel:1}", "env.obs_scales={dof_pos:2}", "seed=1", "seed=3", "num_envs=16"),
+        ("env.obs_scales={ang_vel:1}", "env.obs_scales={dof_pos:2}", "seed=1", "seed=3", "num_envs=32"),
+    ]
+    assert plan.swept_keys(combinations) == ["num_envs"]
+    assert plan.job_names(combinations) == ["num_envs=16", "num_envs=32"]
+
+
+def test_a_job_of_two_words_for_one_key_is_what_a_single_run_makes_of_them(
+    experiment: Callable[..., ExperimentConfig],
+) -> None:
+    swept = ["env.obs_scales={ang_vel: 1},{ang_vel: 2}", "env.obs_scales={dof_pos: 3}", "seed=1", "seed=4"]
+    jobs_words = plan.expand(swept)
+    assert plan.job_names(jobs_words) == ["obs_scales={ang_vel:1}", "obs_scales={ang_vel:2}"]
+    for words, ang_vel in zip(jobs_words, (1.0, 2.0), strict=True):
+        job = experiment(*words)
+        assert job == experiment(f"env.obs_scales={{ang_vel: {ang_vel}}}", "env.obs_scales={dof_pos: 3}", "seed=4")
+        scales = vars(job.env)["obs_scales"]
+        assert (job.seed, scales.ang_vel, scales.dof_pos) == (4, ang_vel, 3.0)
+
+
+def test_the_swept_keys_are_those_of_the_configuration_without_plus_signs() -> None:
+    assert plan.swept_keys(plan.expand(["++seed=1,2", "+num_envs=16,32"])) == ["seed", "num_envs"]
+
+
+def test_a_deletion_stays_as_it_was_given() -> None:
+    assert plan.expand(["~experiment", "seed=1,2"]) == [("~experiment", "seed=1"), ("~experiment", "seed=2")]
+
+
 def test_keys_that_end_alike_keep_their_whole_name() -> None:
     combinations = plan.expand(["network.actor.hidden_dims=[64],[8,8]", "network.critic.hidden_dims=[64],[8,8]"])
-    names = plan.job_names(combinations, plan.swept_keys(combinations))
+    names = plan.job_names(combinations)
     assert names[1] == "network.actor.hidden_dims=[64] network.critic.hidden_dims=[8,8]"
     folder = plan.folder_name(1, len(combinations), names[1])
     assert folder == "1_network.actor.hidden_dims=,64,network.critic.hidden_dims=,8,8"
@@ -182,6 +218,13 @@ WRONG = {
     "seed=interval(0,1)": "has no end of values",
     "seed=range(0,1000000000)": "more than 10,000 jobs",
     "seed=range(0,0)": "gives no job at all",
+    "seed=range(0,10,0)": r"cannot sweep over .*seed=range\(0,10,0\)",
+    "seed=range(nan,2)": r"cannot sweep over .*seed=range\(nan,2\)",
+    "seed=choice(1,choice(2,3))": "cannot sweep over",
+    "seed=7": r"no key has several values\. Give some, as in: python train\.py -m seed=1,2; or leave out -m",
+    "seed=1,'1'": r"jobs 0 \(seed=1\) and 1 \(seed='1'\) are the same run",
+    "env=choice(nothing)": r"env=nothing: there is no such env",
+    "+env=hover,go2": "env appears more than once",
     "seed=shuffle(1,2)": "jobs run in the order given",
     "--seed=1,2": "unknown option --seed=1,2",
     "resume=outputs/x": r"is for one run\. To go on with a sweep: sweep\.resume=FOLDER",
@@ -202,8 +245,9 @@ def test_a_wrong_word_is_refused_before_anything_is_written(
     word: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny = [other for other in TINY if other.split("=")[0] != word.split("=")[0]]
+    several = [] if "," in word or word == "seed=7" else ["seed=1,2"]
     with pytest.raises(ConfigError, match=message) as refused:
-        plan.prepare(["-m", *tiny, word, f"hydra.sweep.dir={tmp_path / 'sweep'}"])
+        plan.prepare(["-m", *tiny, word, *several, f"hydra.sweep.dir={tmp_path / 'sweep'}"])
     assert "\n" not in str(refused.value)
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().out == ""
@@ -211,7 +255,87 @@ def test_a_wrong_word_is_refused_before_anything_is_written(
 
 def test_one_gpu_of_several_is_not_for_a_sweep_to_name() -> None:
     with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES=1 leaves it this one"):
-        plan.prepare(["-m", "device=cuda:1"])
+        plan.prepare(["-m", "device=cuda:1", "seed=1,2"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["seed=1,2", "seed=3"],
+            r"jobs 0 \(seed=1\) and 1 \(seed=2\) are the same run\. Of a key given twice the last",
+        ),
+        (
+            ["seed=choice(1,2)", "seed=choice(3,4)"],
+            r"jobs 0 \(seed=1 seed=3\) and 2 \(seed=2 seed=3\) are the same run",
+        ),
+        (["env.obs_scales={lin_vel: 1},{lin_vel: 2}", "env.obs_scales.lin_vel=3"], "are the same run"),
+    ],
+)
+def test_a_value_that_a_later_word_replaces_is_refused(words: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan.prepare(["-m", *TINY, *words, f"hydra.sweep.dir={tmp_path / 'sweep'}"])
+    assert list(tmp_path.iterdir()) == []
+
+
+STARTS = [
+    ["env=choice(hover)", "env.yaw_lambda=-5"],
+    ["env=choice('hover')", "env.yaw_lambda=-5"],
+    ["env=glob(h*)", "env.yaw_lambda=-5"],
+    ["env=choice(hover)", "env.yaw_lambda=-5", "seed=range(1,2)", "run_name='a',\"b\""],
+    ["env=hover", "++seed=1,2"],
+    ["env=hover", "~seed", "+seed=1,2"],
+    ["env=hover", "env.obs_scales={rel_pos: 1},{rel_pos: 2}", "experiment=choice(smoke)"],
+]
+"""Words that hold for the job's own configuration alone, or that are given in an unusual form."""
+
+
+@pytest.mark.parametrize("words", STARTS, ids=" ".join)
+def test_what_passes_the_plan_starts(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[Path] = []
+
+    def launch(folder: Path) -> ExitCode:
+        launched.append(folder)
+        return ExitCode.DONE
+
+    monkeypatch.setattr(plan, "_estimate", lambda *_: (None, True))
+    monkeypatch.setattr(launcher, "launch", launch)
+    folder = tmp_path / "sweep"
+    for_hydra = plan.prepare(["-m", "experiment=smoke", "device=cpu", *words, f"hydra.sweep.dir={folder}"])
+    assert for_hydra[0] == "-m"
+    multirun(for_hydra[1:])
+    assert launched == [folder]
+    for job in jobs.read(folder).jobs:
+        cfg = command_line.compose([*job.overrides, f"hydra.run.dir='{folder / job.folder}'"])
+        assert command_line.to_experiment(cfg).env.name == "hover"
+
+
+def multirun(words: list[str]) -> None:
+    """What `hydra.main` does with the words after -m."""
+    path = create_automatic_config_search_path(None, None, str(command_line.CONF))
+    try:
+        Hydra.create_main_hydra2("train", path).multirun("config", lambda _: None, words, with_log_configuration=False)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def test_a_plan_that_cannot_be_written_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: dict[str, Any]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(plan, "_estimate", lambda *_: (None, True))
+    monkeypatch.setattr(jobs, "write_json", full)
+    with pytest.raises(ConfigError, match=r"cannot write to .*sweep: No space left on device; choose another"):
+        plan.prepare(["-m", *TINY, "seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_of_one_job_that_was_begun_earlier_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "_estimate", lambda *_: (None, True))
+    plan.prepare(["-m", *TINY, "seed=choice(1)", f"hydra.sweep.dir={tmp_path / 'sweep'}"])
+    assert plan.prepare(["-m", *TINY, "seed=1", f"sweep.resume={tmp_path / 'sweep'}"])[0] == "-m"
 
 
 @pytest.mark.parametrize(
@@ -238,7 +362,7 @@ def test_the_plan_is_written_down_and_leaves_out_what_will_not_fit(
 ) -> None:
     words = [*TINY, "num_envs=16,4000000", "seed=1,2", "sweep.jobs_per_device=2"]  # 4 million envs: 160 GiB
     for_hydra = plan.prepare(["-m", *words, f"hydra.sweep.dir={tmp_path / 'sweep'}"])
-    assert for_hydra == ["-m", *words, f"hydra.sweep.dir='{tmp_path / 'sweep'}'"]
+    assert for_hydra == ["-m", f"hydra.sweep.dir='{tmp_path / 'sweep'}'"]
     content = json.loads((tmp_path / "sweep" / "jobs.json").read_text())
     assert content["swept"] == ["num_envs", "seed"]
     assert content["settings"]["jobs_per_device"] == 2
@@ -280,7 +404,7 @@ def test_what_the_simulator_cannot_build_is_left_out_however_much_memory_there_i
 
 
 def test_or_try_it_all_the_same(tmp_path: Path) -> None:
-    words = [*TINY, "num_envs=4000000", "sweep.over_budget=run"]
+    words = [*TINY, "num_envs=choice(4000000)", "sweep.over_budget=run"]
     plan.prepare(["-m", *words, f"hydra.sweep.dir={tmp_path / 'planned'}"])
     assert [(job.status, job.folder) for job in jobs.read(tmp_path / "planned").jobs] == [("planned", "0")]
     sweep = sweep_of(tmp_path / "sweep", "succeed", over_budget="run")

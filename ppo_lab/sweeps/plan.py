@@ -7,17 +7,16 @@ import itertools
 import math
 import re
 import shlex
+import shutil
 from collections import Counter
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
 import hydra
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from ppo_lab import command_line, config, preflight, runs
@@ -46,10 +45,12 @@ class _Words:
 def prepare(argv: list[str]) -> list[str]:
     """Checks the words `argv` (without the program's name), plans the sweep and makes its folder, or finds it again.
 
-    Returns the words for Hydra, the folder among them. Nothing is left on disk when it raises.
+    Returns the words for Hydra: the folder alone, whose jobs.json holds the rest. Nothing is left on disk when it
+    raises.
 
     Raises:
-        ConfigError: some job's words do not make an experiment, or `sweep.resume` is not of this very sweep.
+        ConfigError: no key has several values, a job's words do not make an experiment, two jobs are the same run, or
+            `sweep.resume` is not of this very sweep.
         MachineError: the machine cannot run it.
         OverBudgetError: a job is predicted not to fit, and sweep.over_budget=stop.
     """
@@ -62,6 +63,14 @@ def prepare(argv: list[str]) -> list[str]:
     experiments = _experiments(combinations)
     cfg = command_line.compose([*combinations[0], *ours])
     settings = _settings(cfg)
+    if settings.resume is None and not any(
+        command_line.parse(word, several=True).is_sweep_override() for word in theirs
+    ):
+        raise ConfigError(
+            "-m asks for a sweep, and no key has several values. Give some, as in: python train.py -m seed=1,2; "
+            "or leave out -m to train once."
+        )
+    _refuse_equal(experiments, job_names(combinations))
     device = _device(experiments)
     local_places(device, settings.jobs_per_device)
     preflight.check_system_libraries()
@@ -80,15 +89,22 @@ def prepare(argv: list[str]) -> list[str]:
         )
         started = datetime.now().astimezone().isoformat(timespec="seconds")
         command = shlex.join(["python", "train.py", *argv])
-    Sweep(folder, started, command, swept_keys(combinations), device, asdict(settings), jobs).save()
-    kept = [word for word in words if not word.startswith(SWEEP_DIR)]
-    return ["-m", *kept, f"{SWEEP_DIR}{quoted(folder)}"]
+    try:
+        Sweep(folder, started, command, swept_keys(combinations), device, asdict(settings), jobs).save()
+    except OSError as error:
+        if earlier is None:
+            shutil.rmtree(folder)
+        raise ConfigError(
+            f"cannot write to {folder}: {error.strerror}; choose another folder, or make it writable."
+        ) from None
+    return ["-m", f"{SWEEP_DIR}{quoted(folder)}"]
 
 
 def expand(words: list[str]) -> list[tuple[str, ...]]:
-    """Every combination of the values that `words` give, as words for one job each, in the sweeper's order.
+    """Every combination of the values that `words` give, as words for one job each; the last word turns fastest.
 
-    Raises a ConfigError.
+    Each job keeps a word for each of `words`, in their order, so that a key given twice means what it means to a
+    single run. Raises a ConfigError.
     """
     for word in words:
         command_line.parse(word, several=True)
@@ -99,16 +115,25 @@ def expand(words: list[str]) -> list[tuple[str, ...]]:
             count = math.prod(map(_count, overrides))
             if count > MAX_JOBS:
                 raise ConfigError(f"that is more than {MAX_JOBS:,} jobs. Give fewer values.")
-            (batch,) = BasicSweeper.split_arguments(overrides, None)
-        except HydraException as error:
+            combinations = list(itertools.product(*map(_single_words, overrides)))
+        except ConfigError:
+            raise
+        except Exception as error:  # Hydra has its own, and lets those of range() and of decimal numbers out as well
             raise ConfigError(f"cannot sweep over {' '.join(words)}: {str(error).partition(chr(10))[0]}") from None
-    combinations = [tuple(job) for job in batch]
     if not combinations:
         raise ConfigError(f"{' '.join(words)} gives no job at all. Give each key a value.")
     twice = [combination for combination, times in Counter(combinations).items() if times > 1]
     if twice:
         raise ConfigError(f"{' '.join(twice[0])} is given twice. Give each value once.")
     return combinations
+
+
+def _single_words(override: Override) -> list[str]:
+    """A word for each of its values, written as Hydra writes it."""
+    key = override.get_key_element()
+    if override.is_sweep_override():
+        return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    return [key if override.value_type is None else f"{key}={override.get_value_element_as_str()}"]
 
 
 def _count(override: Override) -> int:
@@ -122,18 +147,28 @@ def _count(override: Override) -> int:
 
 
 def swept_keys(combinations: list[tuple[str, ...]]) -> list[str]:
-    """The keys that have more than one value."""
-    return [key for key, values in _values(combinations).items() if len(values) > 1]
+    """The keys that have more than one value, as the configuration has them."""
+    keys = (_split_word(combinations[0][position])[0].lstrip("+~") for position in _swept_positions(combinations))
+    return list(dict.fromkeys(keys))
 
 
-def job_names(combinations: list[tuple[str, ...]], swept: list[str]) -> list[str]:
+def job_names(combinations: list[tuple[str, ...]]) -> list[str]:
     """What each job differs by, keys cut to their last part where that tells them apart."""
-    last_parts = Counter(key.rpartition(".")[2] for key in swept)
-    shown = {key: last if last_parts[last := key.rpartition(".")[2]] == 1 else key for key in swept}
-    return [
-        " ".join(f"{shown[key]}={value}" for key, value in map(_split_word, combination) if key in shown)
-        for combination in combinations
-    ]
+    positions = _swept_positions(combinations)
+    keys = {_split_word(combinations[0][position])[0] for position in positions}
+    last_parts = Counter(key.rpartition(".")[2] for key in keys)
+
+    def shown(word: str) -> str:
+        key, value = _split_word(word)
+        last_part = key.rpartition(".")[2]
+        return f"{last_part if last_parts[last_part] == 1 else key}={value}"
+
+    return [" ".join(shown(combination[position]) for position in positions) for combination in combinations]
+
+
+def _swept_positions(combinations: list[tuple[str, ...]]) -> list[int]:
+    """The places of the words in which the combinations differ."""
+    return [position for position, words in enumerate(zip(*combinations, strict=True)) if len(set(words)) > 1]
 
 
 def folder_name(number: int, count: int, name: str) -> str:
@@ -173,9 +208,21 @@ def _experiments(combinations: list[tuple[str, ...]]) -> list[ExperimentConfig]:
         if len({message for _, message in refused}) == 1 and not experiments:
             raise ConfigError(message)
         others = f" ({len(refused)} of {len(combinations)} jobs are wrong)" if len(refused) > 1 else ""
-        name = dict(zip(combinations, job_names(combinations, swept_keys(combinations)), strict=True))[combination]
+        name = dict(zip(combinations, job_names(combinations), strict=True))[combination]
         raise ConfigError(f"{name}: {message}{others}")
     return experiments
+
+
+def _refuse_equal(experiments: list[ExperimentConfig], names: list[str]) -> None:
+    """Raises a ConfigError where two jobs are the same run: a value has no effect, or is given in two ways."""
+    first: dict[str, int] = {}
+    for number, experiment in enumerate(experiments):
+        equal = first.setdefault(config.to_json(experiment), number)
+        if equal != number:
+            raise ConfigError(
+                f"jobs {equal} ({names[equal]}) and {number} ({names[number]}) are the same run. Of a key given twice "
+                "the last word counts. Give each key once, and each value once."
+            )
 
 
 def _settings(cfg: DictConfig) -> SweepConfig:
@@ -184,7 +231,7 @@ def _settings(cfg: DictConfig) -> SweepConfig:
 
 
 def _jobs(combinations: list[tuple[str, ...]], experiments: list[ExperimentConfig]) -> list[Job]:
-    names = job_names(combinations, swept_keys(combinations))
+    names = job_names(combinations)
     return [
         Job(
             number=number,
@@ -226,7 +273,7 @@ def _earlier(folder: Path, combinations: list[tuple[str, ...]]) -> Sweep:
         f"{key} is {_shown(here, key)} here and {_shown(there, key)} there"
         for key in here | there
         if here.get(key) != there.get(key)
-    ]
+    ] or ["the same words in another order"]
     raise ConfigError(
         f"sweep.resume={folder} is another sweep: {', '.join(differ)}. Give it the words it began with: {sweep.command}"
     )
