@@ -517,7 +517,7 @@ def test_jobs_json_is_whole_at_every_moment(tmp_path: Path) -> None:
     ],
 )
 def test_a_signal_lets_running_jobs_end_well_and_leaves_no_process(
-    tmp_path: Path, sent: signal.Signals, told: str, exit_code: ExitCode
+    tmp_path: Path, sent: signal.Signals, told: str, exit_code: int
 ) -> None:
     sweep = sweep_of(tmp_path / "sweep", "succeed", "wait", "wait", "succeed")
     process = start(sweep, count=2)
@@ -591,6 +591,62 @@ def test_what_a_job_left_before_it_was_a_run_is_moved_aside(tmp_path: Path) -> N
         assert asides == [f"{folder.name}.aside_{n}" for n in range(1, attempt)]
         assert words_of(sweep, 0) == [f"do=die_early hydra.run.dir='{folder}'"]
         sweep.update(sweep.jobs[0], status="planned")
+
+
+def test_a_job_that_was_completed_after_the_plan_is_not_started(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path / "sweep", "fail", "succeed")
+    complete(sweep.run_folder(sweep.jobs[0]))
+    assert launcher.run(sweep, tiny_places()) == ExitCode.DONE
+    assert [(job.status, job.exit_code, job.message) for job in jobs.read(sweep.folder).jobs] == [
+        ("completed", 0, None)
+    ] * 2
+    assert not sweep.log(sweep.jobs[0]).exists()
+
+
+@pytest.mark.parametrize("ends", ["completed", "killed"])
+def test_a_job_whose_folder_is_in_use_waits_while_others_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ends: str
+) -> None:
+    sweep = sweep_of(tmp_path / "sweep", "succeed", "succeed")
+    folder = sweep.run_folder(sweep.jobs[0])
+    folder.mkdir()
+    (folder / "config.yaml").touch()
+    held = runs.take(folder)
+    seen: set[tuple[str, str | None]] = set()
+
+    def look() -> None:
+        board.show()
+        seen.add((statuses(sweep)[0], jobs.read(sweep.folder).jobs[0].message))
+        if statuses(sweep)[1] == "completed":
+            if ends == "completed":
+                complete(folder)
+            held.close()
+
+    with table.Board(sweep, places=1) as board:
+        schedule.run(sweep, tiny_places(), look)
+    waits = f"waits for process {os.getpid()}, which trains in its folder"
+    assert ("planned", waits) in seen
+    assert ("planned", None) not in seen
+    assert capsys.readouterr().out.count(waits) == 1
+    assert statuses(sweep) == ["completed"] * 2
+    assert jobs.read(sweep.folder).jobs[0].message is None
+    assert (folder / "words").exists() == (ends == "killed"), "what another process completed is not run again"
+
+
+def test_a_sweep_that_is_stopped_waits_for_no_folder(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path / "sweep", "succeed")
+    folder = sweep.run_folder(sweep.jobs[0])
+    folder.mkdir()
+    with runs.take(folder):
+        assert schedule.run(sweep, tiny_places(), lambda: os.kill(os.getpid(), signal.SIGTERM)) == signal.SIGTERM
+    assert statuses(sweep) == ["planned"]
+
+
+def complete(folder: Path) -> None:
+    """Leaves what a run that came to its end leaves."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").touch()
+    (folder / "summary.json").write_text('{"status": "completed"}')
 
 
 # resume

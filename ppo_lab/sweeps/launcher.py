@@ -51,7 +51,9 @@ def run(sweep: Sweep, places: Sequence[Place]) -> ExitCode:
         return ExitCode.DONE
     say(f"missing: {len(missing)} of {len(sweep.jobs)} jobs")
     for job in missing:
-        why = f": {job.message}; see {sweep.log(job)}" if job.message else ""
+        why = f": {job.message}" if job.message else ""
+        if job.message and sweep.log(job).exists():
+            why += f"; see {sweep.log(job)}"
         say(f"  {job.folder} {job.status.replace('_', ' ')}{why}")
     say(_how_to_go_on(sweep))
     if stopped_by is None:

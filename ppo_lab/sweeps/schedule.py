@@ -10,7 +10,10 @@ from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
+from ppo_lab import runs
 from ppo_lab.command_line import RUN_DIR, quoted
+from ppo_lab.config import as_text
+from ppo_lab.files import is_locked
 from ppo_lab.sweeps.jobs import Job, Sweep
 from ppo_lab.sweeps.outcomes import outcome
 from ppo_lab.sweeps.places import Place, Running
@@ -31,6 +34,9 @@ class _Started:
 def run(sweep: Sweep, places: Sequence[Place], show: Callable[[], None] = lambda: None) -> signal.Signals | None:
     """Runs every job that is planned. One that ends badly stops no other.
 
+    A job that another process has completed since it was planned is not run; one whose folder a process holds, such as
+    a job that outlives its sweep, waits for that process while others run.
+
     Args:
         sweep: its jobs.json is written at every change.
         places: each takes one job at a time.
@@ -41,7 +47,7 @@ def run(sweep: Sweep, places: Sequence[Place], show: Callable[[], None] = lambda
         checkpoint; a second signal kills them.
     """
     sweep.folder.joinpath("logs").mkdir(exist_ok=True)
-    waiting = [job for job in sweep.jobs if job.status == "planned"]
+    waiting = [job.number for job in sweep.jobs if job.status == "planned"]
     started: dict[int, _Started] = {}
     """By the place's index."""
     asked: set[int] = set()
@@ -58,15 +64,33 @@ def run(sweep: Sweep, places: Sequence[Place], show: Callable[[], None] = lambda
                         _write_down(sweep, one, exit_code, was_asked=one.job.number in asked, was_killed=stop.at_once)
                         del started[index]
                 for index, place in enumerate(places):
-                    if index not in started and waiting:
-                        started[index] = _start(sweep, waiting.pop(0), place)
+                    if index not in started and (job := _next_job(sweep, waiting)):
+                        started[index] = _start(sweep, job, place)
                 show()
-                if started:
+                if started or waiting:
                     time.sleep(POLL_EVERY_S)
             return stop.signal
     finally:
         for one in started.values():  # only where something broke here
             one.running.stop(signal.SIGTERM)
+
+
+def _next_job(sweep: Sweep, waiting: list[int]) -> Job | None:
+    """Takes the first job out of `waiting` that can be started now; None where there is none."""
+    for number in [*waiting]:
+        job = sweep.jobs[number]
+        folder = sweep.run_folder(job)
+        if is_locked(folder):
+            pid = as_text((folder / ".lock").read_text(errors="replace").strip())
+            message = f"waits for process {pid}, which trains in its folder"
+            if job.message != message:
+                sweep.update(job, message=message)
+            continue
+        waiting.remove(number)
+        if not runs.is_complete(folder):
+            return job
+        sweep.update(job, status="completed", exit_code=0, message=None)
+    return None
 
 
 def _start(sweep: Sweep, job: Job, place: Place) -> _Started:

@@ -113,7 +113,7 @@ class Board:
         self._places = places
         self._progress: dict[int, Progress] = {}
         self._since_s: dict[int, float] = {}
-        self._said: dict[int, str] = {job.number: job.status for job in sweep.jobs}
+        self._said = {job.number: (job.status, job.message) for job in sweep.jobs}
         self._console = rich.get_console()
         self._live = (
             Live(console=self._console, auto_refresh=False, transient=True) if self._console.is_terminal else None
@@ -132,9 +132,9 @@ class Board:
 
     def show(self) -> None:
         now_s = time.monotonic()
-        changed = [job for job in self._sweep.jobs if self._said[job.number] != job.status]
+        changed = [job for job in self._sweep.jobs if self._said[job.number] != (job.status, job.message)]
         for job in changed:
-            self._said[job.number] = job.status
+            self._said[job.number] = (job.status, job.message)
             self._since_s[job.number] = now_s
         if not changed and now_s - self._shown_s < (TABLE_EVERY_S if self._live else LINES_EVERY_S):
             return
