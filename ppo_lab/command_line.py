@@ -78,6 +78,8 @@ class ExitCode(enum.IntEnum):
     OVER_BUDGET = 3
     REQUEUE = 75
     """Stopped by SIGTERM or SIGUSR1 after a checkpoint; the number is EX_TEMPFAIL of sysexits.h: try again."""
+    HANGUP = 129
+    """Stopped by SIGHUP after a checkpoint: its terminal is gone."""
     INTERRUPTED = 130
 
 

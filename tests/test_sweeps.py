@@ -514,6 +514,7 @@ def test_jobs_json_is_whole_at_every_moment(tmp_path: Path) -> None:
         (signal.SIGINT, "SIGINT", ExitCode.INTERRUPTED),
         (signal.SIGTERM, "SIGTERM", ExitCode.REQUEUE),
         (signal.SIGUSR1, "SIGTERM", ExitCode.REQUEUE),
+        (signal.SIGHUP, "SIGTERM", 129),
     ],
 )
 def test_a_signal_lets_running_jobs_end_well_and_leaves_no_process(
@@ -523,6 +524,8 @@ def test_a_signal_lets_running_jobs_end_well_and_leaves_no_process(
     process = start(sweep, count=2)
     wait_for(lambda: len(list(sweep.folder.glob("*/waits"))) == 2, process)
     process.send_signal(sent)
+    if sent == signal.SIGHUP:
+        process.send_signal(sent)  # a shell passes on what the terminal has sent already
     said, _ = process.communicate(timeout=60)
     assert process.returncode == exit_code, said
     assert "Traceback" not in said
@@ -579,6 +582,36 @@ def test_jobs_end_with_a_sweep_that_was_killed_and_go_on_where_it_is_resumed(tmp
             f"do=wait_if_new resume='{folder}'",
         ]
     assert statuses(sweep) == ["completed"] * 4
+
+
+def received(tmp_path: Path, *signals: signal.Signals) -> tuple[signal.Signals | None, list[str]]:
+    """What a sweep of one waiting job says that stopped it when it receives `signals`, and how the job ended."""
+    sweep = sweep_of(tmp_path / "sweep", "wait")
+    to_send = [*signals]
+
+    def look() -> None:
+        if (sweep.run_folder(sweep.jobs[0]) / "waits").exists():
+            while to_send:
+                signal.raise_signal(to_send.pop(0))
+
+    return schedule.run(sweep, tiny_places(), look), statuses(sweep)
+
+
+def test_a_hangup_that_follows_another_signal_is_not_a_second_request(tmp_path: Path) -> None:
+    """systemd sends SIGHUP after SIGTERM, and shells send it twice."""
+    ended = received(tmp_path, signal.SIGTERM, signal.SIGHUP, signal.SIGHUP)
+    assert ended == (signal.SIGTERM, ["interrupted"])
+
+
+def test_a_hangup_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
+    """As nohup leaves it; the SIGTERM ends the test."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        ended = received(tmp_path, signal.SIGHUP, signal.SIGTERM)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert ended == (signal.SIGTERM, ["interrupted"])
 
 
 def test_what_a_job_left_before_it_was_a_run_is_moved_aside(tmp_path: Path) -> None:

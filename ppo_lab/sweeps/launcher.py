@@ -17,6 +17,15 @@ from ppo_lab.sweeps.places import Place, local_places
 from ppo_lab.sweeps.table import Board
 from ppo_lab.telemetry.console import say
 
+EXIT_CODES = {
+    None: ExitCode.FAILED,
+    signal.SIGINT: ExitCode.INTERRUPTED,
+    signal.SIGTERM: ExitCode.REQUEUE,
+    signal.SIGUSR1: ExitCode.REQUEUE,
+    signal.SIGHUP: ExitCode.HANGUP,
+}
+"""What stopped a sweep of which jobs are missing -> how the command ends."""
+
 
 def launch(folder: Path) -> ExitCode:
     """Runs what is planned in the sweep's folder on this machine's devices, and reports.
@@ -56,9 +65,7 @@ def run(sweep: Sweep, places: Sequence[Place]) -> ExitCode:
             why += f"; see {sweep.log(job)}"
         say(f"  {job.folder} {job.status.replace('_', ' ')}{why}")
     say(_how_to_go_on(sweep))
-    if stopped_by is None:
-        return ExitCode.FAILED
-    return ExitCode.INTERRUPTED if stopped_by == signal.SIGINT else ExitCode.REQUEUE
+    return EXIT_CODES[stopped_by]
 
 
 def _how_to_go_on(sweep: Sweep) -> str:

@@ -19,7 +19,7 @@ from ppo_lab.sweeps.outcomes import outcome
 from ppo_lab.sweeps.places import Place, Running
 
 POLL_EVERY_S = 0.2
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 @dataclass
@@ -43,8 +43,8 @@ def run(sweep: Sweep, places: Sequence[Place], show: Callable[[], None] = lambda
         show: called over and over.
 
     Returns:
-        The signal that stopped it, or None. Ctrl-C, SIGTERM and SIGUSR1 are handed on to the jobs, which end after a
-        checkpoint; a second signal kills them.
+        The signal that stopped it, or None. Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP are handed on to the jobs, as SIGINT or
+        SIGTERM, which end after a checkpoint; a second signal other than SIGHUP kills them.
     """
     sweep.folder.joinpath("logs").mkdir(exist_ok=True)
     waiting = [job.number for job in sweep.jobs if job.status == "planned"]
@@ -138,14 +138,20 @@ def _write_down(sweep: Sweep, one: _Started, exit_code: int, was_asked: bool, wa
 
 
 class _Stop:
-    """While entered, a first signal is a request, a second one wants it at once."""
+    """While entered, a first signal is a request, a second one wants it at once.
+
+    SIGHUP never does: shells send it again after the terminal has, and systemd after SIGTERM. Where it is ignored, as
+    under nohup, it stays so.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self.at_once = False
 
     def __enter__(self) -> _Stop:
-        self._before = {one: signal.signal(one, self._handle) for one in STOPS}
+        is_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        taken = [one for one in STOPS if not (one == signal.SIGHUP and is_ignored)]
+        self._before = {one: signal.signal(one, self._handle) for one in taken}
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -153,5 +159,5 @@ class _Stop:
             signal.signal(one, handler)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        self.at_once = self.signal is not None
+        self.at_once |= self.signal is not None and signum != signal.SIGHUP
         self.signal = self.signal or signal.Signals(signum)
