@@ -4,7 +4,9 @@ What a job does to the schedule is tried with small programs in place of train.p
 isolation gives, with train.py itself.
 """
 
+import dataclasses
 import errno
+import io
 import json
 import os
 import re
@@ -21,6 +23,7 @@ import pytest
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_automatic_config_search_path
 from hydra.core.global_hydra import GlobalHydra
+from rich.console import Console
 
 from ppo_lab import command_line, runs
 from ppo_lab.command_line import ExitCode, OverBudgetError
@@ -382,8 +385,8 @@ def test_the_plan_is_written_down_and_leaves_out_what_will_not_fit(
     assert plan_line
     share_bytes = int(plan_line[1].replace(",", "")) * hardware.MIB
     assert share_bytes == pytest.approx(hardware.free_bytes("cpu") / 2, rel=0.4), "others here take and give meanwhile"
-    assert re.match(r"  1/2 num_envs=16: needs .*: fits", said[1])
-    assert re.match(r"  2/2 num_envs=4000000: needs .*: does not fit$", said[2])
+    assert re.match(r"  prediction 1 of 2 \| jobs 0, 1 \| num_envs=16 \| needs .*: fits", said[1])
+    assert re.match(r"  prediction 2 of 2 \| jobs 2, 3 \| num_envs=4000000 \| needs .*: does not fit$", said[2])
 
 
 def test_a_sweep_may_stop_where_a_job_will_not_fit(tmp_path: Path) -> None:
@@ -806,6 +809,88 @@ def test_time_left_goes_by_transitions_and_adds_a_start_for_each_job_to_come() -
     assert table.left_s(three, {}, {1: 5.0}, 1) is None
     assert table.left_s(three, progress, {1: 18.0}, 1) == pytest.approx(82)
     assert table.left_s(three, progress, {1: 18.0}, 2) == pytest.approx(70)
+
+
+def board_of(
+    folder: Path, width: int, height: int = 24, name: str = "num_envs=512 seed=1", count: int = 1
+) -> table.Board:
+    """Of `count` running jobs that have done 2 of 100 iterations of 2 s, on a terminal of that size."""
+    running = [
+        Job(n, name, str(n), (), 100, 100, predicted_bytes=2**30, status="running", device="cpu") for n in range(count)
+    ]
+    sweep = Sweep(folder, "", "", [], "cpu", {}, running)
+    for job in running:
+        metrics(sweep.run_folder(job), 2, **{"Train/mean_reward": -1234.5, "Memory/host_peak_rss_mib": 1790.0})
+    console = Console(width=width, height=height, force_terminal=True, color_system=None, file=io.StringIO())
+    return table.Board(sweep, places=1, console=console)
+
+
+def shown_by(board: table.Board) -> list[str]:
+    with board.console.capture() as capture:
+        board.console.print(board.view())
+    return [line.rstrip() for line in capture.get().splitlines()]
+
+
+FIGURES = {"iteration": "2/100", "left": "0:03:16", "reward": "-1234.50", "measured": "1,790", "predicted": ">= 1,024"}
+"""98 iterations of 2 s are left."""
+
+
+@pytest.mark.parametrize(
+    ("width", "name", "lost"),
+    [
+        (160, "num_envs=512 num_mini_batches=4 seed=1", set()),
+        (80, "seed=1", set()),
+        (80, "num_envs=512 num_mini_batches=16 learning_rate=0.0003 seed=1", set()),
+        (70, "num_envs=512 num_mini_batches=16 learning_rate=0.0003 seed=1", {"predicted"}),
+        (60, "num_envs=512 num_mini_batches=16 learning_rate=0.0003 seed=1", {"predicted", "measured"}),
+        (50, "network.actor.hidden_dims=[512,256,128] seed=1", {"predicted", "measured", "reward"}),
+    ],
+)
+def test_where_the_terminal_is_narrow_memory_and_reward_give_way(
+    tmp_path: Path, width: int, name: str, lost: set[str]
+) -> None:
+    lines = shown_by(board_of(tmp_path, width, name=name))
+    text = "\n".join(lines)
+    assert max(map(len, lines)) <= width
+    assert "running" in text
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    assert {figure for figure, value in FIGURES.items() if value not in text} == lost
+    assert {figure for figure in FIGURES if figure not in text} == lost, "nor their heads"
+    names = "".join(line.split("  ")[0].rstrip() for line in lines[:-1])
+    assert all(word in names for word in name.split()), "the name goes on in the next line"
+
+
+@pytest.mark.parametrize("height", [10, 24])
+def test_what_is_shown_is_no_higher_than_the_terminal(tmp_path: Path, height: int) -> None:
+    lines = shown_by(board_of(tmp_path, 60, height, "network.actor.hidden_dims=[512,256,128] num_mini_batches=4", 40))
+    assert len(lines) < height
+    assert lines[-2].startswith("0 of 40 jobs over | left ")
+    assert lines[-1] == "rates so far"
+
+
+def test_in_a_file_the_table_at_the_end_has_every_column(tmp_path: Path) -> None:
+    there = board_of(
+        tmp_path, 80, name="num_envs=512 num_mini_batches=16 learning_rate=0.0003 entropy_coef=0.003 seed=1"
+    )
+    there.console = Console(file=io.StringIO(), width=80)
+    there.print_table()
+    text = there.console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(value in text for value in FIGURES.values())
+
+
+def test_a_line_begins_with_the_job_its_state_its_iteration_and_the_time_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = board_of(tmp_path, 80)
+    (job,) = there.sweep.jobs
+    assert there.line(job) == (
+        "job 0 running | iteration 2/100 | left 0:03:16 | num_envs=512 seed=1 | reward -1234.50 | measured MiB 1,790 | "
+        "predicted MiB >= 1,024 | on cpu"
+    )
+    failed = dataclasses.replace(job, status="failed", message="it broke", predicted_bytes=None)
+    assert there.line(failed) == (
+        "job 0 failed | iteration 2/100 | num_envs=512 seed=1 | it broke | reward -1234.50 | measured MiB 1,790"
+    )
 
 
 def test_the_launcher_is_found_by_hydra_and_is_the_one_for_sweeps() -> None:

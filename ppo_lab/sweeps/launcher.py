@@ -7,8 +7,6 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-import rich
-
 from ppo_lab import runs
 from ppo_lab.command_line import ExitCode, RunFailedError
 from ppo_lab.sweeps import jobs, schedule
@@ -50,7 +48,7 @@ def run(sweep: Sweep, places: Sequence[Place]) -> ExitCode:
             stopped_by = schedule.run(sweep, places, board.show)
     except OSError as error:
         raise RunFailedError(f"the sweep stopped: {error}. {_how_to_go_on(sweep)}") from error
-    rich.print(board.table())
+    board.print_table()
     report = _write_report(sweep.folder)
     if report:
         say(f"report: {report}")

@@ -33,6 +33,8 @@ from ppo_lab.telemetry.console import say
 
 MAX_JOBS = 10_000
 FOLDER_NAME_LENGTH = 120
+MOST_NUMBERS = 6
+"""Of jobs, in one line of the plan."""
 
 
 @dataclass
@@ -314,7 +316,8 @@ def _predicted(jobs: list[Job], experiments: list[ExperimentConfig], settings: S
         fits = need_bytes is None or need_bytes <= free_bytes
         verdict = f"fits{' as far as is known' * is_least}" if fits else "does not fit"
         said = impossible or f"{words if need_bytes else 'no prediction'}: {verdict}"
-        say(f"  {number}/{len(same)} {_name_of(alike)}: {said}")
+        parts = (f"  prediction {number} of {len(same)}", _numbers(alike), _name_of(alike), said)
+        say(" | ".join(part for part in parts if part))
         for job in alike:
             jobs[job.number] = dataclasses.replace(job, predicted_bytes=need_bytes, predicted_is_least=is_least)
             if impossible or not fits:
@@ -337,6 +340,13 @@ def _estimate(cfg: ExperimentConfig, machine: hardware.Hardware) -> tuple[int | 
     except (ConfigError, RuntimeError):  # as before a single run: what cannot be traced may run all the same
         return None, True
     return (found.needed, found.high is None) if found else (None, True)
+
+
+def _numbers(alike: list[Job]) -> str:
+    """The jobs by number, or how many they are."""
+    if len(alike) > MOST_NUMBERS:
+        return f"{len(alike)} jobs"
+    return f"job{'' if len(alike) == 1 else 's'} {', '.join(str(job.number) for job in alike)}"
 
 
 def _name_of(alike: list[Job]) -> str:
