@@ -301,7 +301,7 @@ def test_what_passes_the_plan_starts(words: list[str], tmp_path: Path, monkeypat
         launched.append(folder)
         return ExitCode.DONE
 
-    monkeypatch.setattr(plan, "_estimate", lambda *_: (None, True))
+    monkeypatch.setattr(plan, "_estimate", lambda *_: None)
     monkeypatch.setattr(launcher, "launch", launch)
     folder = tmp_path / "sweep"
     for_hydra = plan.prepare(["-m", "experiment=smoke", "device=cpu", *words, f"hydra.sweep.dir={folder}"])
@@ -326,7 +326,7 @@ def test_a_plan_that_cannot_be_written_leaves_no_folder(tmp_path: Path, monkeypa
     def full(path: Path, content: dict[str, Any]) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(plan, "_estimate", lambda *_: (None, True))
+    monkeypatch.setattr(plan, "_estimate", lambda *_: None)
     monkeypatch.setattr(jobs, "write_json", full)
     with pytest.raises(ConfigError, match=r"cannot write to .*sweep: No space left on device; choose another"):
         plan.prepare(["-m", *TINY, "seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}"])
@@ -336,7 +336,7 @@ def test_a_plan_that_cannot_be_written_leaves_no_folder(tmp_path: Path, monkeypa
 def test_a_sweep_of_one_job_that_was_begun_earlier_can_be_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "_estimate", lambda *_: (None, True))
+    monkeypatch.setattr(plan, "_estimate", lambda *_: None)
     plan.prepare(["-m", *TINY, "seed=choice(1)", f"hydra.sweep.dir={tmp_path / 'sweep'}"])
     assert plan.prepare(["-m", *TINY, "seed=1", f"sweep.resume={tmp_path / 'sweep'}"])[0] == "-m"
 

@@ -23,7 +23,7 @@ from ppo_lab import command_line, config, preflight, runs
 from ppo_lab.command_line import SWEEP_DIR, OverBudgetError, quoted
 from ppo_lab.config import ConfigError, ExperimentConfig, SweepConfig, setting
 from ppo_lab.memory import hardware
-from ppo_lab.memory.estimate import estimate
+from ppo_lab.memory.estimate import Span, estimate, need, verdict
 from ppo_lab.memory.hardware import MIB
 from ppo_lab.memory.simulator import too_many_envs
 from ppo_lab.sweeps import jobs as records
@@ -311,20 +311,20 @@ def _predicted(jobs: list[Job], experiments: list[ExperimentConfig], settings: S
     for number, (text, alike) in enumerate(same.items(), 1):
         experiment = command_line.from_json(text)
         impossible = too_many_envs(experiment)
-        need_bytes, is_least = (None, True) if impossible else _estimate(experiment, machine)
-        words = f"needs {'at least ' * is_least}{(need_bytes or 0) / MIB:,.0f} MiB of {free_bytes / MIB:,.0f} MiB free"
-        fits = need_bytes is None or need_bytes <= free_bytes
-        verdict = f"fits{' as far as is known' * is_least}" if fits else "does not fit"
-        said = impossible or f"{words if need_bytes else 'no prediction'}: {verdict}"
-        parts = (f"  prediction {number} of {len(same)}", _numbers(alike), _name_of(alike), said)
+        needs = None if impossible else _estimate(experiment, machine)
+        fits = verdict(needs, free_bytes) if needs else "does not fit" if impossible else "fits as far as is known"
+        words = f"{need(needs, free_bytes)} free" if needs else impossible or "no prediction"
+        parts = (f"  prediction {number} of {len(same)}", _numbers(alike), _name_of(alike), f"{words}: {fits}")
         say(" | ".join(part for part in parts if part))
         for job in alike:
-            jobs[job.number] = dataclasses.replace(job, predicted_bytes=need_bytes, predicted_is_least=is_least)
-            if impossible or not fits:
-                out = dataclasses.replace(jobs[job.number], status="over_budget", message=impossible or words)
+            if needs:
+                job = dataclasses.replace(job, predicted_bytes=needs.needed, predicted_is_least=needs.high is None)
+            if fits == "does not fit":
+                out = dataclasses.replace(job, status="over_budget", message=words)
                 too_large.append(out)
                 if impossible or settings.over_budget == "skip":
-                    jobs[job.number] = out
+                    job = out
+            jobs[job.number] = job
     if too_large and settings.over_budget == "stop":
         raise OverBudgetError(
             f"{len(too_large)} of {len(planned)} jobs do not fit: {', '.join(job.name for job in too_large)}. "
@@ -333,13 +333,14 @@ def _predicted(jobs: list[Job], experiments: list[ExperimentConfig], settings: S
     return jobs
 
 
-def _estimate(cfg: ExperimentConfig, machine: hardware.Hardware) -> tuple[int | None, bool]:
-    """What must be free, and whether there is more to it that nobody has measured."""
-    try:
-        found = estimate(cfg, machine, count_new_envs=False).device_bytes
-    except (ConfigError, RuntimeError):  # as before a single run: what cannot be traced may run all the same
-        return None, True
-    return (found.needed, found.high is None) if found else (None, True)
+def _estimate(cfg: ExperimentConfig, machine: hardware.Hardware) -> Span | None:
+    """What the run needs, by the closed forms alone where it cannot be traced; None where not even they exist."""
+    for with_trace in (True, False):
+        try:
+            return estimate(cfg, machine, with_trace, count_new_envs=False).device_bytes
+        except (ConfigError, RuntimeError):  # as before a single run: what cannot be traced may run all the same
+            continue
+    return None
 
 
 def _numbers(alike: list[Job]) -> str:
