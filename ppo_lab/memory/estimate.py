@@ -204,12 +204,16 @@ def _env_rows(cfg: ExperimentConfig, hardware: Hardware, counted: SimulatorMemor
     if counted is None:
         return [Row("simulator", "never counted for these settings", None, "unknown")]
     n = cfg.num_envs
-    if hardware.is_gpu:
+    size = counted.bytes(n, hardware.cores)
+    known: Known = "derived" if hardware.is_gpu and size else "measured"
+    if size == 0:
+        formula = "no scene"
+    elif hardware.is_gpu:
         formula = f"{counted.gpu_constant_bytes:,} + {n:,} envs x {counted.gpu_per_env_bytes:,} + threads"
     else:
         formula = f"{counted.constant_bytes:,} + {n:,} envs x {counted.per_env_bytes:,}"
     return [
-        Row("simulator", formula, counted.bytes(n, hardware.cores), "derived" if hardware.is_gpu else "measured"),
+        Row("simulator", formula, size, known),
         Row(
             "env's own tensors",
             f"{counted.env_constant_bytes:,} + {n:,} envs x {counted.env_per_env_bytes:,}",

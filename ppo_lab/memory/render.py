@@ -77,8 +77,9 @@ def fits_table(card: Hardware, fits: Sequence[Fit], overhead_known: bool) -> Ren
     """The largest runs that a card holds, and what stops the next."""
     title = f"The largest that {escape(card.name)} holds"
     rows = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for name in ("num_envs", "mini-batches", "needs MiB", f"of {_mib(card.memory_bytes)}", "the next", "needs MiB"):
-        rows.add_column(name, justify="right")
+    of_card = f"of\n{_mib(card.memory_bytes)}"
+    for name in ("num_envs", "mini-\nbatches", "needs\nMiB", of_card, "the next", "needs\nMiB"):
+        rows.add_column(name, justify="right", no_wrap=True)
     rows.add_column("and is stopped by")
     for fit in fits:
         following = "none" if fit.next_num_envs is None else f"{fit.next_num_envs:,} x {fit.next_num_mini_batches:,}"
