@@ -9,8 +9,7 @@ from ppo_lab import invocation
 from ppo_lab.command_line import OverBudgetError
 from ppo_lab.config import ConfigError, ExperimentConfig
 from ppo_lab.memory import fit
-from ppo_lab.memory.closed_form import gradients, optimizer_state, parameters, rollout_storage, total_bytes
-from ppo_lab.memory.estimate import Estimate, estimate
+from ppo_lab.memory.estimate import Estimate, estimate, need, verdict
 from ppo_lab.memory.hardware import MIB, Hardware, this_machine
 from ppo_lab.memory.simulator import too_many_envs
 
@@ -51,7 +50,7 @@ def check_budget(
 
     Raises:
         OverBudgetError: it will not fit, by the high figure or, where that is unknown, by the low one; unless
-            memory.over_budget=warn. Or the simulator builds no so many envs.
+            memory.over_budget=warn. Or the simulator does not build so many envs.
     """
     if problem := too_many_envs(cfg):
         raise OverBudgetError(problem)
@@ -59,36 +58,41 @@ def check_budget(
         found = estimated.result()
     except (ConfigError, RuntimeError) as error:
         log.info("memory: no prediction: %s", error)
-        least = sum(map(total_bytes, (rollout_storage(cfg), parameters(cfg), gradients(cfg), optimizer_state(cfg))))
-        if least > free_bytes and cfg.memory.over_budget == "stop":
-            raise OverBudgetError(
-                f"rollout, parameters, gradients and optimizer need {least / MIB:,.0f} MiB, with "
-                f"{free_bytes / MIB:,.0f} MiB free. Try a smaller num_envs, num_steps_per_env or network."
-            ) from None
+        _check_closed_forms(cfg, free_bytes)
         return None
     if found.hardware.is_gpu != on_gpu:
         log.info("memory: no prediction: there is %s, and torch does not use it", found.hardware.name)
         return None
-    if found.device_bytes is None:
-        log.info("memory: this env's simulator was never counted; estimate.py counts it once")
-        return found
-    device = found.device_bytes
-    need_bytes = device.needed
     peak = found.reserved_peak_bytes or found.allocated_peak_bytes or 0
-    at_least = "at least " if device.high is None else ""
-    fits = "fits" if device.high is not None else "fits as far as is known"
-    verdict = fits if need_bytes <= free_bytes else "does not fit"
+    fits = verdict(found.device_bytes, free_bytes)
     line = (
-        f"memory: {peak / MIB:,.0f} MiB for the learner, {at_least}{need_bytes / MIB:,.0f} MiB in all, "
-        f"of {free_bytes / MIB:,.0f} MiB free on {found.hardware.name}: {verdict}"
+        f"memory: {peak / MIB:,.0f} MiB for the learner; the run {need(found.device_bytes, free_bytes)} free on "
+        f"{found.hardware.name}: {fits}"
     )
-    if need_bytes <= free_bytes:
+    if found.simulator_bytes is None:
+        log.info(
+            "memory: this env's simulator was never counted; python estimate.py with the same words counts it once"
+        )
+    if fits != "does not fit":
         log.info(line)
     elif cfg.memory.over_budget == "warn":
         log.warning(line)
     else:
         raise OverBudgetError(f"{line}. {advice(cfg, found.hardware, free_bytes)}")
     return found
+
+
+def _check_closed_forms(cfg: ExperimentConfig, free_bytes: int) -> None:
+    """Raises an OverBudgetError where even the closed forms come to more than is free."""
+    try:
+        least = estimate(cfg, this_machine(cfg.device), with_trace=False).device_bytes
+    except ConfigError:  # one of them does not exist for these settings
+        return
+    if verdict(least, free_bytes) == "does not fit" and cfg.memory.over_budget == "stop":
+        raise OverBudgetError(
+            f"memory: the run {need(least, free_bytes)} free: does not fit. Try a smaller num_envs, num_steps_per_env "
+            "or network, or memory.over_budget=warn to start all the same."
+        ) from None
 
 
 def advice(cfg: ExperimentConfig, hardware: Hardware, free_bytes: int) -> str:

@@ -79,7 +79,7 @@ def _answer(cfg: ExperimentConfig, question: Question) -> ExitCode:
 
 def ask(words: list[str]) -> tuple[ExperimentConfig, Question]:
     """The experiment and the question in `words`. Raises a ConfigError."""
-    cfg = command_line.compose(words, "estimate")
+    cfg = command_line.compose(command_line.words_of(words), "estimate")
     own = {f.name for f in dataclasses.fields(Question)}
     question = command_line.to_settings(OmegaConf.masked_copy(cfg, list(own)), OmegaConf.structured(Question))
     rest = [str(key) for key in cfg if key not in own]

@@ -31,7 +31,10 @@ MAY_IMPORT = {
     "estimating": {"command_line", "config", "files", "memory"},
     "import_run": {"command_line", "config", "files", "learning", "preflight", "telemetry"},
     "report": {"command_line", "config", "files", "memory", "telemetry"},
-    "sweeps": {"command_line", "config", "files", "memory", "preflight", "report", "runs", "telemetry"},
+    "sweeps": {
+        *("command_line", "config", "files", "invocation", "memory", "preflight", "report", "runs", "stopping"),
+        "telemetry",
+    },
     "replay": {"command_line", "config", "learning", "memory", "preflight", "training"},
     "stopping": {"command_line"},
     "record": {"files", "memory", "runs", "telemetry"},

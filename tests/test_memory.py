@@ -134,8 +134,8 @@ def test_a_mebibyte_an_iteration_is_found_in_fifty_iterations_with_its_rate() ->
         (
             49,
             "memory does not stay flat: Memory/host_rss_mib grows by 1.00 MiB an iteration since iteration 10, and is "
-            "1049 MiB; something is not given back; memory would be full in iteration 2049 at this rate, after the end of "
-            "this run",
+            "1049 MiB; something is not given back; memory would be full in iteration 2049 at this rate, after the end "
+            "of this run",
         )
     ]
 

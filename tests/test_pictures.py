@@ -10,7 +10,7 @@ from matplotlib.text import Annotation
 
 from ppo_lab import command_line
 from ppo_lab.memory.allocator import MIB, cublas_workspace_bytes, replay
-from ppo_lab.memory.estimate import Estimate
+from ppo_lab.memory.estimate import Estimate, Span
 from ppo_lab.memory.hardware import Hardware
 from ppo_lab.memory.pictures import LAYERS, course, draw_iteration, draw_map
 from ppo_lab.memory.trace import CATEGORIES, Allocation, Event, Free, Trace, summarize, trace
@@ -25,9 +25,10 @@ def traced() -> Trace:
 
 
 def estimate(found: Trace, hardware: Hardware = GPU) -> Estimate:
-    no_figures = (None,) * 6
+    no_figures = (None,) * 5
+    nothing = Span(0, None, None)
     return Estimate(
-        SMOKE.transitions, SMOKE.mini_batch_size, (), 0, 0, 0, 0, 0, 0, 0, *no_figures, hardware, None, found
+        SMOKE.transitions, SMOKE.mini_batch_size, (), 0, 0, 0, 0, 0, 0, 0, *no_figures, nothing, hardware, None, found
     )
 
 

@@ -75,7 +75,7 @@ def test_it_outlives_a_job_that_breaks(real: tuple[Path, subprocess.CompletedPro
     assert f"sweep folder: {folder}" in done.stdout
     assert f"report: {folder / 'report.html'}" in done.stdout
     assert (folder / "report.html").exists()
-    assert f"job 2 {third.name}: completed | iteration {ITERATIONS}/{ITERATIONS}" in done.stdout
+    assert f"job 2 completed | iteration {ITERATIONS}/{ITERATIONS} | {third.name}" in done.stdout
     for job in (first, second, third):
         assert json.loads((folder / job.folder / "manifest.json").read_text())["overrides"] == list(job.overrides)
 

@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.memory.estimate import Estimate, Row, Span
 from ppo_lab.memory.hardware import MIB, Hardware
-from ppo_lab.memory.render import as_json, explanation, table, verdict
+from ppo_lab.memory.render import as_json, conclusion, explanation, table
 from ppo_lab.memory.trace import Allocation, Free, summarize
 
 CARD = Hardware("Card", 4096, "8.9", 10)
@@ -83,10 +83,18 @@ def test_what_is_unknown_is_never_0() -> None:
     text = printed(table(estimate()))
     assert line_of(text, "CUDA context")[-3:] == ["unknown"] * 3
     assert line_of(text, "whole device") == ["1,024.0", "unknown", "unknown", "at", "least", "25.0%"]
-    nothing = printed(table(estimate(device_bytes=None, simulator_bytes=None, allocated_peak_bytes=None)))
-    for figure in ("allocated", "simulator"):
-        assert line_of(nothing, figure) == ["unknown"] * 2
-    assert line_of(nothing, "whole device") == ["unknown"] * 4
+    nothing = printed(table(estimate(simulator_bytes=None)))
+    assert line_of(nothing, "simulator") == ["unknown"] * 2
+
+
+def test_without_a_trace_the_lower_bound_is_shown_as_such() -> None:
+    """Of the 1,024 MiB at least, 424 are the simulator's: 600 MiB of 4,096 are torch's."""
+    found = estimate(trace=None, allocated_peak_bytes=None, reserved_peak_bytes=None)
+    text = printed(table(found))
+    for figure in ("allocated", "reserved"):
+        assert line_of(text, figure) == ["600.0", "at", "least", "14.6%"]
+    assert line_of(text, "simulator") == ["424.0", "10.4%"]
+    assert line_of(text, "whole device") == ["1,024.0", "unknown", "unknown", "at", "least", "25.0%"]
 
 
 def test_figures_stand_beside_the_card() -> None:
@@ -111,25 +119,47 @@ def test_the_legend_explains_the_words_that_are_used() -> None:
 @pytest.mark.parametrize(
     ("fits", "device", "sentence"),
     [
-        (True, Span(1, 2, 2048 * MIB), "fits: it needs at most 2,048.0 MiB, and Card has 4,096.0 MiB."),
-        (False, Span(1, 2, 5000 * MIB), "does not fit: it needs up to 5,000.0 MiB, and Card has 4,096.0 MiB."),
+        (True, Span(1, 2, 2048 * MIB), "The run needs up to 2,048 MiB of 4,096 MiB on Card: fits."),
+        (False, Span(1, 2, 5000 * MIB), "The run needs up to 5,000 MiB of 4,096 MiB on Card: does not fit."),
         (
             False,
-            Span(4097 * MIB, None, None),
-            "does not fit: it needs at least 4,097.0 MiB, and Card has 4,096.0 MiB.",
+            Span(4096 * MIB + 1, None, None),
+            "The run needs at least 4,097 MiB of 4,096 MiB on Card: does not fit.",
         ),
         (
             None,
             Span(1024 * MIB, None, None),
-            "not known to fit: it needs at least 1,024.0 MiB, and Card has 4,096.0 MiB; unknown: CUDA context.",
+            "The run needs at least 1,024 MiB of 4,096 MiB on Card: fits as far as is known.",
         ),
-        (None, None, "not known to fit: Card has 4,096.0 MiB; unknown: CUDA context."),
     ],
 )
-def test_the_verdict_says_why(fits: bool | None, device: Span | None, sentence: str) -> None:
+def test_the_conclusion_says_what_is_needed_what_there_is_and_whether_it_fits(
+    fits: bool | None, device: Span, sentence: str
+) -> None:
     found = estimate(fits=fits, device_bytes=device)
-    assert verdict(found) == sentence
-    assert sentence[1:] in " ".join(printed(table(found)).split())
+    assert conclusion(found) == sentence
+    assert sentence in " ".join(printed(table(found)).split())
+
+
+CONTEXT_UNKNOWN = "the CUDA context and kernels: a finished run on Card tells, by estimate.py run=FOLDER."
+
+
+def test_what_is_not_known_stands_below_with_how_to_make_it_known() -> None:
+    def not_known(**changes: object) -> str:
+        text = printed(table(estimate(**changes)))
+        return " ".join(text.partition("Not known:")[2].partition("exact")[0].split())
+
+    assert not_known() == CONTEXT_UNKNOWN
+    assert not_known(device_bytes=Span(1, 2, 3), fits=True) == ""
+    assert not_known(device_bytes=Span(5000 * MIB, None, None), fits=False) == "", "nothing would change that"
+    nothing = not_known(trace=None, simulator_bytes=None)
+    assert nothing == (
+        "beyond the closed forms, what the learner takes: without trace=false, estimate.py traces it. "
+        "the simulator, never counted for these settings: without trace=false, estimate.py counts it once. "
+        f"{CONTEXT_UNKNOWN}"
+    )
+    host = not_known(hardware=Hardware("Host", 8192, "cpu", 0))
+    assert host.startswith("Python, torch and the simulator's code: a finished run on Host tells")
 
 
 def test_json_has_the_stable_keys_and_no_events() -> None:
@@ -154,9 +184,9 @@ def test_json_has_the_stable_keys_and_no_events() -> None:
 
 
 def test_json_without_a_trace_says_null() -> None:
-    found = as_json(estimate(trace=None, device_bytes=None))
+    found = as_json(estimate(trace=None))
     assert sorted(found) == sorted(KEYS)
-    assert [found[key] for key in ("device_bytes", "alive_at_rollout_peak", "alive_at_update_peak")] == [None] * 3
+    assert [found[key] for key in ("alive_at_rollout_peak", "alive_at_update_peak")] == [None] * 2
 
 
 def test_the_explanation_puts_the_numbers_in(experiment: Callable[..., ExperimentConfig]) -> None:

@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from ppo_lab import command_line
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.memory import simulator
+from ppo_lab.memory.estimate import Row, estimate
+from ppo_lab.memory.hardware import Hardware
 from ppo_lab.memory.simulator import MeasurementError, SimulatorMemory, count, fit, simulator_memory
 
 TOY = {
@@ -122,6 +125,57 @@ def test_an_env_that_cannot_be_built_says_why() -> None:
     cfg.env.name = "gone"
     with pytest.raises(MeasurementError, match=r"env.name=gone: .*env.name=gone is not an env"):
         count(cfg, [2])
+
+
+class Ball:
+    """An env without a scene. Its one tensor is a height for each of N envs, 4 N bytes."""
+
+    num_actions = 1
+
+    def __init__(self, num_envs: int) -> None:
+        self.height = torch.zeros(num_envs)
+
+    def get_observations(self) -> dict[str, torch.Tensor]:
+        return {"policy": self.height.unsqueeze(1)}
+
+    def step(self, actions: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]:
+        self.height = self.height + actions[:, 0]
+        return self.get_observations(), self.height.clone(), self.height > 1, torch.zeros_like(self.height)
+
+
+BALL = {
+    "num_envs": [100, 10, 30],
+    "simulator_bytes": [{}, {}, {}],
+    "gpu_simulator_bytes": [0, 0, 0],
+    "env_bytes": [400, 40, 120],
+    "step_returned_bytes": [900, 90, 270],
+    "step_peak_bytes": [1300, 130, 390],
+    "gpu_thread_bytes": 0,
+    "gpu_core_bytes": 0,
+    "len_constraints": 0,
+    "n_dofs": 0,
+}
+"""A step returns reward and time-out, 4 N each, and N for done. Within it the height before is alive, another 4 N."""
+
+
+def test_an_env_without_a_scene_holds_its_own_tensors_and_no_simulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ppo_lab.envs import footprint
+
+    monkeypatch.setattr(footprint, "start_simulator", lambda *_, **__: None)
+    monkeypatch.setattr(footprint, "make_env", lambda cfg, num_envs, device: Ball(num_envs))
+    assert footprint.count(experiment("env=hover").env, [100, 10, 30]) == BALL
+
+
+def test_an_env_without_a_scene_can_be_estimated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(simulator, "STORED", tmp_path / "nothing.json")
+    simulator.STORED.write_text("[]")
+    monkeypatch.setattr(simulator, "count", lambda *_: BALL)
+    cfg = experiment("experiment=smoke", "env=hover")
+    found = estimate(cfg, Hardware("a card", 40, "8.9", 1))
+    assert found.simulator_bytes == 0
+    assert [row for row in found.rows if row.name == "simulator"] == [Row("simulator", "no scene", 0, "measured")]
+    assert found.device_bytes.low == found.reserved_peak_bytes
+    assert known(cfg).max_num_envs() == 2**31 - 1
 
 
 def test_the_lookup_imports_neither_torch_nor_the_simulator() -> None:

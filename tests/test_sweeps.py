@@ -4,9 +4,13 @@ What a job does to the schedule is tried with small programs in place of train.p
 isolation gives, with train.py itself.
 """
 
+import dataclasses
+import errno
+import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,11 +21,16 @@ from typing import Any
 
 import psutil
 import pytest
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_automatic_config_search_path
+from hydra.core.global_hydra import GlobalHydra
+from rich.console import Console
 
-from ppo_lab import command_line, runs
+from ppo_lab import command_line, invocation, runs
 from ppo_lab.command_line import ExitCode, OverBudgetError
-from ppo_lab.config import ConfigError
+from ppo_lab.config import ConfigError, ExperimentConfig
 from ppo_lab.memory import hardware
+from ppo_lab.stopping import AGAIN_AFTER_S
 from ppo_lab.sweeps import jobs, launcher, places, plan, schedule, table
 from ppo_lab.sweeps.jobs import Job, Sweep
 from ppo_lab.sweeps.places import LocalPlace
@@ -152,16 +161,48 @@ def test_every_combination_is_one_job_with_the_last_word_turning_fastest() -> No
     assert combinations[1] == ("env=hover", "num_envs=512", "algorithm.num_mini_batches=2", "seed=2")
     assert combinations[7] == ("env=hover", "num_envs=1024", "algorithm.num_mini_batches=4", "seed=2")
     assert plan.swept_keys(combinations) == ["num_envs", "algorithm.num_mini_batches", "seed"]
-    assert plan.job_names(combinations, plan.swept_keys(combinations))[7] == "num_envs=1024 num_mini_batches=4 seed=2"
+    assert plan.job_names(combinations)[7] == "num_envs=1024 num_mini_batches=4 seed=2"
 
 
 def test_a_choice_of_files_can_be_swept_too() -> None:
     assert plan.expand(["env=glob(*)"]) == [("env=go2",), ("env=hover",)]
 
 
+def test_a_key_given_twice_keeps_both_words_in_their_order() -> None:
+    words = ["env.obs_scales={ang_vel: 1}", "env.obs_scales={dof_pos: 2}", "seed=1", "seed=3", "num_envs=16,32"]
+    combinations = plan.expand(words)
+    assert combinations == [
+        ("env.obs_scales={ang_vel:1}", "env.obs_scales={dof_pos:2}", "seed=1", "seed=3", "num_envs=16"),
+        ("env.obs_scales={ang_vel:1}", "env.obs_scales={dof_pos:2}", "seed=1", "seed=3", "num_envs=32"),
+    ]
+    assert plan.swept_keys(combinations) == ["num_envs"]
+    assert plan.job_names(combinations) == ["num_envs=16", "num_envs=32"]
+
+
+def test_a_job_of_two_words_for_one_key_is_what_a_single_run_makes_of_them(
+    experiment: Callable[..., ExperimentConfig],
+) -> None:
+    swept = ["env.obs_scales={ang_vel: 1},{ang_vel: 2}", "env.obs_scales={dof_pos: 3}", "seed=1", "seed=4"]
+    jobs_words = plan.expand(swept)
+    assert plan.job_names(jobs_words) == ["obs_scales={ang_vel:1}", "obs_scales={ang_vel:2}"]
+    for words, ang_vel in zip(jobs_words, (1.0, 2.0), strict=True):
+        job = experiment(*words)
+        assert job == experiment(f"env.obs_scales={{ang_vel: {ang_vel}}}", "env.obs_scales={dof_pos: 3}", "seed=4")
+        scales = vars(job.env)["obs_scales"]
+        assert (job.seed, scales.ang_vel, scales.dof_pos) == (4, ang_vel, 3.0)
+
+
+def test_the_swept_keys_are_those_of_the_configuration_without_plus_signs() -> None:
+    assert plan.swept_keys(plan.expand(["++seed=1,2", "+num_envs=16,32"])) == ["seed", "num_envs"]
+
+
+def test_a_deletion_stays_as_it_was_given() -> None:
+    assert plan.expand(["~experiment", "seed=1,2"]) == [("~experiment", "seed=1"), ("~experiment", "seed=2")]
+
+
 def test_keys_that_end_alike_keep_their_whole_name() -> None:
     combinations = plan.expand(["network.actor.hidden_dims=[64],[8,8]", "network.critic.hidden_dims=[64],[8,8]"])
-    names = plan.job_names(combinations, plan.swept_keys(combinations))
+    names = plan.job_names(combinations)
     assert names[1] == "network.actor.hidden_dims=[64] network.critic.hidden_dims=[8,8]"
     folder = plan.folder_name(1, len(combinations), names[1])
     assert folder == "1_network.actor.hidden_dims=,64,network.critic.hidden_dims=,8,8"
@@ -182,6 +223,13 @@ WRONG = {
     "seed=interval(0,1)": "has no end of values",
     "seed=range(0,1000000000)": "more than 10,000 jobs",
     "seed=range(0,0)": "gives no job at all",
+    "seed=range(0,10,0)": r"cannot sweep over .*seed=range\(0,10,0\)",
+    "seed=range(nan,2)": r"cannot sweep over .*seed=range\(nan,2\)",
+    "seed=choice(1,choice(2,3))": "cannot sweep over",
+    "seed=7": r"no key has several values\. Give some, as in: python train\.py -m seed=1,2; or leave out -m",
+    "seed=1,'1'": r"jobs 0 \(seed=1\) and 1 \(seed='1'\) are the same run",
+    "env=choice(nothing)": r"env=nothing: there is no such env",
+    "+env=hover,go2": "env appears more than once",
     "seed=shuffle(1,2)": "jobs run in the order given",
     "--seed=1,2": "unknown option --seed=1,2",
     "resume=outputs/x": r"is for one run\. To go on with a sweep: sweep\.resume=FOLDER",
@@ -202,8 +250,9 @@ def test_a_wrong_word_is_refused_before_anything_is_written(
     word: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny = [other for other in TINY if other.split("=")[0] != word.split("=")[0]]
+    several = [] if "," in word or word == "seed=7" else ["seed=1,2"]
     with pytest.raises(ConfigError, match=message) as refused:
-        plan.prepare(["-m", *tiny, word, f"hydra.sweep.dir={tmp_path / 'sweep'}"])
+        plan.prepare(["-m", *tiny, word, *several, f"hydra.sweep.dir={tmp_path / 'sweep'}"])
     assert "\n" not in str(refused.value)
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().out == ""
@@ -211,7 +260,87 @@ def test_a_wrong_word_is_refused_before_anything_is_written(
 
 def test_one_gpu_of_several_is_not_for_a_sweep_to_name() -> None:
     with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES=1 leaves it this one"):
-        plan.prepare(["-m", "device=cuda:1"])
+        plan.prepare(["-m", "device=cuda:1", "seed=1,2"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["seed=1,2", "seed=3"],
+            r"jobs 0 \(seed=1\) and 1 \(seed=2\) are the same run\. Of a key given twice the last",
+        ),
+        (
+            ["seed=choice(1,2)", "seed=choice(3,4)"],
+            r"jobs 0 \(seed=1 seed=3\) and 2 \(seed=2 seed=3\) are the same run",
+        ),
+        (["env.obs_scales={lin_vel: 1},{lin_vel: 2}", "env.obs_scales.lin_vel=3"], "are the same run"),
+    ],
+)
+def test_a_value_that_a_later_word_replaces_is_refused(words: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan.prepare(["-m", *TINY, *words, f"hydra.sweep.dir={tmp_path / 'sweep'}"])
+    assert list(tmp_path.iterdir()) == []
+
+
+STARTS = [
+    ["env=choice(hover)", "env.yaw_lambda=-5"],
+    ["env=choice('hover')", "env.yaw_lambda=-5"],
+    ["env=glob(h*)", "env.yaw_lambda=-5"],
+    ["env=choice(hover)", "env.yaw_lambda=-5", "seed=range(1,2)", "run_name='a',\"b\""],
+    ["env=hover", "++seed=1,2"],
+    ["env=hover", "~seed", "+seed=1,2"],
+    ["env=hover", "env.obs_scales={rel_pos: 1},{rel_pos: 2}", "experiment=choice(smoke)"],
+]
+"""Words that hold for the job's own configuration alone, or that are given in an unusual form."""
+
+
+@pytest.mark.parametrize("words", STARTS, ids=" ".join)
+def test_what_passes_the_plan_starts(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[Path] = []
+
+    def launch(folder: Path) -> ExitCode:
+        launched.append(folder)
+        return ExitCode.DONE
+
+    monkeypatch.setattr(plan, "_estimate", lambda *_: None)
+    monkeypatch.setattr(launcher, "launch", launch)
+    folder = tmp_path / "sweep"
+    for_hydra = plan.prepare(["-m", "experiment=smoke", "device=cpu", *words, f"hydra.sweep.dir={folder}"])
+    assert for_hydra[0] == "-m"
+    multirun(for_hydra[1:])
+    assert launched == [folder]
+    for job in jobs.read(folder).jobs:
+        cfg = command_line.compose([*job.overrides, f"hydra.run.dir='{folder / job.folder}'"])
+        assert command_line.to_experiment(cfg).env.name == "hover"
+
+
+def multirun(words: list[str]) -> None:
+    """What `hydra.main` does with the words after -m."""
+    path = create_automatic_config_search_path(None, None, str(command_line.CONF))
+    try:
+        Hydra.create_main_hydra2("train", path).multirun("config", lambda _: None, words, with_log_configuration=False)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def test_a_plan_that_cannot_be_written_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: dict[str, Any]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(plan, "_estimate", lambda *_: None)
+    monkeypatch.setattr(jobs, "write_json", full)
+    with pytest.raises(ConfigError, match=r"cannot write to .*sweep: No space left on device; choose another"):
+        plan.prepare(["-m", *TINY, "seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_of_one_job_that_was_begun_earlier_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "_estimate", lambda *_: None)
+    plan.prepare(["-m", *TINY, "seed=choice(1)", f"hydra.sweep.dir={tmp_path / 'sweep'}"])
+    assert plan.prepare(["-m", *TINY, "seed=1", f"sweep.resume={tmp_path / 'sweep'}"])[0] == "-m"
 
 
 @pytest.mark.parametrize(
@@ -238,7 +367,7 @@ def test_the_plan_is_written_down_and_leaves_out_what_will_not_fit(
 ) -> None:
     words = [*TINY, "num_envs=16,4000000", "seed=1,2", "sweep.jobs_per_device=2"]  # 4 million envs: 160 GiB
     for_hydra = plan.prepare(["-m", *words, f"hydra.sweep.dir={tmp_path / 'sweep'}"])
-    assert for_hydra == ["-m", *words, f"hydra.sweep.dir='{tmp_path / 'sweep'}'"]
+    assert for_hydra == ["-m", f"hydra.sweep.dir='{tmp_path / 'sweep'}'"]
     content = json.loads((tmp_path / "sweep" / "jobs.json").read_text())
     assert content["swept"] == ["num_envs", "seed"]
     assert content["settings"]["jobs_per_device"] == 2
@@ -258,8 +387,8 @@ def test_the_plan_is_written_down_and_leaves_out_what_will_not_fit(
     assert plan_line
     share_bytes = int(plan_line[1].replace(",", "")) * hardware.MIB
     assert share_bytes == pytest.approx(hardware.free_bytes("cpu") / 2, rel=0.4), "others here take and give meanwhile"
-    assert re.match(r"  1/2 num_envs=16: needs .*: fits", said[1])
-    assert re.match(r"  2/2 num_envs=4000000: needs .*: does not fit$", said[2])
+    assert re.match(r"  prediction 1 of 2 \| jobs 0, 1 \| num_envs=16 \| needs .*: fits", said[1])
+    assert re.match(r"  prediction 2 of 2 \| jobs 2, 3 \| num_envs=4000000 \| needs .*: does not fit$", said[2])
 
 
 def test_a_sweep_may_stop_where_a_job_will_not_fit(tmp_path: Path) -> None:
@@ -280,7 +409,7 @@ def test_what_the_simulator_cannot_build_is_left_out_however_much_memory_there_i
 
 
 def test_or_try_it_all_the_same(tmp_path: Path) -> None:
-    words = [*TINY, "num_envs=4000000", "sweep.over_budget=run"]
+    words = [*TINY, "num_envs=choice(4000000)", "sweep.over_budget=run"]
     plan.prepare(["-m", *words, f"hydra.sweep.dir={tmp_path / 'planned'}"])
     assert [(job.status, job.folder) for job in jobs.read(tmp_path / "planned").jobs] == [("planned", "0")]
     sweep = sweep_of(tmp_path / "sweep", "succeed", over_budget="run")
@@ -346,7 +475,7 @@ def test_one_bad_job_stops_no_other_and_each_says_what_became_of_it(
     assert sweep.log(ended[1]).read_text() == "error: it broke\n"
     said = capsys.readouterr().out
     assert "missing: 4 of 6 jobs" in said
-    assert f"to run what is missing: python train.py -m do=... sweep.resume={sweep.folder}" in said
+    assert f"to run what is missing: {invocation.train('-m', 'do=...', f'sweep.resume={sweep.folder}')}\n" in said
 
 
 def test_a_sweep_is_done_when_all_is_completed_or_was_left_out_as_planned(tmp_path: Path) -> None:
@@ -390,15 +519,18 @@ def test_jobs_json_is_whole_at_every_moment(tmp_path: Path) -> None:
         (signal.SIGINT, "SIGINT", ExitCode.INTERRUPTED),
         (signal.SIGTERM, "SIGTERM", ExitCode.REQUEUE),
         (signal.SIGUSR1, "SIGTERM", ExitCode.REQUEUE),
+        (signal.SIGHUP, "SIGTERM", 129),
     ],
 )
 def test_a_signal_lets_running_jobs_end_well_and_leaves_no_process(
-    tmp_path: Path, sent: signal.Signals, told: str, exit_code: ExitCode
+    tmp_path: Path, sent: signal.Signals, told: str, exit_code: int
 ) -> None:
     sweep = sweep_of(tmp_path / "sweep", "succeed", "wait", "wait", "succeed")
     process = start(sweep, count=2)
     wait_for(lambda: len(list(sweep.folder.glob("*/waits"))) == 2, process)
     process.send_signal(sent)
+    if sent == signal.SIGHUP:
+        process.send_signal(sent)  # a shell passes on what the terminal has sent already
     said, _ = process.communicate(timeout=60)
     assert process.returncode == exit_code, said
     assert "Traceback" not in said
@@ -420,6 +552,7 @@ def test_a_second_ctrl_c_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     wait_for(waits.exists, process)
     process.send_signal(signal.SIGINT)
     wait_for(lambda: "told" in waits.read_text(), process)
+    time.sleep(AGAIN_AFTER_S)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == ExitCode.INTERRUPTED
@@ -457,6 +590,36 @@ def test_jobs_end_with_a_sweep_that_was_killed_and_go_on_where_it_is_resumed(tmp
     assert statuses(sweep) == ["completed"] * 4
 
 
+def received(tmp_path: Path, *signals: signal.Signals) -> tuple[signal.Signals | None, list[str]]:
+    """What a sweep of one waiting job says that stopped it when it receives `signals`, and how the job ended."""
+    sweep = sweep_of(tmp_path / "sweep", "wait")
+    to_send = [*signals]
+
+    def look() -> None:
+        if (sweep.run_folder(sweep.jobs[0]) / "waits").exists():
+            while to_send:
+                signal.raise_signal(to_send.pop(0))
+
+    return schedule.run(sweep, tiny_places(), look), statuses(sweep)
+
+
+def test_a_hangup_that_follows_another_signal_is_not_a_second_request(tmp_path: Path) -> None:
+    """systemd sends SIGHUP after SIGTERM, and shells send it twice."""
+    ended = received(tmp_path, signal.SIGTERM, signal.SIGHUP, signal.SIGHUP)
+    assert ended == (signal.SIGTERM, ["interrupted"])
+
+
+def test_a_hangup_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
+    """As nohup leaves it; the SIGTERM ends the test."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        ended = received(tmp_path, signal.SIGHUP, signal.SIGTERM)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert ended == (signal.SIGTERM, ["interrupted"])
+
+
 def test_what_a_job_left_before_it_was_a_run_is_moved_aside(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path / "sweep", "die_early")
     folder = sweep.run_folder(sweep.jobs[0])
@@ -469,20 +632,76 @@ def test_what_a_job_left_before_it_was_a_run_is_moved_aside(tmp_path: Path) -> N
         sweep.update(sweep.jobs[0], status="planned")
 
 
+def test_a_job_that_was_completed_after_the_plan_is_not_started(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path / "sweep", "fail", "succeed")
+    complete(sweep.run_folder(sweep.jobs[0]))
+    assert launcher.run(sweep, tiny_places()) == ExitCode.DONE
+    assert [(job.status, job.exit_code, job.message) for job in jobs.read(sweep.folder).jobs] == [
+        ("completed", 0, None)
+    ] * 2
+    assert not sweep.log(sweep.jobs[0]).exists()
+
+
+@pytest.mark.parametrize("ends", ["completed", "killed"])
+def test_a_job_whose_folder_is_in_use_waits_while_others_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ends: str
+) -> None:
+    sweep = sweep_of(tmp_path / "sweep", "succeed", "succeed")
+    folder = sweep.run_folder(sweep.jobs[0])
+    folder.mkdir()
+    (folder / "config.yaml").touch()
+    held = runs.take(folder)
+    seen: set[tuple[str, str | None]] = set()
+
+    def look() -> None:
+        board.show()
+        seen.add((statuses(sweep)[0], jobs.read(sweep.folder).jobs[0].message))
+        if statuses(sweep)[1] == "completed":
+            if ends == "completed":
+                complete(folder)
+            held.close()
+
+    with table.Board(sweep, places=1) as board:
+        schedule.run(sweep, tiny_places(), look)
+    waits = f"waits for process {os.getpid()}, which trains in its folder"
+    assert ("planned", waits) in seen
+    assert ("planned", None) not in seen
+    assert capsys.readouterr().out.count(waits) == 1
+    assert statuses(sweep) == ["completed"] * 2
+    assert jobs.read(sweep.folder).jobs[0].message is None
+    assert (folder / "words").exists() == (ends == "killed"), "what another process completed is not run again"
+
+
+def test_a_sweep_that_is_stopped_waits_for_no_folder(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path / "sweep", "succeed")
+    folder = sweep.run_folder(sweep.jobs[0])
+    folder.mkdir()
+    with runs.take(folder):
+        assert schedule.run(sweep, tiny_places(), lambda: os.kill(os.getpid(), signal.SIGTERM)) == signal.SIGTERM
+    assert statuses(sweep) == ["planned"]
+
+
+def complete(folder: Path) -> None:
+    """Leaves what a run that came to its end leaves."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").touch()
+    (folder / "summary.json").write_text('{"status": "completed"}')
+
+
 # resume
 
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A sweep's folder, and the words that it came from."""
-    folder = tmp_path_factory.mktemp("sweeps") / "sweep"
+    folder = tmp_path_factory.mktemp("sweeps") / "it's a=1, of größeren"
     words = ["-m", *TINY, "num_envs=16", "seed=1,2,3,4,5,6"]
     plan.prepare([*words, f"hydra.sweep.dir={folder}"])
     return folder, words
 
 
 def test_resume_plans_what_is_missing_and_keeps_what_is_done(planned: tuple[Path, list[str]]) -> None:
-    folder, words = planned
+    folder, _ = planned
     sweep = jobs.read(folder)
     sweep.update(sweep.jobs[0], status="completed", exit_code=0, device="cpu", wall_s=12.0)
     sweep.update(sweep.jobs[1], status="interrupted", exit_code=130, wall_s=5.0, started="then", message="stopped")
@@ -492,8 +711,9 @@ def test_resume_plans_what_is_missing_and_keeps_what_is_done(planned: tuple[Path
     over = sweep.run_folder(sweep.jobs[4])
     over.mkdir()
     (over / "summary.json").write_text('{"status": "completed"}')
-    for_hydra = plan.prepare([*words, f"sweep.resume={folder}", "sweep.jobs_per_device=2"])
-    assert for_hydra[-1] == f"hydra.sweep.dir='{folder}'"
+    printed = launcher._how_to_go_on(sweep).partition("train.py ")[2]
+    for_hydra = plan.prepare([*shlex.split(printed), "sweep.jobs_per_device=2"])
+    assert command_line.parse(for_hydra[-1]).value() == str(folder)
     again = jobs.read(folder)
     assert [job.status for job in again.jobs] == ["completed", "planned", "planned", "planned", "completed", "planned"]
     assert again.jobs[0] == sweep.jobs[0]
@@ -593,6 +813,88 @@ def test_time_left_goes_by_transitions_and_adds_a_start_for_each_job_to_come() -
     assert table.left_s(three, {}, {1: 5.0}, 1) is None
     assert table.left_s(three, progress, {1: 18.0}, 1) == pytest.approx(82)
     assert table.left_s(three, progress, {1: 18.0}, 2) == pytest.approx(70)
+
+
+def board_of(
+    folder: Path, width: int, height: int = 24, name: str = "num_envs=512 seed=1", count: int = 1
+) -> table.Board:
+    """Of `count` running jobs that have done 2 of 100 iterations of 2 s, on a terminal of that size."""
+    running = [
+        Job(n, name, str(n), (), 100, 100, predicted_bytes=2**30, status="running", device="cpu") for n in range(count)
+    ]
+    sweep = Sweep(folder, "", "", [], "cpu", {}, running)
+    for job in running:
+        metrics(sweep.run_folder(job), 2, **{"Train/mean_reward": -1234.5, "Memory/host_peak_rss_mib": 1790.0})
+    console = Console(width=width, height=height, force_terminal=True, color_system=None, file=io.StringIO())
+    return table.Board(sweep, places=1, console=console)
+
+
+def shown_by(board: table.Board) -> list[str]:
+    with board.console.capture() as capture:
+        board.console.print(board.view())
+    return [line.rstrip() for line in capture.get().splitlines()]
+
+
+FIGURES = {"iteration": "2/100", "left": "0:03:16", "reward": "-1234.50", "measured": "1,790", "predicted": ">= 1,024"}
+"""98 iterations of 2 s are left."""
+
+
+@pytest.mark.parametrize(
+    ("width", "name", "lost"),
+    [
+        (160, "num_envs=512 num_mini_batches=4 seed=1", set()),
+        (80, "seed=1", set()),
+        (80, "num_envs=512 num_mini_batches=16 learning_rate=0.0003 seed=1", set()),
+        (70, "num_envs=512 num_mini_batches=16 learning_rate=0.0003 seed=1", {"predicted"}),
+        (60, "num_envs=512 num_mini_batches=16 learning_rate=0.0003 seed=1", {"predicted", "measured"}),
+        (50, "network.actor.hidden_dims=[512,256,128] seed=1", {"predicted", "measured", "reward"}),
+    ],
+)
+def test_where_the_terminal_is_narrow_memory_and_reward_give_way(
+    tmp_path: Path, width: int, name: str, lost: set[str]
+) -> None:
+    lines = shown_by(board_of(tmp_path, width, name=name))
+    text = "\n".join(lines)
+    assert max(map(len, lines)) <= width
+    assert "running" in text
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    assert {figure for figure, value in FIGURES.items() if value not in text} == lost
+    assert {figure for figure in FIGURES if figure not in text} == lost, "nor their heads"
+    names = "".join(line.split("  ")[0].rstrip() for line in lines[:-1])
+    assert all(word in names for word in name.split()), "the name goes on in the next line"
+
+
+@pytest.mark.parametrize("height", [10, 24])
+def test_what_is_shown_is_no_higher_than_the_terminal(tmp_path: Path, height: int) -> None:
+    lines = shown_by(board_of(tmp_path, 60, height, "network.actor.hidden_dims=[512,256,128] num_mini_batches=4", 40))
+    assert len(lines) < height
+    assert lines[-2].startswith("0 of 40 jobs over | left ")
+    assert lines[-1] == "rates so far"
+
+
+def test_in_a_file_the_table_at_the_end_has_every_column(tmp_path: Path) -> None:
+    there = board_of(
+        tmp_path, 80, name="num_envs=512 num_mini_batches=16 learning_rate=0.0003 entropy_coef=0.003 seed=1"
+    )
+    there.console = Console(file=io.StringIO(), width=80)
+    there.print_table()
+    text = there.console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(value in text for value in FIGURES.values())
+
+
+def test_a_line_begins_with_the_job_its_state_its_iteration_and_the_time_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = board_of(tmp_path, 80)
+    (job,) = there.sweep.jobs
+    assert there.line(job) == (
+        "job 0 running | iteration 2/100 | left 0:03:16 | num_envs=512 seed=1 | reward -1234.50 | measured MiB 1,790 | "
+        "predicted MiB >= 1,024 | on cpu"
+    )
+    failed = dataclasses.replace(job, status="failed", message="it broke", predicted_bytes=None)
+    assert there.line(failed) == (
+        "job 0 failed | iteration 2/100 | num_envs=512 seed=1 | it broke | reward -1234.50 | measured MiB 1,790"
+    )
 
 
 def test_the_launcher_is_found_by_hydra_and_is_the_one_for_sweeps() -> None:

@@ -6,6 +6,7 @@ import gc
 import random
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Any, cast
 
 import pytest
@@ -18,6 +19,8 @@ from ppo_lab.learning.checkpoint import NoCheckpoints
 from ppo_lab.learning.runner import Runner
 from ppo_lab.memory import tracer
 from ppo_lab.memory.allocator import cublas_workspace_bytes, replay
+from ppo_lab.memory.estimate import estimate
+from ppo_lab.memory.hardware import Hardware
 from ppo_lab.memory.monitor import MIB, MemoryMonitor
 from ppo_lab.memory.simulator import simulator_memory
 from ppo_lab.memory.trace import (
@@ -98,6 +101,9 @@ def test_a_random_learner_holds_on_real_tensors_what_the_trace_says_to_the_byte(
         "update_peak": found.update_peak_bytes,
         "resident": found.resident_bytes,
     }
+    with suppress(ConfigError):  # softplus in mixed precision has no closed form
+        untraced = estimate(cfg, Hardware("a CPU", 1024, "cpu", 0), with_trace=False)
+        assert untraced.least_learner_bytes <= found.update_peak_bytes, "a lower bound"
 
 
 def test_go2_at_its_peaks_holds_what_one_counts_by_hand() -> None:

@@ -42,7 +42,7 @@ def count(cfg: EnvConfig, sizes: list[int]) -> dict[str, Any]:
     step_peak_bytes: the most alive within `env.step` beyond env_bytes, what it returns included.
     step_returned_bytes: what `env.step` returns beyond env_bytes.
 
-    The actions belong to the caller and are not counted.
+    The actions belong to the caller and are not counted. An env without a scene has no simulator: its bytes are 0.
     """
     by_size: defaultdict[str, list[Any]] = defaultdict(list)
     with LiveTensors(CPU) as live:
@@ -64,15 +64,24 @@ def count(cfg: EnvConfig, sizes: list[int]) -> dict[str, Any]:
             by_size["step_peak_bytes"].append(live.peak_bytes - resident_bytes)
             by_size["step_returned_bytes"].append(live.current_bytes - resident_bytes)
 
-            solver = env._scene.rigid_solver
-            by_kind = _bytes_by_kind(env._scene._sim.data(frozenset(DataKind)))
-            scratch = gpu_scratch(solver)
+            by_kind, difference_bytes, once = _in_the_simulator(getattr(env, "_scene", None))
             by_size["simulator_bytes"].append(by_kind)
-            by_size["gpu_simulator_bytes"].append(sum(by_kind.values()) + scratch.pop("difference_bytes"))
-            once = {**scratch, "len_constraints": solver.constraint_solver.len_constraints, "n_dofs": solver.n_dofs}
-            del env, actions, returned, solver
+            by_size["gpu_simulator_bytes"].append(sum(by_kind.values()) + difference_bytes)
+            del env, actions, returned
             gc.collect()
     return {"num_envs": sizes, **by_size, **once}
+
+
+def _in_the_simulator(scene: Any) -> tuple[dict[str, int], int, dict[str, int]]:
+    """Of a gs.Scene, or None where the env has none: bytes by kind, how many more on a GPU, and what is told once."""
+    by_kind = _bytes_by_kind(scene._sim.data(frozenset(DataKind))) if scene else {}
+    if not scene or not scene.rigid_solver.is_active:
+        return by_kind, 0, dict.fromkeys(("gpu_thread_bytes", "gpu_core_bytes", "len_constraints", "n_dofs"), 0)
+    solver = scene.rigid_solver
+    scratch = gpu_scratch(solver)
+    difference_bytes = scratch.pop("difference_bytes")
+    rows = {"len_constraints": solver.constraint_solver.len_constraints, "n_dofs": solver.n_dofs}
+    return by_kind, difference_bytes, scratch | rows
 
 
 def gpu_scratch(solver: Any) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from statistics import median_low
 from typing import Literal
@@ -10,7 +11,7 @@ from ppo_lab.config import ConfigError, ExperimentConfig
 from ppo_lab.memory import allocator, closed_form, simulator
 from ppo_lab.memory.calibration import measured_overheads
 from ppo_lab.memory.closed_form import total_bytes
-from ppo_lab.memory.hardware import Hardware
+from ppo_lab.memory.hardware import MIB, Hardware
 from ppo_lab.memory.simulator import SimulatorMemory
 from ppo_lab.memory.trace import Trace, trace
 
@@ -20,6 +21,9 @@ Known = Literal["exact", "traced", "simulated", "measured", "derived", "calibrat
 measured: counted in the simulator on a CPU. derived: from the simulator's own formulas for a GPU, not yet confirmed on
 one. calibrated: from finished runs on such a device. unknown: nobody has measured it.
 """
+
+Verdict = Literal["fits", "fits as far as is known", "does not fit"]
+FITS: dict[Verdict, bool | None] = {"fits": True, "fits as far as is known": None, "does not fit": False}
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The prediction for one experiment on one device. Fields without a trace are None."""
+    """The prediction for one experiment on one device. Fields that need a trace are None without one."""
 
     transitions: int
     mini_batch_size: int
@@ -72,12 +76,17 @@ class Estimate:
     reserved_peak_bytes: int | None
     """None on a CPU, whose allocator reserves nothing."""
     simulator_bytes: int | None
-    device_bytes: Span | None
-    """The whole run on the device."""
+    device_bytes: Span
+    """The whole run on the device. Without a trace or a count of the simulator, `low` is what is known all the same."""
     hardware: Hardware
     fits: bool | None
     """By `high`; where `high` is unknown, False if even `low` is too much, or else None."""
     trace: Trace | None
+
+    @property
+    def least_learner_bytes(self) -> int:
+        """The part of `device_bytes.low` that is torch's, where there is no trace."""
+        return self.device_bytes.low - (self.simulator_bytes or 0)
 
 
 def estimate(
@@ -88,9 +97,10 @@ def estimate(
     Args:
         cfg: a checked experiment.
         hardware: a card; or a CPU, where the host's memory is meant.
-        with_trace: takes seconds. Without, everything that needs a trace is None.
+        with_trace: takes seconds. Without, everything that needs a trace is None, and `device_bytes.low` is the sum of
+            what the update holds at once by the closed forms.
         count_new_envs: build an env whose simulator was never counted, to count it, which takes a minute or more.
-            Without, what the simulator holds is None for it.
+            Without, what the simulator holds is None for it, and is not in `device_bytes.low`.
 
     Raises:
         ConfigError: a setting that cannot be traced, or an allocator setting that cannot be simulated; more envs than
@@ -120,8 +130,11 @@ def estimate(
 
     found = trace(cfg, "cuda" if hardware.is_gpu else "cpu") if with_trace else None
     allocated = reserved = None
-    device = None
-    if found:
+    overheads: tuple[int, ...] = ()
+    if not found:
+        learner = rollout + total_bytes(parameters) + gradients + optimizer + activations
+        learner += counted.env_bytes(cfg.num_envs) if counted else 0
+    else:
         rows += _traced_rows(cfg, found)
         allocated = max(found.rollout_peak_bytes, found.update_peak_bytes)
         if hardware.is_gpu:
@@ -134,13 +147,14 @@ def estimate(
             allocated, reserved = replayed.allocated_peak_bytes, replayed.reserved_peak_bytes
             rows.append(Row("allocated by torch", "blocks, cuBLAS workspaces included", allocated, "simulated"))
             rows.append(Row("reserved by torch", "segments that hold the blocks", reserved, "simulated"))
+        learner = reserved or allocated
         if simulator_bytes is not None:
-            known_bytes = (reserved or allocated) + simulator_bytes
-            device = whole_device(known_bytes, measured_overheads(hardware.name))
-            known: Known = "unknown" if device.high is None else "calibrated"
-            overhead = None if device.likely is None else device.likely - known_bytes
-            what = "CUDA context, kernels" if hardware.is_gpu else "Python, torch, the simulator's code"
-            rows.append(Row("overhead", what, overhead, known))
+            overheads = measured_overheads(hardware.name)
+    known_bytes = learner + (simulator_bytes or 0)
+    device = whole_device(known_bytes, overheads)
+    what = "CUDA context, kernels" if hardware.is_gpu else "Python, torch, the simulator's code"
+    overhead = None if device.likely is None else device.likely - known_bytes
+    rows.append(Row("overhead", what, overhead, "unknown" if overhead is None else "calibrated"))
     return Estimate(
         transitions=cfg.transitions,
         mini_batch_size=cfg.mini_batch_size,
@@ -159,7 +173,7 @@ def estimate(
         simulator_bytes=simulator_bytes,
         device_bytes=device,
         hardware=hardware,
-        fits=None if device is None else fits(device, hardware.memory_bytes),
+        fits=FITS[verdict(device, hardware.memory_bytes)],
         trace=found,
     )
 
@@ -171,23 +185,35 @@ def whole_device(known_bytes: int, overheads: tuple[int, ...]) -> Span:
     return Span(known_bytes + min(overheads), known_bytes + median_low(overheads), known_bytes + max(overheads))
 
 
-def fits(device: Span, memory_bytes: int) -> bool | None:
-    """Whether it fits for sure; None where that is not known."""
-    if device.high is not None:
-        return device.high <= memory_bytes
-    return False if device.low > memory_bytes else None
+def verdict(needs: Span, available_bytes: int) -> Verdict:
+    """Whether a run fits: by the high figure or, where that is unknown, by the low one."""
+    if needs.needed > available_bytes:
+        return "does not fit"
+    return "fits as far as is known" if needs.high is None else "fits"
+
+
+def need(needs: Span, available_bytes: int) -> str:
+    """What a run needs beside what there is: "needs at least 215 MiB of 23,163 MiB"."""
+    need_mib, available_mib = needs.needed / MIB, available_bytes / MIB
+    if needs.needed > available_bytes:  # or both might be the same rounded number
+        need_mib, available_mib = math.ceil(need_mib), math.floor(available_mib)
+    return f"needs {'at least' if needs.high is None else 'up to'} {need_mib:,.0f} MiB of {available_mib:,.0f} MiB"
 
 
 def _env_rows(cfg: ExperimentConfig, hardware: Hardware, counted: SimulatorMemory | None) -> list[Row]:
     if counted is None:
         return [Row("simulator", "never counted for these settings", None, "unknown")]
     n = cfg.num_envs
-    if hardware.is_gpu:
+    size = counted.bytes(n, hardware.cores)
+    known: Known = "derived" if hardware.is_gpu and size else "measured"
+    if size == 0:
+        formula = "no scene"
+    elif hardware.is_gpu:
         formula = f"{counted.gpu_constant_bytes:,} + {n:,} envs x {counted.gpu_per_env_bytes:,} + threads"
     else:
         formula = f"{counted.constant_bytes:,} + {n:,} envs x {counted.per_env_bytes:,}"
     return [
-        Row("simulator", formula, counted.bytes(n, hardware.cores), "derived" if hardware.is_gpu else "measured"),
+        Row("simulator", formula, size, known),
         Row(
             "env's own tensors",
             f"{counted.env_constant_bytes:,} + {n:,} envs x {counted.env_per_env_bytes:,}",

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.memory.closed_form import formulas
-from ppo_lab.memory.estimate import Estimate, Known
+from ppo_lab.memory.estimate import Estimate, Known, need, verdict
 from ppo_lab.memory.fit import Fit
 from ppo_lab.memory.hardware import MIB, Hardware
 from ppo_lab.memory.measured import Comparison
@@ -35,25 +35,30 @@ LEGEND: dict[Known, str] = {
 
 def table(estimate: Estimate) -> RenderableType:
     """The components, what they come to on the device, and whether that fits. For 100 columns."""
-    return Group(_components(estimate), _on_device(estimate), _verdict_line(estimate), _legend(estimate))
+    return Group(_components(estimate), _on_device(estimate), _conclusion(estimate), _legend(estimate))
 
 
-def verdict(estimate: Estimate) -> str:
-    """Whether it fits and why, in one sentence."""
-    has = f"{estimate.hardware.name} has {_mib(estimate.hardware.memory_bytes)} MiB"
-    needs = estimate.device_bytes
-    if estimate.fits:
-        assert needs
-        return f"fits: it needs at most {_mib(needs.high)} MiB, and {has}."
-    if estimate.fits is False:
-        assert needs
-        too_much = (
-            f"at least {_mib(needs.low)}" if needs.low > estimate.hardware.memory_bytes else f"up to {_mib(needs.high)}"
+def conclusion(estimate: Estimate) -> str:
+    """Whether it fits, in one sentence."""
+    needs, hardware = estimate.device_bytes, estimate.hardware
+    fits = verdict(needs, hardware.memory_bytes)
+    return f"The run {need(needs, hardware.memory_bytes)} on {hardware.name}: {fits}."
+
+
+def unknowns(estimate: Estimate) -> list[str]:
+    """What is not known of the whole device, and for each how to make it known."""
+    hardware = estimate.hardware
+    found = []
+    if estimate.trace is None:
+        found.append("beyond the closed forms, what the learner takes: without trace=false, estimate.py traces it.")
+    if estimate.simulator_bytes is None:
+        found.append(
+            "the simulator, never counted for these settings: without trace=false, estimate.py counts it once."
         )
-        return f"does not fit: it needs {too_much} MiB, and {has}."
-    unknown = ", ".join(row.name for row in estimate.rows if row.bytes is None) or "its upper bound"
-    at_least = f"it needs at least {_mib(needs.low)} MiB, and {has}; " if needs else f"{has}; "
-    return f"not known to fit: {at_least}{UNKNOWN}: {unknown}."
+    if estimate.device_bytes.high is None:
+        what = "the CUDA context and kernels" if hardware.is_gpu else "Python, torch and the simulator's code"
+        found.append(f"{what}: a finished run on {hardware.name} tells, by estimate.py run=FOLDER.")
+    return found
 
 
 def explanation(cfg: ExperimentConfig) -> RenderableType:
@@ -72,8 +77,9 @@ def fits_table(card: Hardware, fits: Sequence[Fit], overhead_known: bool) -> Ren
     """The largest runs that a card holds, and what stops the next."""
     title = f"The largest that {escape(card.name)} holds"
     rows = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for name in ("num_envs", "mini-batches", "needs MiB", f"of {_mib(card.memory_bytes)}", "the next", "needs MiB"):
-        rows.add_column(name, justify="right")
+    of_card = f"of\n{_mib(card.memory_bytes)}"
+    for name in ("num_envs", "mini-\nbatches", "needs\nMiB", of_card, "the next", "needs\nMiB"):
+        rows.add_column(name, justify="right", no_wrap=True)
     rows.add_column("and is stopped by")
     for fit in fits:
         following = "none" if fit.next_num_envs is None else f"{fit.next_num_envs:,} x {fit.next_num_mini_batches:,}"
@@ -121,7 +127,7 @@ def as_json(estimate: Estimate) -> dict[str, Any]:
     fields = {name: value for name, value in vars(estimate).items() if name not in ("rows", "hardware", "trace")}
     hardware, trace = estimate.hardware, estimate.trace
     return fields | {
-        "device_bytes": estimate.device_bytes and asdict(estimate.device_bytes),
+        "device_bytes": asdict(estimate.device_bytes),
         "hardware": {
             "name": hardware.name,
             "memory_bytes": hardware.memory_bytes,
@@ -156,31 +162,34 @@ def _on_device(estimate: Estimate) -> Table:
     for name in ("low", "likely", "high", f"of its {_mib(hardware.memory_bytes)} MiB"):
         figures.add_column(name, justify="right", no_wrap=True)
 
-    def share(size: int | None, prefix: str = "") -> str:
-        return UNKNOWN if size is None else f"{prefix}{size / hardware.memory_bytes:.1%}"
+    def row(name: str, size: int | None, is_least: bool = False) -> None:
+        share = UNKNOWN if size is None else f"{'at least ' if is_least else ''}{size / hardware.memory_bytes:.1%}"
+        figures.add_row(name, *((_mib(size), "") if is_least else ("", _mib(size))), "", share)
 
-    single = {"allocated": estimate.allocated_peak_bytes}
+    is_least = estimate.trace is None
+    row("allocated", estimate.least_learner_bytes if is_least else estimate.allocated_peak_bytes, is_least)
     if hardware.is_gpu:
-        single["reserved"] = estimate.reserved_peak_bytes
-    single["simulator"] = estimate.simulator_bytes
-    for name, size in single.items():
-        figures.add_row(name, "", _mib(size), "", share(size))
+        row("reserved", estimate.least_learner_bytes if is_least else estimate.reserved_peak_bytes, is_least)
+    row("simulator", estimate.simulator_bytes)
     whole = estimate.device_bytes
-    low, likely, high = (whole.low, whole.likely, whole.high) if whole else (None, None, None)
-    of_card = share(low, "at least ") if high is None else share(high, "up to ")
-    figures.add_row("whole device", _mib(low), _mib(likely), _mib(high), of_card, style="bold")
+    prefix = "at least " if whole.high is None else "up to "
+    of_card = f"{prefix}{whole.needed / hardware.memory_bytes:.1%}"
+    figures.add_row("whole device", _mib(whole.low), _mib(whole.likely), _mib(whole.high), of_card, style="bold")
     return figures
 
 
-def _verdict_line(estimate: Estimate) -> RenderableType:
-    style = {True: "bold green", False: "bold red", None: "bold yellow"}[estimate.fits]
-    return Text(verdict(estimate)[0].upper() + verdict(estimate)[1:], style=style)
+def _conclusion(estimate: Estimate) -> RenderableType:
+    style = {True: "bold green", False: "bold red", None: "bold"}[estimate.fits]
+    lines: list[RenderableType] = [Text(conclusion(estimate), style=style)]
+    if estimate.fits is None:
+        lines += [Text("Not known:"), *(Padding(Text(one), (0, 0, 0, 2)) for one in unknowns(estimate))]
+    return Group(*lines)
 
 
 def _legend(estimate: Estimate) -> RenderableType:
     words = Table(box=None, show_header=False, pad_edge=False)
     used = {row.known for row in estimate.rows}
-    if not estimate.device_bytes or estimate.device_bytes.high is None:
+    if estimate.device_bytes.high is None:
         used.add("unknown")
     for known, meaning in LEGEND.items():
         if known in used:

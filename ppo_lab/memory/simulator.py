@@ -77,7 +77,7 @@ class SimulatorMemory:
     misfit_bytes: int
     """The largest distance of a count from its line; 0 where the counts are exactly straight."""
     len_constraints: int
-    """Rows that the constraint solver keeps for each env."""
+    """Rows that the constraint solver keeps for each env; 0 where nothing is simulated."""
     n_dofs: int
     known: str
     """How the figures are known."""
@@ -104,7 +104,7 @@ class SimulatorMemory:
 
     def max_num_envs(self) -> int:
         """The most envs that Genesis builds: its constraint Jacobian may have 2^31 - 1 elements."""
-        return INT32_MAX // (self.len_constraints * self.n_dofs)
+        return INT32_MAX // max(1, self.len_constraints * self.n_dofs)
 
 
 def simulator_memory(cfg: ExperimentConfig) -> SimulatorMemory | None:

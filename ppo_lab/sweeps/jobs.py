@@ -50,6 +50,11 @@ class Job:
         return self.status == "over_budget" and self.exit_code is None
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether it cannot start yet, for the reason that `message` gives."""
+        return self.status == "planned" and self.message is not None
+
+    @property
     def is_missing(self) -> bool:
         """Whether it would have to run for the sweep to be whole."""
         return self.status != "completed" and not self.was_skipped

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import shlex
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-import rich
-
-from ppo_lab import runs
-from ppo_lab.command_line import ExitCode, RunFailedError
+from ppo_lab import invocation, runs
+from ppo_lab.command_line import STOPS, ExitCode, RunFailedError
+from ppo_lab.files import shown
 from ppo_lab.sweeps import jobs, schedule
 from ppo_lab.sweeps.jobs import Sweep
 from ppo_lab.sweeps.places import Place, local_places
@@ -41,7 +39,7 @@ def run(sweep: Sweep, places: Sequence[Place]) -> ExitCode:
             stopped_by = schedule.run(sweep, places, board.show)
     except OSError as error:
         raise RunFailedError(f"the sweep stopped: {error}. {_how_to_go_on(sweep)}") from error
-    rich.print(board.table())
+    board.print_table()
     report = _write_report(sweep.folder)
     if report:
         say(f"report: {report}")
@@ -51,16 +49,17 @@ def run(sweep: Sweep, places: Sequence[Place]) -> ExitCode:
         return ExitCode.DONE
     say(f"missing: {len(missing)} of {len(sweep.jobs)} jobs")
     for job in missing:
-        why = f": {job.message}; see {sweep.log(job)}" if job.message else ""
+        why = f": {job.message}" if job.message else ""
+        if job.message and sweep.log(job).exists():
+            why += f"; see {sweep.log(job)}"
         say(f"  {job.folder} {job.status.replace('_', ' ')}{why}")
     say(_how_to_go_on(sweep))
-    if stopped_by is None:
-        return ExitCode.FAILED
-    return ExitCode.INTERRUPTED if stopped_by == signal.SIGINT else ExitCode.REQUEUE
+    return STOPS[stopped_by] if stopped_by else ExitCode.FAILED
 
 
 def _how_to_go_on(sweep: Sweep) -> str:
-    return f"to run what is missing: {sweep.command} {shlex.quote(f'sweep.resume={sweep.folder}')}"
+    words = shlex.split(sweep.command)[2:]  # after python train.py
+    return f"to run what is missing: {invocation.train(*words, f'sweep.resume={shown(sweep.folder)}')}"
 
 
 def _write_report(folder: Path) -> Path | None:
@@ -70,5 +69,5 @@ def _write_report(folder: Path) -> Path | None:
 
         return report.write(folder)
     except Exception as error:
-        say(f"no report: {error}; python -m ppo_lab.report {folder} tries again")
+        say(f"no report: {error}; {invocation.module('report', str(folder))} tries again")
         return None

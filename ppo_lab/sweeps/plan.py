@@ -7,24 +7,23 @@ import itertools
 import math
 import re
 import shlex
+import shutil
 from collections import Counter
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
 import hydra
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from ppo_lab import command_line, config, preflight, runs
 from ppo_lab.command_line import SWEEP_DIR, OverBudgetError, quoted
 from ppo_lab.config import ConfigError, ExperimentConfig, SweepConfig, setting
 from ppo_lab.memory import hardware
-from ppo_lab.memory.estimate import estimate
+from ppo_lab.memory.estimate import Span, estimate, need, verdict
 from ppo_lab.memory.hardware import MIB
 from ppo_lab.memory.simulator import too_many_envs
 from ppo_lab.sweeps import jobs as records
@@ -34,6 +33,8 @@ from ppo_lab.telemetry.console import say
 
 MAX_JOBS = 10_000
 FOLDER_NAME_LENGTH = 120
+MOST_NUMBERS = 6
+"""Of jobs, in one line of the plan."""
 
 
 @dataclass
@@ -46,10 +47,12 @@ class _Words:
 def prepare(argv: list[str]) -> list[str]:
     """Checks the words `argv` (without the program's name), plans the sweep and makes its folder, or finds it again.
 
-    Returns the words for Hydra, the folder among them. Nothing is left on disk when it raises.
+    Returns the words for Hydra: the folder alone, whose jobs.json holds the rest. Nothing is left on disk when it
+    raises.
 
     Raises:
-        ConfigError: some job's words do not make an experiment, or `sweep.resume` is not of this very sweep.
+        ConfigError: no key has several values, a job's words do not make an experiment, two jobs are the same run, or
+            `sweep.resume` is not of this very sweep.
         MachineError: the machine cannot run it.
         OverBudgetError: a job is predicted not to fit, and sweep.over_budget=stop.
     """
@@ -58,11 +61,20 @@ def prepare(argv: list[str]) -> list[str]:
         command_line.check_question(words)
         return words
     preflight.check_single_process()
+    words = command_line.words_of(words)
     theirs, ours = _split(words)
     combinations = expand(theirs)
     experiments = _experiments(combinations)
     cfg = command_line.compose([*combinations[0], *ours])
     settings = _settings(cfg)
+    if settings.resume is None and not any(
+        command_line.parse(word, several=True).is_sweep_override() for word in theirs
+    ):
+        raise ConfigError(
+            "-m asks for a sweep, and no key has several values. Give some, as in: python train.py -m seed=1,2; "
+            "or leave out -m to train once."
+        )
+    _refuse_equal(experiments, job_names(combinations))
     device = _device(experiments)
     local_places(device, settings.jobs_per_device)
     preflight.check_system_libraries()
@@ -81,15 +93,22 @@ def prepare(argv: list[str]) -> list[str]:
         )
         started = datetime.now().astimezone().isoformat(timespec="seconds")
         command = shlex.join(["python", "train.py", *argv])
-    Sweep(folder, started, command, swept_keys(combinations), device, asdict(settings), jobs).save()
-    kept = [word for word in words if not word.startswith(SWEEP_DIR)]
-    return ["-m", *kept, f"{SWEEP_DIR}{quoted(folder)}"]
+    try:
+        Sweep(folder, started, command, swept_keys(combinations), device, asdict(settings), jobs).save()
+    except OSError as error:
+        if earlier is None:
+            shutil.rmtree(folder)
+        raise ConfigError(
+            f"cannot write to {folder}: {error.strerror}; choose another folder, or make it writable."
+        ) from None
+    return ["-m", f"{SWEEP_DIR}{quoted(folder)}"]
 
 
 def expand(words: list[str]) -> list[tuple[str, ...]]:
-    """Every combination of the values that `words` give, as words for one job each, in the sweeper's order.
+    """Every combination of the values that `words` give, as words for one job each; the last word turns fastest.
 
-    Raises a ConfigError.
+    Each job keeps a word for each of `words`, in their order, so that a key given twice means what it means to a
+    single run. Raises a ConfigError.
     """
     for word in words:
         command_line.parse(word, several=True)
@@ -100,16 +119,25 @@ def expand(words: list[str]) -> list[tuple[str, ...]]:
             count = math.prod(map(_count, overrides))
             if count > MAX_JOBS:
                 raise ConfigError(f"that is more than {MAX_JOBS:,} jobs. Give fewer values.")
-            (batch,) = BasicSweeper.split_arguments(overrides, None)
-        except HydraException as error:
+            combinations = list(itertools.product(*map(_single_words, overrides)))
+        except ConfigError:
+            raise
+        except Exception as error:  # Hydra has its own, and lets those of range() and of decimal numbers out as well
             raise ConfigError(f"cannot sweep over {' '.join(words)}: {str(error).partition(chr(10))[0]}") from None
-    combinations = [tuple(job) for job in batch]
     if not combinations:
         raise ConfigError(f"{' '.join(words)} gives no job at all. Give each key a value.")
     twice = [combination for combination, times in Counter(combinations).items() if times > 1]
     if twice:
         raise ConfigError(f"{' '.join(twice[0])} is given twice. Give each value once.")
     return combinations
+
+
+def _single_words(override: Override) -> list[str]:
+    """A word for each of its values, written as Hydra writes it."""
+    key = override.get_key_element()
+    if override.is_sweep_override():
+        return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    return [key if override.value_type is None else f"{key}={override.get_value_element_as_str()}"]
 
 
 def _count(override: Override) -> int:
@@ -123,18 +151,28 @@ def _count(override: Override) -> int:
 
 
 def swept_keys(combinations: list[tuple[str, ...]]) -> list[str]:
-    """The keys that have more than one value."""
-    return [key for key, values in _values(combinations).items() if len(values) > 1]
+    """The keys that have more than one value, as the configuration has them."""
+    keys = (_split_word(combinations[0][position])[0].lstrip("+~") for position in _swept_positions(combinations))
+    return list(dict.fromkeys(keys))
 
 
-def job_names(combinations: list[tuple[str, ...]], swept: list[str]) -> list[str]:
+def job_names(combinations: list[tuple[str, ...]]) -> list[str]:
     """What each job differs by, keys cut to their last part where that tells them apart."""
-    last_parts = Counter(key.rpartition(".")[2] for key in swept)
-    shown = {key: last if last_parts[last := key.rpartition(".")[2]] == 1 else key for key in swept}
-    return [
-        " ".join(f"{shown[key]}={value}" for key, value in map(_split_word, combination) if key in shown)
-        for combination in combinations
-    ]
+    positions = _swept_positions(combinations)
+    keys = {_split_word(combinations[0][position])[0] for position in positions}
+    last_parts = Counter(key.rpartition(".")[2] for key in keys)
+
+    def shown(word: str) -> str:
+        key, value = _split_word(word)
+        last_part = key.rpartition(".")[2]
+        return f"{last_part if last_parts[last_part] == 1 else key}={value}"
+
+    return [" ".join(shown(combination[position]) for position in positions) for combination in combinations]
+
+
+def _swept_positions(combinations: list[tuple[str, ...]]) -> list[int]:
+    """The places of the words in which the combinations differ."""
+    return [position for position, words in enumerate(zip(*combinations, strict=True)) if len(set(words)) > 1]
 
 
 def folder_name(number: int, count: int, name: str) -> str:
@@ -174,9 +212,21 @@ def _experiments(combinations: list[tuple[str, ...]]) -> list[ExperimentConfig]:
         if len({message for _, message in refused}) == 1 and not experiments:
             raise ConfigError(message)
         others = f" ({len(refused)} of {len(combinations)} jobs are wrong)" if len(refused) > 1 else ""
-        name = dict(zip(combinations, job_names(combinations, swept_keys(combinations)), strict=True))[combination]
+        name = dict(zip(combinations, job_names(combinations), strict=True))[combination]
         raise ConfigError(f"{name}: {message}{others}")
     return experiments
+
+
+def _refuse_equal(experiments: list[ExperimentConfig], names: list[str]) -> None:
+    """Raises a ConfigError where two jobs are the same run: a value has no effect, or is given in two ways."""
+    first: dict[str, int] = {}
+    for number, experiment in enumerate(experiments):
+        equal = first.setdefault(config.to_json(experiment), number)
+        if equal != number:
+            raise ConfigError(
+                f"jobs {equal} ({names[equal]}) and {number} ({names[number]}) are the same run. Of a key given twice "
+                "the last word counts. Give each key once, and each value once."
+            )
 
 
 def _settings(cfg: DictConfig) -> SweepConfig:
@@ -185,7 +235,7 @@ def _settings(cfg: DictConfig) -> SweepConfig:
 
 
 def _jobs(combinations: list[tuple[str, ...]], experiments: list[ExperimentConfig]) -> list[Job]:
-    names = job_names(combinations, swept_keys(combinations))
+    names = job_names(combinations)
     return [
         Job(
             number=number,
@@ -227,7 +277,7 @@ def _earlier(folder: Path, combinations: list[tuple[str, ...]]) -> Sweep:
         f"{key} is {_shown(here, key)} here and {_shown(there, key)} there"
         for key in here | there
         if here.get(key) != there.get(key)
-    ]
+    ] or ["the same words in another order"]
     raise ConfigError(
         f"sweep.resume={folder} is another sweep: {', '.join(differ)}. Give it the words it began with: {sweep.command}"
     )
@@ -263,19 +313,20 @@ def _predicted(jobs: list[Job], experiments: list[ExperimentConfig], settings: S
     for number, (text, alike) in enumerate(same.items(), 1):
         experiment = command_line.from_json(text)
         impossible = too_many_envs(experiment)
-        need_bytes, is_least = (None, True) if impossible else _estimate(experiment, machine)
-        words = f"needs {'at least ' * is_least}{(need_bytes or 0) / MIB:,.0f} MiB of {free_bytes / MIB:,.0f} MiB free"
-        fits = need_bytes is None or need_bytes <= free_bytes
-        verdict = f"fits{' as far as is known' * is_least}" if fits else "does not fit"
-        said = impossible or f"{words if need_bytes else 'no prediction'}: {verdict}"
-        say(f"  {number}/{len(same)} {_name_of(alike)}: {said}")
+        needs = None if impossible else _estimate(experiment, machine)
+        fits = verdict(needs, free_bytes) if needs else "does not fit" if impossible else "fits as far as is known"
+        words = f"{need(needs, free_bytes)} free" if needs else impossible or "no prediction"
+        parts = (f"  prediction {number} of {len(same)}", _numbers(alike), _name_of(alike), f"{words}: {fits}")
+        say(" | ".join(part for part in parts if part))
         for job in alike:
-            jobs[job.number] = dataclasses.replace(job, predicted_bytes=need_bytes, predicted_is_least=is_least)
-            if impossible or not fits:
-                out = dataclasses.replace(jobs[job.number], status="over_budget", message=impossible or words)
+            if needs:
+                job = dataclasses.replace(job, predicted_bytes=needs.needed, predicted_is_least=needs.high is None)
+            if fits == "does not fit":
+                out = dataclasses.replace(job, status="over_budget", message=words)
                 too_large.append(out)
                 if impossible or settings.over_budget == "skip":
-                    jobs[job.number] = out
+                    job = out
+            jobs[job.number] = job
     if too_large and settings.over_budget == "stop":
         raise OverBudgetError(
             f"{len(too_large)} of {len(planned)} jobs do not fit: {', '.join(job.name for job in too_large)}. "
@@ -284,13 +335,21 @@ def _predicted(jobs: list[Job], experiments: list[ExperimentConfig], settings: S
     return jobs
 
 
-def _estimate(cfg: ExperimentConfig, machine: hardware.Hardware) -> tuple[int | None, bool]:
-    """What must be free, and whether there is more to it that nobody has measured."""
-    try:
-        found = estimate(cfg, machine, count_new_envs=False).device_bytes
-    except (ConfigError, RuntimeError):  # as before a single run: what cannot be traced may run all the same
-        return None, True
-    return (found.needed, found.high is None) if found else (None, True)
+def _estimate(cfg: ExperimentConfig, machine: hardware.Hardware) -> Span | None:
+    """What the run needs, by the closed forms alone where it cannot be traced; None where not even they exist."""
+    for with_trace in (True, False):
+        try:
+            return estimate(cfg, machine, with_trace, count_new_envs=False).device_bytes
+        except (ConfigError, RuntimeError):  # as before a single run: what cannot be traced may run all the same
+            continue
+    return None
+
+
+def _numbers(alike: list[Job]) -> str:
+    """The jobs by number, or how many they are."""
+    if len(alike) > MOST_NUMBERS:
+        return f"{len(alike)} jobs"
+    return f"job{'' if len(alike) == 1 else 's'} {', '.join(str(job.number) for job in alike)}"
 
 
 def _name_of(alike: list[Job]) -> str:

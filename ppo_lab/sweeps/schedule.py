@@ -8,15 +8,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 
+from ppo_lab import runs
 from ppo_lab.command_line import RUN_DIR, quoted
+from ppo_lab.config import as_text
+from ppo_lab.files import is_locked
+from ppo_lab.stopping import StopRequest
 from ppo_lab.sweeps.jobs import Job, Sweep
 from ppo_lab.sweeps.outcomes import outcome
 from ppo_lab.sweeps.places import Place, Running
 
 POLL_EVERY_S = 0.2
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 @dataclass
@@ -31,23 +33,26 @@ class _Started:
 def run(sweep: Sweep, places: Sequence[Place], show: Callable[[], None] = lambda: None) -> signal.Signals | None:
     """Runs every job that is planned. One that ends badly stops no other.
 
+    A job that another process has completed since it was planned is not run; one whose folder a process holds, such as
+    a job that outlives its sweep, waits for that process while others run.
+
     Args:
         sweep: its jobs.json is written at every change.
         places: each takes one job at a time.
         show: called over and over.
 
     Returns:
-        The signal that stopped it, or None. Ctrl-C, SIGTERM and SIGUSR1 are handed on to the jobs, which end after a
-        checkpoint; a second signal kills them.
+        The signal that stopped it, or None. Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP are handed on to the jobs, as SIGINT or
+        SIGTERM, which end after a checkpoint; a second signal other than SIGHUP kills them.
     """
     sweep.folder.joinpath("logs").mkdir(exist_ok=True)
-    waiting = [job for job in sweep.jobs if job.status == "planned"]
+    waiting = [job.number for job in sweep.jobs if job.status == "planned"]
     started: dict[int, _Started] = {}
     """By the place's index."""
     asked: set[int] = set()
     """The jobs that were told to stop, by number."""
     try:
-        with _Stop() as stop:
+        with StopRequest() as stop:
             while waiting or started:
                 if stop.signal:
                     waiting.clear()
@@ -58,15 +63,33 @@ def run(sweep: Sweep, places: Sequence[Place], show: Callable[[], None] = lambda
                         _write_down(sweep, one, exit_code, was_asked=one.job.number in asked, was_killed=stop.at_once)
                         del started[index]
                 for index, place in enumerate(places):
-                    if index not in started and waiting:
-                        started[index] = _start(sweep, waiting.pop(0), place)
+                    if index not in started and (job := _next_job(sweep, waiting)):
+                        started[index] = _start(sweep, job, place)
                 show()
-                if started:
+                if started or waiting:
                     time.sleep(POLL_EVERY_S)
             return stop.signal
     finally:
         for one in started.values():  # only where something broke here
             one.running.stop(signal.SIGTERM)
+
+
+def _next_job(sweep: Sweep, waiting: list[int]) -> Job | None:
+    """Takes the first job out of `waiting` that can be started now; None where there is none."""
+    for number in [*waiting]:
+        job = sweep.jobs[number]
+        folder = sweep.run_folder(job)
+        if is_locked(folder):
+            pid = as_text((folder / ".lock").read_text(errors="replace").strip())
+            message = f"waits for process {pid}, which trains in its folder"
+            if job.message != message:
+                sweep.update(job, message=message)
+            continue
+        waiting.remove(number)
+        if not runs.is_complete(folder):
+            return job
+        sweep.update(job, status="completed", exit_code=0, message=None)
+    return None
 
 
 def _start(sweep: Sweep, job: Job, place: Place) -> _Started:
@@ -96,7 +119,7 @@ def _move_aside(folder: Path) -> None:
         number += 1
 
 
-def _hand_on(stop: _Stop, started: Iterable[_Started], asked: set[int]) -> None:
+def _hand_on(stop: StopRequest, started: Iterable[_Started], asked: set[int]) -> None:
     for one in started:
         if stop.at_once:
             one.running.kill()
@@ -111,23 +134,3 @@ def _write_down(sweep: Sweep, one: _Started, exit_code: int, was_asked: bool, wa
         message = "killed by a second signal to the sweep"
     wall_s = one.spent_s + time.monotonic() - one.since_s
     sweep.update(one.job, status=status, exit_code=exit_code, message=message, wall_s=round(wall_s, 3))
-
-
-class _Stop:
-    """While entered, a first signal is a request, a second one wants it at once."""
-
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
-        self.at_once = False
-
-    def __enter__(self) -> _Stop:
-        self._before = {one: signal.signal(one, self._handle) for one in STOPS}
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for one, handler in self._before.items():
-            signal.signal(one, handler)
-
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        self.at_once = self.signal is not None
-        self.signal = self.signal or signal.Signals(signum)

@@ -12,8 +12,9 @@ from typing import Any
 
 import rich
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -24,6 +25,14 @@ from ppo_lab.telemetry.console import say
 METRICS_TAIL_BYTES = 65536
 MEASURED = ("Memory/process_device_mib", "Memory/device_used_mib", "Memory/host_peak_rss_mib")
 """What is set beside the prediction: the first of them that a run has."""
+FIGURES = ("iteration", "left", "reward", "measured MiB", "predicted MiB")
+"""Of a job, the most important first."""
+MAY_GIVE_WAY = 3
+"""So many of the last figures are left out, one after the other, where the terminal is too narrow."""
+JOB_WIDTH = 20
+"""Characters in which a job's name can be read, on several lines; they are kept free before a figure is shown."""
+FILE_WIDTH = 160
+"""Of the last table, where it goes into a file."""
 TABLE_EVERY_S, LINES_EVERY_S = 1.0, 30.0
 STYLES = {"running": "bold", "completed": "green", "failed": "red", "killed": "red", "planned": "dim"}
 
@@ -108,17 +117,16 @@ def _iterating_s(progress: Progress) -> float:
 class Board:
     """Shows the sweep while it runs. A context manager; call `show` over and over."""
 
-    def __init__(self, sweep: Sweep, places: int) -> None:
-        self._sweep = sweep
+    def __init__(self, sweep: Sweep, places: int, console: Console | None = None) -> None:
+        self.sweep = sweep
+        self.console = console or rich.get_console()
         self._places = places
         self._progress: dict[int, Progress] = {}
-        self._since_s: dict[int, float] = {}
-        self._said: dict[int, str] = {job.number: job.status for job in sweep.jobs}
-        self._console = rich.get_console()
-        self._live = (
-            Live(console=self._console, auto_refresh=False, transient=True) if self._console.is_terminal else None
-        )
+        self._said = {job.number: (job.status, job.message) for job in sweep.jobs}
+        is_terminal = self.console.is_terminal
+        self._live = Live(console=self.console, auto_refresh=False, transient=True) if is_terminal else None
         self._begun_s = self._shown_s = time.monotonic()
+        self._since_s = {job.number: self._begun_s for job in sweep.jobs}
         self._read(list(sweep.jobs))
 
     def __enter__(self) -> Board:
@@ -132,80 +140,120 @@ class Board:
 
     def show(self) -> None:
         now_s = time.monotonic()
-        changed = [job for job in self._sweep.jobs if self._said[job.number] != job.status]
+        changed = [job for job in self.sweep.jobs if self._said[job.number] != (job.status, job.message)]
         for job in changed:
-            self._said[job.number] = job.status
+            self._said[job.number] = (job.status, job.message)
             self._since_s[job.number] = now_s
         if not changed and now_s - self._shown_s < (TABLE_EVERY_S if self._live else LINES_EVERY_S):
             return
         self._shown_s = now_s
-        running = [job for job in self._sweep.jobs if job.status == "running"]
+        running = [job for job in self.sweep.jobs if job.status == "running"]
         self._read(changed + running)
         if self._live:
-            self._live.update(Group(self._table(self._console.height - 8), self._whole()), refresh=True)
+            for job in changed:
+                if job.is_waiting:
+                    say(self.line(job))
+            self._live.update(self.view(), refresh=True)
         else:
             for job in changed or running:
-                say(self._line(job))
+                say(self.line(job))
             say(self._whole())
 
-    def table(self) -> RenderableType:
+    def view(self) -> RenderableType:
+        """As many jobs as the terminal has room for, and how the whole sweep goes."""
+        rows, height = self.console.height, self.console.height - 1
+        while True:
+            table = self._table(_window(self.sweep.jobs, rows), self.console.width)
+            view = Group(table, self._whole())
+            lines = len(self.console.render_lines(view, pad=False))
+            if lines <= height or rows == 1:
+                return view
+            rows = max(1, min(rows - 1, rows * height // lines))
+
+    def print_table(self) -> None:
         """Every job, for the end."""
-        return self._table(len(self._sweep.jobs))
+        is_terminal = self.console.is_terminal
+        console = self.console if is_terminal else Console(file=self.console.file, width=FILE_WIDTH)
+        console.print(self._table(self.sweep.jobs, console.width))
 
     def _read(self, jobs: list[Job]) -> None:
         for job in jobs:
-            found = read_progress(self._sweep.run_folder(job) / "metrics.jsonl")
+            found = read_progress(self.sweep.run_folder(job) / "metrics.jsonl")
             if found:
                 self._progress[job.number] = found
 
-    def _table(self, rows: int) -> Table:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    def _table(self, jobs: list[Job], width: int) -> Table:
+        """Of the figures that the width has room for."""
+        words = [word for job in jobs for word in _name(job).split()]
+        widest = "x" * min(JOB_WIDTH, max(map(len, words), default=1))
+        options = self.console.options.update(max_width=10_000)
+        for left_out in range(MAY_GIVE_WAY):
+            table = self._build([(job, widest) for job in jobs], left_out)
+            if Measurement.get(self.console, options, table).minimum <= width:
+                break
+        else:
+            left_out = MAY_GIVE_WAY
+        return self._build([(job, f"{job.number} {_name(job)}") for job in jobs], left_out)
+
+    def _build(self, rows: list[tuple[Job, str]], left_out: int) -> Table:
+        """A row for each job and what it is called, without the last `left_out` figures."""
+        shown = FIGURES[: len(FIGURES) - left_out]
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
         table.add_column("job", overflow="fold")
         table.add_column("state", no_wrap=True)
-        for name in ("iteration", "reward", "predicted\nMiB", "measured\nMiB", "left"):
-            table.add_column(name, justify="right", no_wrap=True)
-        for job in _window(self._sweep.jobs, max(1, rows)):
-            cells = (job.name or "the only one", job.status.replace("_", " "), *self._figures(job))
+        for name in shown:
+            table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
+        for job, name in rows:
+            figures = self._figures(job)
+            cells = (name, _state(job), *(figures[figure] for figure in shown))
             table.add_row(*map(Text, cells), style=STYLES.get(job.status))
         return table
 
-    def _figures(self, job: Job) -> tuple[str, str, str, str, str]:
-        """Iteration, reward, predicted, measured, left."""
-        predicted = ""
+    def _figures(self, job: Job) -> dict[str, str]:
+        """`FIGURES` by name, empty where they are not known."""
+        figures = dict.fromkeys(FIGURES, "")
         if job.predicted_bytes is not None:
-            predicted = f"{'>= ' * job.predicted_is_least}{job.predicted_bytes / MIB:,.0f}"
+            at_least = ">= " if job.predicted_is_least else ""
+            figures["predicted MiB"] = f"{at_least}{job.predicted_bytes / MIB:,.0f}"
         known = self._progress.get(job.number)
         if known is None:
-            return "", "", predicted, "", ""
-        left = (job.max_iterations - known.iterations) * known.s_per_iteration
-        return (
-            f"{known.iterations}/{job.max_iterations}",
-            "" if known.reward is None else f"{known.reward:.2f}",
-            predicted,
-            "" if known.measured_mib is None else f"{known.measured_mib:,.0f}",
-            _span(left) if job.status == "running" else "",
-        )
+            return figures
+        figures["iteration"] = f"{known.iterations}/{job.max_iterations}"
+        if job.status == "running":
+            figures["left"] = _span((job.max_iterations - known.iterations) * known.s_per_iteration)
+        if known.reward is not None:
+            figures["reward"] = f"{known.reward:.2f}"
+        if known.measured_mib is not None:
+            figures["measured MiB"] = f"{known.measured_mib:,.0f}"
+        return figures
 
-    def _line(self, job: Job) -> str:
-        iteration, reward, predicted, measured, left = self._figures(job)
-        parts = {"iteration": iteration, "reward": reward, "predicted MiB": predicted, "measured MiB": measured}
-        parts["left"] = left
-        said = [f"{name} {value}" for name, value in parts.items() if value]
-        why = f": {job.message}" if job.message else ""
-        where = f" on {job.device}" if job.status == "running" else ""
-        name = job.name or "the only one"
-        return " | ".join([f"job {job.number} {name}: {job.status.replace('_', ' ')}{where}{why}", *said])
+    def line(self, job: Job) -> str:
+        """A job in one line, the most important first."""
+        figures = [f"{name} {value}" for name, value in self._figures(job).items() if value]
+        urgent = [figure for figure in figures if figure.startswith(FIGURES[:2])]
+        others = [figure for figure in figures if figure not in urgent]
+        where = f"on {job.device}" if job.status == "running" else None
+        parts = [f"job {job.number} {_state(job)}", *urgent, _name(job), job.message, *others, where]
+        return " | ".join(part for part in parts if part)
 
     def _whole(self) -> str:
-        jobs = self._sweep.jobs
+        jobs = self.sweep.jobs
         over = sum(job.status not in ("planned", "running") for job in jobs)
         now_s = time.monotonic()
         running_s = {job.number: now_s - self._since_s[job.number] for job in jobs if job.status == "running"}
         left = left_s(jobs, self._progress, running_s, self._places)
-        text = f"{over}/{len(jobs)} jobs over"
+        text = f"{over} of {len(jobs)} jobs over"
         if left is None or over == len(jobs):
             return text
         return f"{text} | left {_span(left)} | in all {_span(now_s - self._begun_s + left)}, at the rates so far"
+
+
+def _name(job: Job) -> str:
+    return job.name or "the only one"
+
+
+def _state(job: Job) -> str:
+    return "waiting" if job.is_waiting else job.status.replace("_", " ")
 
 
 def _window(jobs: list[Job], rows: int) -> list[Job]:
