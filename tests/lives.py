@@ -73,7 +73,18 @@ def build_envs() -> None:
     for name in envs.names():
         cfg = command_line.to_experiment(command_line.compose([f"env={name}"])).env
         _seed(SEED)
-        _built[name] = cfg, envs.make_env(cfg, NUM_ENVS, device), random_state(device)
+        env, left = envs.make_env(cfg, NUM_ENVS, device), random_state(device)
+        compile_kernels(env)
+        _built[name] = cfg, env, left
+
+
+def compile_kernels(env: Any) -> None:
+    """Uses every kernel once, and leaves the env as it was: compiling takes threads, which a fork does not have."""
+    import torch
+
+    built = env.state()
+    env.step(torch.zeros(env.num_envs, env.num_actions))
+    env.restore(built)
 
 
 def _seed(seed: int) -> None:
