@@ -10,14 +10,8 @@ from statistics import fmean
 from typing import Any
 
 from ppo_lab.memory.hardware import MIB
-from ppo_lab.memory.measured import Comparison
+from ppo_lab.memory.measured import Comparison, peak_row
 from ppo_lab.report.jobs import Job, Sweep, Value
-
-MEMORY_ROWS = ("reserved", "device_used", "allocated_peak", "host_peak_rss")
-"""The peak that a report is about: the first of these that was measured, and predicted where any was.
-
-What the process itself reserved comes before the device as a whole, which jobs beside it share.
-"""
 
 THRESHOLD_SHARE = 0.9
 """Of the best configuration's final reward: what counts as having got there, where no threshold was set."""
@@ -276,9 +270,9 @@ def _threshold(sweep: Sweep, configurations: Sequence[Configuration]) -> tuple[f
 
 
 def _memory_row(jobs: Sequence[Job]) -> str | None:
+    """The row that stands for all jobs."""
     both = {name for job in jobs for name in job.run.predicted_bytes.keys() & job.run.measured_bytes.keys()}
-    either = {name for job in jobs for name in job.run.measured_bytes}
-    return next((name for names in (both, either) for name in MEMORY_ROWS if name in names), None)
+    return peak_row(both, {name for job in jobs for name in job.run.measured_bytes})
 
 
 def _harmless(value: object) -> object:
