@@ -311,9 +311,9 @@ def test_the_front_holds_what_no_other_beats_in_all_three(tmp_path: Path) -> Non
     assert [one.settings["num_envs"] for one in found.pareto_front] == [1, 3, 4]
     figure = pictures.draw_pareto(found)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
-        "1   num_envs=1",
-        "2   num_envs=3",
-        "3   num_envs=4",
+        "A   num_envs=1",
+        "B   num_envs=3",
+        "C   num_envs=4",
     ]
 
 
@@ -623,6 +623,194 @@ def test_a_real_run_is_read_whole(train: Callable[..., subprocess.CompletedProce
     assert row["measured_peak_mib"] * MIB == allocated["measured_bytes"]
     assert row["message"] == ""
     assert 0 < row["training_s"] <= summary["training_s"]
+
+
+# what is shown
+
+
+def reward_lines(folder: Path, course: pictures.Course = pictures.over_time) -> list[Line2D]:
+    """The lines of rewards, without that of the threshold."""
+    found = results.of(read_runs([folder]))
+    return [line for line in pictures.draw_rewards(found, course, "").axes[0].lines if line.get_linestyle() != ":"]
+
+
+def test_a_run_with_one_reward_is_a_point_that_can_be_seen(tmp_path: Path) -> None:
+    write_run(tmp_path / "completed", [1.0])
+    write_run(tmp_path / "failed", [None, 3.0], num_envs=8, status="failed")
+    write_run(tmp_path / "longer", [None, 5.0, 6.0], num_envs=16)
+    lines = reward_lines(tmp_path)
+    assert [points(line) for line in lines] == [[[2.0, 1.0]], [[4.0, 3.0]], [[4.0, 5.0], [6.0, 6.0]]]
+    assert [line.get_marker() for line in lines] == ["o", "o", "None"]
+
+
+def test_gaps_in_the_rewards_of_a_run_that_was_not_completed_are_bridged(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", [1.0, None, 3.0], status="failed")
+    (line,) = reward_lines(tmp_path)
+    assert points(line) == [[2.0, 1.0], [6.0, 3.0]]
+
+
+def test_seeds_that_share_no_time_are_drawn_one_by_one(tmp_path: Path) -> None:
+    write_run(tmp_path / "1", [1.0], seed=1, iteration_s=2.0)
+    write_run(tmp_path / "2", [3.0], seed=2, iteration_s=5.0)
+    assert [points(line) for line in reward_lines(tmp_path)] == [[[2.0, 1.0]], [[5.0, 3.0]]]
+    assert [points(line) for line in reward_lines(tmp_path, pictures.over_steps)] == [[[8.0, 2.0]]], "their mean"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        *((None, "\N{EN DASH}"), (0.0, "0.00"), (1.0, "1.00"), (-0.25, "-0.250"), (99.96, "100."), (1234.5, "1,234")),
+        *((0.001, "0.00100"), (0.00099, "9.9e-4"), (3e-4, "3e-4"), (-1.234e-5, "-1.23e-5")),
+        *((1e30, "1e30"), (-1.5e30, "-1.5e30"), (999_999_999.0, "999,999,999"), (1e9, "1e9")),
+        *((4096, "4,096"), (1_234_567_890, "1,234,567,890"), (10**30, "1e30")),
+    ],
+)
+def test_numbers_are_rounded_and_short(value: float | None, text: str) -> None:
+    assert results.rounded(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        *((None, "?"), ("elu", "elu"), (8, "8"), (0.001, "0.001"), (0.99, "0.99"), (20.0, "20.0")),
+        *((3e-4, "3e-4"), (1.5e-05, "1.5e-5"), (0.0001234567, "1.234567e-4"), (1e30, "1e30"), (-2e9, "-2e9")),
+    ],
+)
+def test_a_setting_is_said_in_full_and_short(value: float | None, text: str) -> None:
+    assert results.as_set(value) == text
+
+
+def test_a_sweep_over_small_learning_rates_and_a_huge_reward_is_said_in_short_words(tmp_path: Path) -> None:
+    jobs = []
+    for word, reward in (("algorithm.learning_rate=3e-4", 1e30), ("algorithm.learning_rate=1e-3", 2.0)):
+        write_run(tmp_path / word, [reward, reward])
+        jobs.append({"overrides": [word]})
+    found = results.of(read_sweep(write_sweep(tmp_path, jobs)))
+    assert [one.label for one in found.configurations] == ["learning_rate=3e-4", "learning_rate=0.001"]
+    assert "Final reward: learning_rate=3e-4 with 1e30 (one run) comes first" in results.lessons(found)[0]
+    shown = page.render(found, {}, tmp_path)
+    assert ">3e-4<" in shown
+    assert ">0.001<" in shown
+    assert ">1e30" in shown
+    assert "000,000,000" not in shown
+    ticks = pictures.draw_sizes(found, ("algorithm.learning_rate",)).axes[0].get_xticklabels()
+    assert [tick.get_text() for tick in ticks] == ["3e-4", "0.001"]
+
+
+def two_envs(folder: Path) -> Path:
+    """Two runs of Go2, which differ in num_envs, and two of the drone, which differ in gamma; all else differs too."""
+    for number, (reward, num_envs) in enumerate(((100.0, 4), (200.0, 8))):
+        config = {"env": {"name": "go2", "kp": 20.0}, "algorithm": {"gamma": 0.9, "learning_rate": 0.001}}
+        write_run(folder / f"go2_{number}", [reward, reward], num_envs=num_envs, config=config)
+    for number, (reward, gamma) in enumerate(((1.0, 0.9), (2.0, 0.99))):
+        config = {"env": {"name": "hover"}, "algorithm": {"gamma": gamma, "learning_rate": 3e-4}}
+        write_run(folder / f"hover_{number}", [reward, reward], num_envs=16, config=config)
+    return folder
+
+
+def test_runs_are_compared_with_those_of_their_env_alone(tmp_path: Path) -> None:
+    found = results.of(read_runs([two_envs(tmp_path)]))
+    assert found.sweep.swept == ("env.name", "num_envs", "algorithm.gamma")
+    labels = {env: [one.label for one in part.configurations] for env, part in found.by_env.items()}
+    assert labels == {"go2": ["num_envs=4", "num_envs=8"], "hover": ["gamma=0.9", "gamma=0.99"]}
+    assert [part.threshold for part in found.by_env.values()] == [180.0, 1.8]
+    assert found.threshold_from.startswith("go2: 180.0, 90% of the best setting's")
+    assert [row["time_to_threshold_s"] for row in results.rows(found)] == [None, 2.0, None, 2.0]
+    lessons = results.lessons(found)
+    assert lessons[0].startswith("go2: Final reward: num_envs=8 with 200 (one run) comes first")
+    assert lessons[4].startswith("hover: Final reward: gamma=0.99 with 2.00 (one run) comes first")
+    front = results.as_json(found)["pareto_front"]
+    assert [one["env.name"] for one in front] == ["go2", "hover"]
+
+
+def test_each_env_has_its_own_tables_and_pictures(tmp_path: Path, unrendered: None) -> None:
+    found = results.of(read_runs([two_envs(tmp_path)]))
+    drawn = pictures.draw(found)
+    kinds = ["reward_over_steps", "reward_over_time", "memory", "sizes", "pareto"]
+    assert list(drawn) == [f"{kind}_{env}.png" for env in ("go2", "hover") for kind in kinds]
+    shown = page.render(found, drawn, tmp_path)
+    for env in ("go2", "hover"):
+        for title in ("What it teaches", "Settings, best final reward first", "Pictures"):
+            assert shown.count(f"<h2>{title}: {env}</h2>") == 1
+    assert shown.count("<img ") == len(drawn)
+    assert shown.count("<h2>All jobs</h2>") == 1
+
+
+def test_an_envs_name_never_leads_a_picture_out_of_its_folder(tmp_path: Path, unrendered: None) -> None:
+    write_run(tmp_path / "a", [1.0], config={"env": {"name": "../../x" * 99}})
+    write_run(tmp_path / "b", [1.0], config={"env": {"name": EVIL}})
+    names = list(pictures.draw(results.of(read_runs([tmp_path]))))
+    assert len(names) == 8
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,70}\.png", name) for name in names)
+
+
+def test_a_sweep_over_envs_is_compared_within_each_even_where_a_job_never_started(tmp_path: Path) -> None:
+    jobs: list[dict[str, Any]] = []
+    for env, reward in (("go2", 100.0), ("hover", 1.0)):
+        write_run(tmp_path / f"env={env}", [reward], config={"env": {"name": env}})
+        jobs.append({"overrides": [f"env={env}"]})
+    jobs.append({"overrides": ["env=hover", "num_envs=8"], "status": "planned"})
+    found = results.of(read_sweep(write_sweep(tmp_path, jobs, swept=["env", "num_envs"])))
+    assert {env: len(part.sweep.jobs) for env, part in found.by_env.items()} == {"go2": 1, "hover": 2}
+    assert [row["status"] for row in results.rows(found)] == ["completed", "completed", "planned"]
+
+
+def many_keys(folder: Path) -> Path:
+    """Three runs that differ in four keys; the third is called like the first, and one name is long."""
+    for number, name in enumerate(["a/run", LONG, "b/run"]):
+        algorithm = {"gamma": number / 10, "lam": number / 10, "clip_param": number / 10}
+        write_run(folder / name, [1.0 + number], num_envs=4 + number, config={"algorithm": algorithm})
+    return folder
+
+
+LONG = "a_name_of_sixty_characters_" + 33 * "x"
+
+
+def test_runs_that_differ_in_many_keys_are_called_by_their_names(tmp_path: Path) -> None:
+    found = results.of(read_runs([many_keys(tmp_path)]))
+    assert found.are_named
+    labels = [one.label for one in found.configurations]
+    assert labels == ["run (job 0)", LONG, "run (job 2)"]
+    assert "b/run" not in page.render(found, {}, tmp_path).partition("All jobs")[0]
+    assert results.lessons(found)[0].startswith("Final reward: run (job 2) with 3.00 (one run) comes first")
+    figure = pictures.draw_rewards(found, pictures.over_steps, "")
+    assert len(figure.axes) == 1, "no panels"
+    assert [text.get_text() for text in figure.legends[0].get_texts()][:3] == labels
+    assert pictures.size_keys(found) == ()
+    speed, memory = pictures.draw_sizes(found, ()).axes
+    names = [label.get_text().replace("\n", "") for label in speed.get_yticklabels()]
+    assert names == [label.replace("\n", "") for label in labels]
+    assert [points(line) for line in speed.lines] == [[[4.0, 0.0]], [[5.0, 1.0]], [[6.0, 2.0]]]
+    assert [points(line) for line in memory.lines] == [[[1.0, 0.0]], [[1.0, 1.0]], [[1.0, 2.0]]]
+
+
+def test_long_settings_are_not_cut(tmp_path: Path) -> None:
+    jobs = []
+    for word in (f"run={LONG}1", f"run={LONG}2"):
+        for activation in ("elu", LONG):
+            words = [word, f"network.activation={activation}"]
+            write_run(tmp_path / ",".join(words), [1.0, 2.0], measured_mib=2.0)
+            jobs.append({"overrides": words})
+    found = results.of(read_sweep(write_sweep(tmp_path, jobs)))
+    rewards = pictures.draw_rewards(found, pictures.over_steps, "")
+    sizes = pictures.draw_sizes(found, pictures.size_keys(found))
+    said = [
+        *(axes.get_title() for axes in rewards.axes),
+        *(text.get_text() for text in rewards.legends[0].get_texts()),
+        *(label.get_text() for label in (*sizes.axes[0].get_xticklabels(), *sizes.axes[0].get_yticklabels())),
+    ]
+    assert sum(LONG in text.replace("\n", "") for text in said) >= 6
+    assert "\N{HORIZONTAL ELLIPSIS}" not in "".join(said)
+    for figure in (rewards, sizes):
+        figure.draw_without_rendering()  # lays it out
+        everything = figure.get_tightbbox()
+        assert everything.x0 >= 0
+        assert everything.x1 <= figure.get_figwidth()
+        assert everything.y0 >= 0
+        assert everything.y1 <= figure.get_figheight()
+    for axes in sizes.axes:
+        left, right = (label.get_window_extent() for label in axes.get_xticklabels())
+        assert left.x1 < right.x0, "labels do not overlap"
 
 
 def points(line: Line2D) -> list[list[float]]:
