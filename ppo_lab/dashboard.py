@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import signal
 from pathlib import Path
+from typing import Any
 
 import tensorboard_data_server
+from tensorboard.data.provider import Run, RunTagFilter
 from tensorboard.program import TensorBoard, TensorBoardServerException
 
 from ppo_lab.command_line import Parser, exit_codes
 from ppo_lab.config import ConfigError
+from ppo_lab.telemetry.hparams import EVENT_FILES
 
 VIEWS = {
     "timeseries": "every curve, runs side by side",
     "custom_scalars": "reward, losses, memory and speed, grouped",
-    "hparams": "a sweep's table and parallel coordinates",
+    "hparams": "settings and results of each run: table and parallel coordinates",
     "text": "configuration and environment",
 }
 
@@ -30,10 +33,52 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with contextlib.suppress(KeyboardInterrupt):
             print(f"TensorBoard on {words.folder}:")
-            for view, what in VIEWS.items():
+            for view, what in views(words.folder).items():
                 print(f"  {url}#{view:<14}  {what}")
             print("Ctrl-C ends it.", flush=True)
             signal.pause()
+
+
+def views(folder: Path) -> dict[str, str]:
+    """TensorBoard's pages that have something to show -> what. HParams has, once a run in `folder` has ended."""
+    has_rows = any(folder.rglob(EVENT_FILES))
+    return {view: what for view, what in VIEWS.items() if view != "hparams" or has_rows}
+
+
+class _TensorBoard(TensorBoard):
+    """Calls a run that lies in the log directory itself by its folder's name, where TensorBoard calls it "."."""
+
+    def _make_data_provider(self) -> tuple[Any, Any]:
+        provider, multiplexer = super()._make_data_provider()
+        return _NamedRun(provider, Path(self.flags.logdir).resolve().name), multiplexer
+
+
+class _NamedRun:
+    """A `tensorboard.data.provider.DataProvider` in which the run "." has another name."""
+
+    def __init__(self, provider: Any, name: str) -> None:
+        self._provider = provider
+        self._names = {".": name}
+
+    def __getattr__(self, method: str) -> Any:
+        def call(*args: Any, run_tag_filter: RunTagFilter | None = None, **words: Any) -> Any:
+            if run_tag_filter is not None:
+                words["run_tag_filter"] = self._asked(run_tag_filter)
+            answer = getattr(self._provider, method)(*args, **words)
+            if method == "list_runs":
+                names = [self._names.get(run.run_name, run.run_name) for run in answer]
+                return [Run(name, name, run.start_time) for name, run in zip(names, answer, strict=True)]
+            if method.startswith(("list_", "read_")) and isinstance(answer, dict):
+                return {self._names.get(run, run): tags for run, tags in answer.items()}
+            return answer
+
+        return call
+
+    def _asked(self, wanted: RunTagFilter) -> RunTagFilter:
+        if wanted.runs is None:
+            return wanted
+        original = {name: run for run, name in self._names.items()}
+        return RunTagFilter(runs=[original.get(run, run) for run in wanted.runs], tags=wanted.tags)
 
 
 def serve(folder: Path, port: int | None) -> str:
@@ -45,7 +90,7 @@ def serve(folder: Path, port: int | None) -> str:
         raise ConfigError(f"{folder}: there is no such folder. Name a run, a sweep, or a folder of them.")
     if not any(folder.rglob("events.out.tfevents.*")):
         raise ConfigError(f"{folder}: there is no run in it. Train one, or name a run, a sweep, or a folder of them.")
-    board = TensorBoard()
+    board = _TensorBoard()
     fast = "true" if tensorboard_data_server.server_binary() else "false"  # what "auto" does, less its advertisement
     board.configure(logdir=str(folder), host="localhost", port=port, load_fast=fast)
     try:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
 
+from ppo_lab.config import flat
 from ppo_lab.files import read_json, shown, write_atomically, write_json
 from ppo_lab.memory import measured, render
 from ppo_lab.memory.estimate import Estimate
 from ppo_lab.memory.growth import FlatMemoryWatch
 from ppo_lab.memory.monitor import MIB, free_bytes
 from ppo_lab.runs import Run, as_yaml
-from ppo_lab.telemetry import manifest
+from ppo_lab.telemetry import hparams, manifest
 from ppo_lab.telemetry.console import ProgressDisplay
-from ppo_lab.telemetry.metrics import MetricsWriter
+from ppo_lab.telemetry.metrics import MetricsWriter, layout
 from ppo_lab.telemetry.summary import Summary
 
 log = logging.getLogger(__name__)
@@ -76,7 +78,9 @@ class Record:
         """Puts configuration, environment and layout on TensorBoard. `memory_tags`: the rows that the device has."""
         about = self._description
         environment = about["packages"] | about["machine"] | {"repeat": about["repeat"]}
-        self._metrics.describe(as_yaml(self.run.cfg), environment, memory_tags)
+        weights = "env.reward_scales."
+        terms = [key.removeprefix(weights) for key in flat(asdict(self.run.cfg)) if key.startswith(weights)]
+        self._metrics.describe(as_yaml(self.run.cfg), environment, layout(memory_tags, terms))
 
     def begin_training(self) -> None:
         """Everything is built; the first iteration begins."""
@@ -97,7 +101,16 @@ class Record:
     def finish(self, status: str, message: str | None = None) -> str:
         """Writes the summary, and returns its gist in words. See `Summary.write`."""
         compared = measured.compare(self._prediction, self._summary.peak_mib) if self._prediction else []
-        return self._summary.write(status, message, [measured.as_json(comparison) for comparison in compared])
+        gist = self._summary.write(status, message, [measured.as_json(comparison) for comparison in compared])
+        hparams.write_run(self.run.folder, self.run.cfg, read_json(self.run.folder / "summary.json") | self._peaks())
+        return gist
+
+    def _peaks(self) -> dict[str, float | None]:
+        """The peak that stands for the run, as predicted and as measured."""
+        found = {tag[len("Memory/") : -len("_mib")]: size for tag, size in self._summary.peak_mib.items()}
+        predicted = {tag[len("Memory/predicted_") : -len("_mib")]: size for tag, size in self._predicted_mib.items()}
+        row = measured.peak_row(predicted, found) or ""
+        return {"predicted_peak_mib": predicted.get(row), "measured_peak_mib": found.get(row)}
 
     def close(self) -> None:
         self._metrics.close()

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "memory/tracer": {"command_line", "config", "learning", "memory"},
     "envs/footprint": {"command_line", "config", "envs", "memory"},
     "budget": {"command_line", "config", "invocation", "memory"},
-    "dashboard": {"command_line", "config"},
+    "dashboard": {"command_line", "config", "telemetry"},
     "estimating": {"command_line", "config", "files", "memory"},
     "import_run": {"command_line", "config", "files", "learning", "preflight", "telemetry"},
     "report": {"command_line", "config", "files", "memory", "telemetry"},
@@ -37,7 +37,7 @@ MAY_IMPORT = {
     },
     "replay": {"command_line", "config", "learning", "memory", "preflight", "training"},
     "stopping": {"command_line"},
-    "record": {"files", "memory", "runs", "telemetry"},
+    "record": {"config", "files", "memory", "runs", "telemetry"},
     "training": {
         "budget",
         "command_line",

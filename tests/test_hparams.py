@@ -1,10 +1,14 @@
 """TensorBoard's HParams table, as its own plugin reads it from the run folders."""
 
 import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
@@ -15,15 +19,18 @@ from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.get_experiment import Handler as Experiment
 from tensorboard.plugins.hparams.list_session_groups import Handler as SessionGroups
 
-from ppo_lab.telemetry.hparams import EVENT_FILES, write_hparams
-from ppo_lab.telemetry.metrics import MetricsWriter
+from ppo_lab.config import ExperimentConfig, flat
+from ppo_lab.record import Record
+from ppo_lab.runs import Run
+from ppo_lab.telemetry.hparams import EVENT_FILES, RESULTS, SETTINGS, write_hparams
+from ppo_lab.telemetry.metrics import MetricsWriter, layout
 
 
 def train(folder: Path, rewards: list[float]) -> None:
     """What a run with these rewards leaves of metrics."""
     folder.mkdir(parents=True)
     metrics = MetricsWriter(folder)
-    metrics.describe("num_envs: 64", {"torch": "2.13"}, [])
+    metrics.describe("num_envs: 64", {"torch": "2.13"}, layout([], []))
     for iteration, reward in enumerate(rewards):
         metrics.write(iteration, {"Train/mean_reward": reward, "Perf/total_fps": 1000.0})
     metrics.close()
@@ -90,6 +97,7 @@ def test_writing_again_replaces_the_row(tmp_path: Path) -> None:
 def test_a_run_that_goes_on_keeps_its_curves_and_its_row(tmp_path: Path) -> None:
     train(tmp_path / "run", [1.0, 2.0])
     write_hparams(tmp_path / "run", {"num_envs": 64}, {"final_reward": 2.0})
+    time.sleep(1)  # event files of one second are read in any order
     goes_on = MetricsWriter(tmp_path / "run", first_iteration=2)
     goes_on.write(2, {"Train/mean_reward": 3.0, "Perf/total_fps": 1000.0})
     goes_on.close()
@@ -99,9 +107,7 @@ def test_a_run_that_goes_on_keeps_its_curves_and_its_row(tmp_path: Path) -> None
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert set(board.Tags()["scalars"]) == {"Train/mean_reward", "Perf/total_fps", "Result/final_reward"}
     for tag in ("Train/mean_reward", "Perf/total_fps"):
-        on_board = sorted(
-            (event.step, event.value) for event in board.Scalars(tag)
-        )  # files of one second: in any order
+        on_board = [(event.step, event.value) for event in board.Scalars(tag)]
         assert on_board == [(line["iteration"], line[tag]) for line in lines]
     assert [e.value for e in board.Scalars("Result/final_reward")] == [3.0]
 
@@ -110,3 +116,36 @@ def test_a_value_that_is_no_setting_is_refused_and_nothing_is_written(tmp_path: 
     with pytest.raises(KeyError):
         write_hparams(tmp_path, {"network.hidden_dims": [64, 64]}, {})  # type: ignore[dict-item]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("status", ["completed", "interrupted", "failed"])
+def test_a_run_that_ends_has_a_row_with_its_settings_and_results(
+    experiment: Callable[..., ExperimentConfig], tmp_path: Path, status: str
+) -> None:
+    cfg = experiment("experiment=smoke", "env=hover", "num_envs=64", "network.hidden_dims=[32,16]")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with (folder / ".lock").open("w") as lock:
+        record = Record(Run(cfg, folder, [], lock), 0, torch.device("cpu"))
+        record.begin()
+        for iteration, peak_mib in enumerate((5.0, 4.0)):
+            memory = {"Memory/allocated_peak_mib": peak_mib, "Memory/host_peak_rss_mib": 900.0}
+            rewards = {"Train/mean_reward": 1.5 - iteration, "Train/mean_episode_length": 10.0}
+            record.add(iteration, rewards | memory)
+        record.finish(status)
+        record.close()
+    columns, rows = shown(tmp_path)
+    assert columns == [*sorted(SETTINGS[:5]), *sorted(SETTINGS[5:]), *(f"Result/{name}" for name in RESULTS)]
+    assert list(rows) == ["run"]
+    row = rows["run"]
+    assert (row["env.name"], row["num_envs"], row["network.hidden_dims"]) == ("hover", 64, "[32, 16]")
+    assert (row["Result/final_reward"], row["Result/best_reward"]) == (0.5, 1.5)
+    assert row["Result/measured_peak_mib"] == 5.0, "the highest, and of tensors rather than of the process"
+    assert "Result/predicted_peak_mib" not in row, "nothing was predicted"
+    wall_s = json.loads((folder / "summary.json").read_text())["wall_s"]
+    assert row["Result/wall_s"] == pytest.approx(wall_s)
+
+
+def test_all_runs_have_the_same_settings_in_their_rows(experiment: Callable[..., ExperimentConfig]) -> None:
+    for env in ("go2", "hover"):
+        assert set(SETTINGS) <= flat(asdict(experiment(f"env={env}"))).keys()

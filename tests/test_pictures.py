@@ -115,6 +115,24 @@ def test_the_map_names_each_card_where_its_line_leaves(tmp_path: Path) -> None:
     assert is_a_picture(tmp_path / "map.png")
 
 
+def test_a_long_name_of_a_card_is_not_cut_and_leaves_the_map_its_room(tmp_path: Path) -> None:
+    # as above, card A leaves at the top edge and card B at the right edge
+    needs = {(n, m): 20 * n // m * MIB for n in (1, 2, 4, 8) for m in (1, 2)}
+    name = "a card of $my$ own with a name of sixty characters xxxxxxxxx"
+    sizes = {f"{name} A": 20 * 2**1.5, f"{name} B": 20 * 2**2.5}
+    cards = {name: int(size * MIB) for name, size in sizes.items()}
+    figure = draw_map(needs, cards, f"Needs on {name}", tmp_path / "map.png")
+    shown = [text.get_text().replace("\n", " ") for text in figure.axes[0].texts if isinstance(text, Annotation)]
+    assert sorted(shown) == sorted(cards)
+    assert figure.get_suptitle().replace("\n", " ").startswith(f"Needs on {name} ")
+    everything, cells = figure.get_tightbbox(), figure.axes[0].get_window_extent()
+    assert everything.x0 >= 0
+    assert everything.x1 <= figure.get_figwidth()
+    assert everything.y1 <= figure.get_figheight()
+    assert cells.width / figure.dpi > 4
+    assert cells.height / figure.dpi > 1
+
+
 def test_a_size_that_cannot_be_is_left_white(tmp_path: Path) -> None:
     needs = {(n, m): n * MIB for n in (10, 20, 30) for m in (2, 3, 4)}
     del needs[30, 4], needs[20, 3]

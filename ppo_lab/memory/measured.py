@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,12 @@ from ppo_lab.config import ConfigError, ExperimentConfig
 from ppo_lab.files import read_json, read_rows
 from ppo_lab.memory.calibration import Overhead, remember
 from ppo_lab.memory.hardware import MIB, Hardware
+
+PEAKS = ("reserved", "device_used", "allocated_peak", "host_peak_rss")
+"""The memory rows of which one stands for a run.
+
+What the process itself reserved comes before the device as a whole, which jobs beside it share.
+"""
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,12 @@ def predicted_bytes(estimate: Mapping[str, Any]) -> dict[str, int]:
     if device and device["likely"] is not None:
         figures["device_used" if on_gpu else "host_peak_rss"] = device["likely"]
     return {name: size for name, size in figures.items() if size is not None}
+
+
+def peak_row(predicted: Collection[str], measured: Collection[str]) -> str | None:
+    """The first of PEAKS that was both predicted and measured, or else measured; None where none was."""
+    both = set(predicted) & set(measured)
+    return next((name for names in (both, measured) for name in PEAKS if name in names), None)
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:

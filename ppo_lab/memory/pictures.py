@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -34,6 +35,9 @@ LAYERS = {
 
 Paul Tol's muted colours, which people with colour-blindness can tell apart.
 """
+
+NAME_LENGTH = 24
+"""Of a line in a card's name, in characters."""
 
 STRETCHES = 1200
 """As many moments of an iteration as the picture is wide enough to show."""
@@ -115,7 +119,10 @@ def draw_map(needs: Mapping[tuple[int, int], int], cards: Mapping[str, int], tit
     grid = np.full((len(all_mini_batches), len(all_envs)), np.nan)
     for (num_envs, num_mini_batches), size in needs.items():
         grid[all_mini_batches.index(num_mini_batches), all_envs.index(num_envs)] = size / MIB
-    figure = Figure(figsize=(max(7, 1.5 + len(all_envs)), 2.5 + 0.6 * len(all_mini_batches)), layout="constrained")
+    names = [line for name in cards for line in textwrap.wrap(name, NAME_LENGTH)]
+    names_inches = 0.06 * max(map(len, names), default=0)
+    width_inches, height_inches = max(7, 1.5 + len(all_envs)), 1.5 + 0.6 * len(all_mini_batches)
+    figure = Figure(figsize=(width_inches + names_inches, height_inches + names_inches), layout="constrained")
     axes = figure.add_subplot()
     norm = LogNorm(np.nanmin(grid), np.nanmax(grid))
     cells = axes.pcolormesh(grid, cmap="cividis", norm=norm, edgecolors="white", linewidth=0.5)
@@ -130,7 +137,9 @@ def draw_map(needs: Mapping[tuple[int, int], int], cards: Mapping[str, int], tit
     axes.set_xlabel("num_envs")
     axes.set_ylabel("num_mini_batches")
     axes.tick_params(length=0)
-    figure.suptitle(f"{title}\nMiB needed at least on the device, and where each card is full")
+    what = "MiB needed at least on the device, and where each card is full"
+    lines = [*textwrap.wrap(title, round(10 * width_inches)), what]
+    figure.suptitle("\n".join(lines), parse_math=False)
     figure.savefig(path, dpi=150)
     return figure
 
@@ -193,13 +202,14 @@ def _draw_limits(axes: Axes, grid: NDArray[np.float64], cards: Mapping[str, floa
         end_x, end_y = vertices[np.lexsort(vertices.T)[-1]]
         leaves_at_right = end_x == x[-1]
         axes.annotate(
-            name,
+            "\n".join(textwrap.wrap(name, NAME_LENGTH)),
             (end_x, end_y),
             xytext=(5, 0) if leaves_at_right else (0, 5),
             textcoords="offset points",
             va="center" if leaves_at_right else "baseline",
             rotation=0 if leaves_at_right else 45,
             rotation_mode="anchor",
+            parse_math=False,
         )
 
 

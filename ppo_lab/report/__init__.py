@@ -10,18 +10,7 @@ from pathlib import Path
 from ppo_lab.files import write_atomically, write_json, write_text
 from ppo_lab.report import page, pictures, results
 from ppo_lab.report.jobs import Sweep, read_sweep
-from ppo_lab.telemetry.hparams import write_hparams
-
-METRICS = (
-    "final_reward",
-    "steps_per_s",
-    "measured_peak_mib",
-    "wall_s",
-    "best_reward",
-    "predicted_peak_mib",
-    "training_s",
-)
-"""The columns of a report that TensorBoard's HParams shows beside the settings; the first five unasked."""
+from ppo_lab.telemetry.hparams import RESULTS, write_hparams
 
 
 def write(folder: Path) -> Path:
@@ -33,7 +22,7 @@ def write(folder: Path) -> Path:
     for job, row in zip(sweep.jobs, results.rows(results.of(sweep)), strict=True):
         if job.folder.is_dir():
             settings = {key: value for key, value in job.settings.items() if value is not None}
-            write_hparams(job.folder, settings, {name: row[name] for name in METRICS})
+            write_hparams(job.folder, settings, {name: row[name] for name in RESULTS})
     return write_into(folder, sweep)
 
 

@@ -61,6 +61,8 @@ class Job:
     number: int
     name: str
     folder: Path
+    env: str | None
+    """None where neither the folder nor the overrides say."""
     settings: Mapping[str, Value | None]
     """Swept key -> value; None where the folder does not say."""
     status: str
@@ -123,6 +125,8 @@ class Sweep:
     reward_threshold: float | None
     """As it was set."""
     jobs: tuple[Job, ...]
+    was_launched: bool = True
+    """Whether a launcher named the jobs by what they differ in."""
 
 
 def read_sweep(folder: Path) -> Sweep:
@@ -144,7 +148,10 @@ def read_sweep(folder: Path) -> Sweep:
 
 
 def read_runs(folders: Iterable[Path]) -> Sweep:
-    """Lays side by side all runs in `folders`; swept are the keys in which they differ. Raises a ConfigError."""
+    """Lays side by side all runs in `folders`; swept are the keys in which those of one env differ, and the env.
+
+    Raises a ConfigError.
+    """
     found: dict[Path, Path] = {}
     for folder in folders:
         if not folder.is_dir():
@@ -155,7 +162,10 @@ def read_runs(folders: Iterable[Path]) -> Sweep:
         found |= {run.resolve(): run for run in runs}
     runs_read = [_read_run(folder) for folder in found.values()]
     flat = [_settings(run) for run in runs_read]
-    swept = _differing(flat)
+    envs = dict.fromkeys(str(settings["env.name"]) for settings in flat if "env.name" in settings)
+    groups = [[settings for settings in flat if settings.get("env.name") == env] for env in envs]
+    differing = [key for group in groups for key in _differing(group)] if len(groups) > 1 else _differing(flat)
+    swept = tuple(dict.fromkeys(["env.name"] * (len(groups) > 1) + differing))
     jobs = []
     for number, (path, run, settings) in enumerate(zip(found, runs_read, flat, strict=True)):
         status, message = str(run.summary.get("status", "running")), run.summary.get("message")
@@ -166,6 +176,7 @@ def read_runs(folders: Iterable[Path]) -> Sweep:
                 number,
                 path.name,
                 path,
+                _env(settings),
                 {key: settings.get(key) for key in swept},
                 status,
                 _sentence(message, run.damages),
@@ -174,7 +185,7 @@ def read_runs(folders: Iterable[Path]) -> Sweep:
                 run,
             )
         )
-    return Sweep(jobs[0].name if len(jobs) == 1 else f"{len(jobs)} runs", "", "", swept, None, tuple(jobs))
+    return Sweep(jobs[0].name if len(jobs) == 1 else f"{len(jobs)} runs", "", "", swept, None, tuple(jobs), False)
 
 
 def _job(sweep: Path, swept: tuple[str, ...], entry: Mapping[str, Any]) -> Job:
@@ -190,6 +201,7 @@ def _job(sweep: Path, swept: tuple[str, ...], entry: Mapping[str, Any]) -> Job:
         int(entry["number"]),
         str(entry["name"]),
         folder,
+        _env(settings),
         {key: settings.get(key) for key in swept},
         str(entry["status"]),
         _sentence(entry.get("message") or run.summary.get("message"), run.damages),
@@ -265,20 +277,24 @@ def _load(path: Path, damages: list[str]) -> dict[str, Any]:
     return content
 
 
-def _differing(flat: list[dict[str, Value]]) -> tuple[str, ...]:
+def _env(settings: Mapping[str, Value]) -> str | None:
+    """From the configuration, or else from the override that chose it."""
+    env = settings.get("env.name", settings.get("env"))
+    return None if env is None else str(env)
+
+
+def _differing(flat: list[dict[str, Value]]) -> list[str]:
     """The keys whose values differ, but for those that only repeat what another one says."""
     keys = dict.fromkeys(key for settings in flat for key in settings)
     columns = {key: [settings.get(key) for settings in flat] for key in keys if key not in NOT_A_SETTING}
     differing = {key: values for key, values in columns.items() if len(set(values)) > 1}
-    if "env.name" in differing:  # another env has other settings
-        differing = {key: values for key, values in differing.items() if key == "env.name" or key[:4] != "env."}
 
     def repeats(key: str) -> bool:
         """As network.actor.activation repeats network.activation."""
         above, _, name = key.rpartition(".")
         return differing.get(f"{above.rpartition('.')[0]}.{name}") == differing[key]
 
-    return tuple(key for key in differing if not repeats(key))
+    return [key for key in differing if not repeats(key)]
 
 
 def _settings(run: Run) -> dict[str, Value]:

@@ -8,13 +8,14 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ppo_lab.report import results as numbers
-from ppo_lab.report.jobs import Job
+from ppo_lab.report.jobs import Job, Value
 from ppo_lab.report.pictures import Picture
 from ppo_lab.report.results import Configuration, Results, known
 
@@ -30,25 +31,40 @@ def render(results: Results, pictures: Mapping[str, Picture], folder: Path) -> s
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["number"] = numbers.rounded
+    environment.filters["setting"] = _setting
     script = (HERE / "sort.js").read_text()
-    front = set(id(one) for one in results.pareto_front)
-    best_first = sorted(results.configurations, key=_final_reward, reverse=True)
     counts = Counter(job.status for job in results.sweep.jobs)
     return environment.get_template("page.html").render(
-        results=results,
         sweep=results.sweep,
-        lessons=numbers.lessons(results),
+        parts=[
+            (env, part, numbers.lessons(part), _settings_table(part), _shown(pictures, env))
+            for env, part in results.by_env.items()
+        ],
         statuses={status: counts[status] for status in (*STATUSES, *sorted(counts)) if counts[status]},
-        configurations=[(one, _figures(results, one), id(one) in front) for one in best_first],
         jobs=[
             (job, row, _links(job, folder)) for job, row in zip(results.sweep.jobs, numbers.rows(results), strict=True)
         ],
         status_class=lambda status: status if status in STATUSES else "other",
-        pictures={name: (one, base64.b64encode(one.png).decode()) for name, one in pictures.items()},
         style=Markup((HERE / "page.css").read_text()),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def _settings_table(results: Results) -> list[tuple[Configuration, Any, bool]]:
+    """Configuration, figures, and whether it is on the front; the best final reward first."""
+    front = set(id(one) for one in results.pareto_front)
+    best_first = sorted(results.configurations, key=_final_reward, reverse=True)
+    return [(one, _figures(results, one), id(one) in front) for one in best_first]
+
+
+def _shown(pictures: Mapping[str, Picture], env: str) -> list[tuple[Picture, str]]:
+    """The env's pictures, as base64."""
+    return [(one, base64.b64encode(one.png).decode()) for one in pictures.values() if one.env == env]
+
+
+def _setting(value: Value | None) -> str:
+    return numbers.as_set(value) if isinstance(value, float | str) else numbers.rounded(value)
 
 
 def _figures(results: Results, one: Configuration) -> list[tuple[float | None, float | None, float | None]]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import math
+import re
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import IO
+from dataclasses import dataclass, replace
+from typing import IO, Any
 
 import matplotlib
 import numpy as np
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ppo_lab.report.jobs import Job, Value
-from ppo_lab.report.results import Configuration, Results, in_order, known, mean, rounded
+from ppo_lab.report.results import Configuration, Results, as_set, in_order, known, mean, rounded
 
 COLOURS = ("#332288", "#CC6677", "#117733", "#DDCC77", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499")
 """Paul Tol's muted colours, which people with colour-blindness can tell apart."""
@@ -41,6 +43,17 @@ Course = Callable[[Job], tuple[NDArray[np.float64], NDArray[np.float64]]]
 """Of a run: what to draw its reward over, and the reward, where there is one."""
 
 
+LINE_LENGTH = 110
+"""Characters that fit beside each other in a picture."""
+
+NAME_LENGTH = 32
+"""Characters in a line beside an axis."""
+
+VALUE_LENGTH = 120
+"""Of a setting: longer ones are cut."""
+
+FILE_WORD_LENGTH = 40
+
 PALETTE_SIZE = 128
 """Of a picture: enough for flat lines and bands, and a third of the bytes, as reports are passed on."""
 
@@ -52,40 +65,55 @@ class Picture:
     png: bytes
     title: str
     caption: str
+    env: str = ""
+    """Whose runs it is about; "" where there is one env."""
 
     def save(self, file: IO[bytes]) -> None:
         file.write(self.png)
 
 
 def draw(results: Results) -> dict[str, Picture]:
-    """File name -> picture; those for which there is nothing to draw are left out."""
+    """File name -> picture, of each env its own; those for which there is nothing to draw are left out."""
+    return {
+        f"{name}{f'_{_file_word(env)}' if env else ''}.png": replace(picture, env=env)
+        for env, part in results.by_env.items()
+        for name, picture in _draw(part).items()
+    }
+
+
+def _file_word(env: str) -> str:
+    """An env's name in letters that any system takes."""
+    return re.sub(r"[^A-Za-z0-9-]+", "_", env)[:FILE_WORD_LENGTH]
+
+
+def _draw(results: Results) -> dict[str, Picture]:
     pictures = {}
-    if any(job.final_reward is not None for job in results.sweep.jobs):
+    if results.has_reward:
         how = "Lines are means over completed runs, bands reach from the lowest to the highest seed; "
-        how += "a run that was not completed is dashed."
-        pictures["reward_over_steps.png"] = Picture(
+        how += "a run that was not completed is dashed, and one that has a single reward is a point."
+        pictures["reward_over_steps"] = Picture(
             _png(draw_rewards(results, over_steps, "transitions")), "Reward over steps", how
         )
-        pictures["reward_over_time.png"] = Picture(
+        pictures["reward_over_time"] = Picture(
             _png(draw_rewards(results, over_time, "training time (s)")),
             "Reward over time",
             f"{how} Time is the run's own clock, collecting and learning, without start-up.",
         )
-    pictures["memory.png"] = Picture(
-        _png(draw_memory(results)), "Memory, predicted and measured", _memory_words(results)
-    )
+    pictures["memory"] = Picture(_png(draw_memory(results)), "Memory, predicted and measured", _memory_words(results))
     if any(one.completed for one in results.configurations) and results.configurations[0].settings:
         keys = size_keys(results)
-        pictures["sizes.png"] = Picture(
+        pictures["sizes"] = Picture(
             _png(draw_sizes(results, keys)),
-            f"Speed and memory over {' and '.join(map(_short, keys))}",
-            "Means over the completed runs of each size; blank where there is none.",
+            f"Speed and memory over {' and '.join(map(_short, keys)) or 'runs'}",
+            "Means over the completed runs of each size; blank where there is none."
+            if keys
+            else "Each point is a completed run.",
         )
     if any(results.reward_memory_time(one) for one in results.configurations):
-        pictures["pareto.png"] = Picture(
+        pictures["pareto"] = Picture(
             _png(draw_pareto(results)),
             "Reward, memory and time",
-            "Numbered settings are beaten by no other in reward, memory and time at once; grey ones are. "
+            "Settings with a letter are beaten by no other in reward, memory and time at once; grey ones are. "
             "Bars reach from the lowest to the highest seed.",
         )
     return pictures
@@ -117,18 +145,25 @@ def draw_rewards(results: Results, course: Course, label: str) -> Figure:
     """A line a configuration; with several keys swept, a panel for each value of the one that has fewest."""
     panel_key, panels = _panels(results)
     rest = [key for key in results.configurations[0].settings if key != panel_key]
-    names = list(dict.fromkeys(_label(one, rest) for one in results.configurations))
+
+    def name_of(one: Configuration) -> str:
+        return one.label if results.are_named else _label(one, rest)
+
+    names = list(dict.fromkeys(map(name_of, results.configurations)))
+    labels = list(names) if rest else []
+    if results.threshold is not None:
+        labels.append(f"threshold {rounded(results.threshold)}")
     columns = min(len(panels), 3)
     lines = -(-len(panels) // columns)
-    entries, entries_a_line = len(names) + 1, _legend_columns([*map(_plain, names), "threshold 1.23"])
-    figure = _figure(12, (3.6 if lines == 1 else 3.2 * lines) + 0.25 * -(-entries // entries_a_line))
+    figure = _figure(12, (3.6 if lines == 1 else 3.2 * lines) + _legend_height(labels))
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     colours = dict(zip(names, _colours(len(names)), strict=True))
     for axes, (value, configurations) in zip(grid.flat, panels.items(), strict=False):
         for one in configurations:
-            _draw_course(axes, one, course, colours[_label(one, rest)])
+            _draw_course(axes, one, course, colours[name_of(one)])
         if panel_key:
-            axes.set_title(_plain(f"{_short(panel_key)} = {value}"), fontsize="medium")
+            title = f"{_short(panel_key)} = {_value(value)}"
+            axes.set_title(_plain(_wrapped(title, LINE_LENGTH // columns)), fontsize="medium")
         if results.threshold is not None:
             axes.axhline(results.threshold, color="black", linewidth=0.8, linestyle=":")
         axes.grid(alpha=0.3)
@@ -142,12 +177,9 @@ def draw_rewards(results: Results, course: Course, label: str) -> Figure:
     for axes in grid[-1]:
         axes.set_xlabel(label)
     handles = [Line2D([], [], color=colour, linewidth=2) for colour in colours.values()] if rest else []
-    labels = [_plain(name) for name in names] if rest else []
     if results.threshold is not None:
         handles.append(Line2D([], [], color="black", linewidth=0.8, linestyle=":"))
-        labels.append(f"threshold {rounded(results.threshold)}")
-    if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=entries_a_line, frameon=False)
+    _draw_legend(figure, handles, labels)
     return figure
 
 
@@ -189,19 +221,31 @@ def draw_memory(results: Results) -> Figure:
 
 
 def size_keys(results: Results) -> tuple[str, ...]:
-    """The one or two keys that speed and memory are drawn over."""
+    """The one or two keys that speed and memory are drawn over; none where they are drawn run by run."""
+    if results.are_named:
+        return ()
     keys = tuple(results.configurations[0].settings)
     return SIZE_KEYS if set(SIZE_KEYS) <= set(keys) else keys[:2]
 
 
 def draw_sizes(results: Results, keys: tuple[str, ...]) -> Figure:
-    """Steps a second and memory: annotated heat maps over two keys, points and their means over one."""
+    """Steps a second and memory: annotated heat maps over two keys, points and their means over one or no key."""
     quantities: dict[str, Callable[[Job], float | None]] = {"steps per second": lambda job: job.steps_per_s}
     if results.memory_row:
         quantities[f"{ROWS[results.memory_row]} (MiB)"] = results.measured_mib
     completed = [job for job in results.sweep.jobs if job.completed]
+    if not keys:
+        shown = [one for one in results.configurations if one.completed]
+        figure = _figure(12, 1.2 + sum(0.18 * _lines(one.label, NAME_LENGTH) + 0.12 for one in shown))
+        for axes, (title, of) in zip(
+            np.atleast_1d(figure.subplots(1, len(quantities), sharey=True)), quantities.items(), strict=True
+        ):
+            _draw_by_name(axes, shown, of)
+            axes.set_xlabel(title)
+        return figure
     if len(keys) == 1:
-        figure = _figure(12, 4)
+        places = sorted({job.settings[keys[0]] for job in completed}, key=in_order)
+        figure = _figure(12, 4 + 0.17 * _more_lines(places, _tick_length(places)))
         for axes, (title, of) in zip(
             np.atleast_1d(figure.subplots(1, len(quantities))), quantities.items(), strict=True
         ):
@@ -209,7 +253,9 @@ def draw_sizes(results: Results, keys: tuple[str, ...]) -> Figure:
             axes.set_title(title, fontsize="medium")
         return figure
     values = [sorted({job.settings[key] for job in results.sweep.jobs}, key=in_order) for key in keys]
-    figure = _figure(12, 2.2 + 0.6 * len(values[1]))
+    row_inches = max(0.6, 0.18 * (1 + _more_lines(values[1], NAME_LENGTH)))
+    below_inches = 0.17 * _more_lines(values[0], _tick_length(*values))
+    figure = _figure(12, 2.2 + row_inches * len(values[1]) + below_inches)
     for axes, (title, of) in zip(np.atleast_1d(figure.subplots(1, len(quantities))), quantities.items(), strict=True):
         grid = np.full((len(values[1]), len(values[0])), np.nan)
         for row, column in np.ndindex(grid.shape):
@@ -228,18 +274,17 @@ def draw_sizes(results: Results, keys: tuple[str, ...]) -> Figure:
 
 
 def draw_pareto(results: Results) -> Figure:
-    """Reward over time and over memory; numbered is what is on the front of all three."""
+    """Reward over time and over memory; what is on the front of all three has a letter."""
     front = results.pareto_front
-    labels = [f"{number}   {_plain(one.label)}" for number, one in enumerate(front, start=1)]
-    columns = _legend_columns(labels)
-    figure = _figure(12, 4.2 + 0.25 * -(-len(labels) // columns))
+    labels = [f"{_letter(place)}   {one.label}" for place, one in enumerate(front)]
+    figure = _figure(12, 4.2 + _legend_height(labels))
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, of in ((left, lambda job: job.training_s), (right, results.measured_mib)):
         for one in results.configurations:
             if results.reward_memory_time(one) is None:
                 continue
-            number = front.index(one) + 1 if one in front else None
-            _draw_point(axes, known(one.completed, of), known(one.completed, lambda job: job.final_reward), number)
+            place = front.index(one) if one in front else None
+            _draw_point(axes, known(one.completed, of), known(one.completed, lambda job: job.final_reward), place)
         axes.grid(alpha=0.3)
         axes.margins(0.08)
     left.set_ylabel("final reward")
@@ -247,8 +292,7 @@ def draw_pareto(results: Results) -> Figure:
     right.set_xlabel(f"{ROWS[results.memory_row or '']} (MiB)")
     for axes in (left, right):
         axes.xaxis.set_major_formatter("{x:,.10g}")
-    nothing = [Line2D([], [], linestyle="") for _ in labels]
-    figure.legend(nothing, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=0)
+    _draw_legend(figure, [Line2D([], [], linestyle="") for _ in labels], labels, handlelength=0)
     return figure
 
 
@@ -257,11 +301,30 @@ def _draw_course(axes: Axes, one: Configuration, course: Course, colour: str) ->
     completed = [course(job) for job in with_reward if job.completed]
     if completed:
         x, middle, low, high = band(completed)
-        axes.plot(x, middle, color=colour, linewidth=1.6)
-        axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+        if x.size:
+            _draw_line(axes, x, middle, color=colour, linewidth=1.6)
+            _draw_band(axes, x, low, high, colour)
+        else:  # no x that all of them have
+            for curve in completed:
+                _draw_line(axes, *curve, color=colour, linewidth=1.6)
     for job in with_reward:
         if not job.completed:
-            axes.plot(*course(job), color=colour, linewidth=1, linestyle="--")
+            _draw_line(axes, *course(job), color=colour, linewidth=1, linestyle="--")
+
+
+def _draw_line(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], **style: Any) -> None:
+    """Bridges gaps. A single point has a marker, as a line of one point cannot be seen."""
+    there = np.isfinite(y)
+    axes.plot(x[there], y[there], marker="o" if there.sum() == 1 else None, markersize=5, **style)
+
+
+def _draw_band(
+    axes: Axes, x: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64], colour: str
+) -> None:
+    if x.size == 1:
+        axes.vlines(x, low, high, color=colour, alpha=0.4, linewidth=4)
+    else:
+        axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
 def _draw_over(axes: Axes, key: str, completed: Sequence[Job], of: Callable[[Job], float | None]) -> None:
@@ -273,10 +336,24 @@ def _draw_over(axes: Axes, key: str, completed: Sequence[Job], of: Callable[[Job
         axes.plot([place] * len(sizes), sizes, "o", color=COLOURS[0], alpha=0.5, markeredgewidth=0)
     means = [float(np.mean(sizes)) if sizes else math.nan for sizes in found]
     axes.plot(range(len(values)), means, color=COLOURS[0], linewidth=1.6)
-    axes.set_xticks(range(len(values)), [_tick(value) for value in values])
+    axes.set_xticks(range(len(values)), _ticks(values, _tick_length(values)))
+    axes.set_xlim(-0.5, len(values) - 0.5)
     axes.set_xlabel(_plain(_short(key)))
     axes.set_ylim(0, 1.1 * max((size for sizes in found for size in sizes), default=1.0))
     axes.yaxis.set_major_formatter("{x:,.10g}")
+    axes.grid(alpha=0.3)
+
+
+def _draw_by_name(axes: Axes, configurations: Sequence[Configuration], of: Callable[[Job], float | None]) -> None:
+    """A line for each configuration, with the values of its completed runs; the first is at the top."""
+    for place, one in enumerate(configurations):
+        sizes = [size for job in one.completed if (size := of(job)) is not None]
+        axes.plot(sizes, [place] * len(sizes), "o", color=COLOURS[0], alpha=0.5, markeredgewidth=0)
+    names = [_plain(_wrapped(one.label, NAME_LENGTH)) for one in configurations]
+    axes.set_yticks(range(len(configurations)), names)
+    axes.set_ylim(len(configurations) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter("{x:,.10g}")
     axes.grid(alpha=0.3)
 
 
@@ -288,32 +365,32 @@ def _draw_map(axes: Axes, grid: NDArray[np.float64], values: Sequence[Sequence[V
     for (row, column), size in np.ndenumerate(grid):
         if np.isfinite(size):
             colour = "white" if norm(size) < 0.5 else "black"
-            text = f"{size:,.0f}" if shown.max() >= 100 else f"{size:.2f}"
-            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=colour)
-    axes.set_xticks(np.arange(len(values[0])) + 0.5, [_tick(value) for value in values[0]])
-    axes.set_yticks(np.arange(len(values[1])) + 0.5, [_tick(value) for value in values[1]])
+            axes.text(column + 0.5, row + 0.5, rounded(size), ha="center", va="center", color=colour)
+    axes.set_xticks(np.arange(len(values[0])) + 0.5, _ticks(values[0], _tick_length(*values)))
+    axes.set_yticks(np.arange(len(values[1])) + 0.5, _ticks(values[1], NAME_LENGTH))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
 
-def _draw_point(axes: Axes, x: Sequence[float], y: Sequence[float], number: int | None) -> None:
-    colour = GREY if number is None else COLOURS[0]
+def _draw_point(axes: Axes, x: Sequence[float], y: Sequence[float], place: int | None) -> None:
+    """`place`: on the front."""
+    colour = GREY if place is None else COLOURS[0]
     centre = float(np.mean(x)), float(np.mean(y))
     reach_x, reach_y = ([[m - min(v)], [max(v) - m]] for m, v in zip(centre, (x, y), strict=True))
     axes.errorbar(*centre, xerr=reach_x, yerr=reach_y, color=colour, linewidth=1, alpha=0.6, zorder=1)
-    if number is None:
+    if place is None:
         axes.plot(*centre, "o", color=colour, markersize=6, zorder=2)
     else:
-        axes.plot(*centre, "o", color=colour, markersize=15, zorder=3 + number, markeredgecolor="white")
+        axes.plot(*centre, "o", color=colour, markersize=15, zorder=4 + place, markeredgecolor="white")
         axes.annotate(
-            str(number), centre, ha="center", va="center", color="white", fontsize="small", zorder=3.5 + number
+            _letter(place), centre, ha="center", va="center", color="white", fontsize="small", zorder=4.5 + place
         )
 
 
 def _panels(results: Results) -> tuple[str | None, Mapping[Value | None, list[Configuration]]]:
     """The key that has a panel for each of its values, and what goes into each."""
     keys = list(results.configurations[0].settings)
-    if len(keys) < 2:
+    if len(keys) < 2 or results.are_named:
         return None, {None: list(results.configurations)}
     counts = {key: len({one.settings[key] for one in results.configurations}) for key in keys}
     panel_key = min(keys, key=lambda key: counts[key])
@@ -342,9 +419,40 @@ def _memory_words(results: Results) -> str:
     )
 
 
+def _draw_legend(figure: Figure, handles: Sequence[Line2D], labels: Sequence[str], **style: Any) -> None:
+    """Below all panels."""
+    if labels:
+        texts = [_plain(_wrapped(label, LINE_LENGTH)) for label in labels]
+        columns = _legend_columns(labels)
+        figure.legend(handles, texts, loc="outside lower center", ncols=columns, frameon=False, **style)
+
+
 def _legend_columns(labels: Sequence[str]) -> int:
     """As many as fit below the panels."""
     return max(1, min(len(labels), 120 // (8 + max(map(len, labels)))))
+
+
+def _legend_height(labels: Sequence[str]) -> float:
+    """In inches."""
+    if not labels:
+        return 0.0
+    rows = -(-len(labels) // _legend_columns(labels))
+    return 0.1 + (0.08 + 0.17 * max(_lines(label, LINE_LENGTH) for label in labels)) * rows
+
+
+def _letter(place: int) -> str:
+    """A to Z, then AA, AB, ...: jobs have numbers, so settings have letters."""
+    before, here = divmod(place, 26)
+    return (_letter(before - 1) if before else "") + chr(ord("A") + here)
+
+
+def _wrapped(text: str, length: int) -> str:
+    """In lines of so many characters at most."""
+    return "\n".join(textwrap.wrap(text, length, break_on_hyphens=False))
+
+
+def _lines(text: str, length: int) -> int:
+    return len(textwrap.wrap(text, length, break_on_hyphens=False))
 
 
 def _label(one: Configuration, keys: Iterable[str]) -> str:
@@ -356,12 +464,28 @@ def _short(key: str) -> str:
 
 
 def _value(value: Value | None) -> str:
-    text = "?" if value is None else str(value)
-    return text if len(text) <= 24 else f"{text[:23]}\N{HORIZONTAL ELLIPSIS}"
+    text = as_set(value)
+    return text if len(text) <= VALUE_LENGTH else f"{text[: VALUE_LENGTH - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _tick(value: Value | None) -> str:
-    return _plain(f"{value:,}" if isinstance(value, int) else _value(value))
+    return f"{value:,}" if isinstance(value, int) else _value(value)
+
+
+def _ticks(values: Sequence[Value | None], length: int) -> list[str]:
+    """Labels in lines of so many characters at most."""
+    return [_plain(_wrapped(_tick(value), length)) for value in values]
+
+
+def _tick_length(values: Sequence[Value | None], beside: Sequence[Value | None] = ()) -> int:
+    """Of labels below one of two panels, in characters: as many as there is room for, with those `beside` the axis."""
+    taken = max((min(len(_tick(value)), NAME_LENGTH) for value in beside), default=0)
+    return max(8, (LINE_LENGTH // 2 - taken) // max(1, len(values)))
+
+
+def _more_lines(values: Sequence[Value | None], length: int) -> int:
+    """How many lines the tallest label has beyond its first."""
+    return max((_lines(_tick(value), length) for value in values), default=1) - 1
 
 
 def _plain(text: str) -> str:

@@ -5,22 +5,20 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from statistics import fmean
 from typing import Any
 
 from ppo_lab.memory.hardware import MIB
-from ppo_lab.memory.measured import Comparison
+from ppo_lab.memory.measured import Comparison, peak_row
 from ppo_lab.report.jobs import Job, Sweep, Value
-
-MEMORY_ROWS = ("reserved", "device_used", "allocated_peak", "host_peak_rss")
-"""The peak that a report is about: the first of these that was measured, and predicted where any was.
-
-What the process itself reserved comes before the device as a whole, which jobs beside it share.
-"""
 
 THRESHOLD_SHARE = 0.9
 """Of the best configuration's final reward: what counts as having got there, where no threshold was set."""
+
+MOST_KEYS = 3
+"""Runs that differ in more keys are called by their names."""
 
 FEW_SEEDS = 5
 """Below so many, ranges that do not overlap are a hint."""
@@ -51,7 +49,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Results:
-    """A sweep, evaluated."""
+    """A sweep, evaluated. Where its jobs have several envs, each env is evaluated by itself, in `parts` alone."""
 
     sweep: Sweep
     configurations: tuple[Configuration, ...]
@@ -60,6 +58,23 @@ class Results:
     threshold_from: str
     memory_row: str | None
     """The memory row that the report compares; None where nothing was measured."""
+    parts: Mapping[str, Results] = field(default_factory=dict)
+    """Env -> what its jobs came to; none where there is one env."""
+
+    @property
+    def by_env(self) -> Mapping[str, Results]:
+        """What can be compared: the parts, or all of it under the name ""."""
+        return self.parts or {"": self}
+
+    @property
+    def are_named(self) -> bool:
+        """Whether configurations are labelled by their runs' names, and not by their settings."""
+        return _are_named(self.sweep)
+
+    @property
+    def has_reward(self) -> bool:
+        """Whether an episode ended in any run."""
+        return any(job.final_reward is not None for job in self.sweep.jobs)
 
     def predicted_mib(self, job: Job) -> float | None:
         size = job.run.predicted_bytes.get(self.memory_row) if self.memory_row else None
@@ -120,6 +135,11 @@ class Results:
 
 def of(sweep: Sweep) -> Results:
     """Evaluates a sweep."""
+    envs = list(dict.fromkeys(job.env for job in sweep.jobs if job.env is not None))
+    if len(envs) > 1:
+        parts = {env: of(_of_env(sweep, env)) for env in envs}
+        each = "; ".join(f"{env}: {_threshold_words(part)}" for env, part in parts.items())
+        return Results(sweep, (), None, each, None, parts)
     configurations = _configurations(sweep)
     threshold, threshold_from = _threshold(sweep, configurations)
     return Results(sweep, configurations, threshold, threshold_from, _memory_row(sweep.jobs))
@@ -139,29 +159,30 @@ def known(jobs: Sequence[Job], of: Callable[[Job], float | None]) -> list[float]
 
 def rows(results: Results) -> list[dict[str, Any]]:
     """One a job, in the order of their numbers. docs/report.md lists the columns."""
-    return [
-        {
-            "number": job.number,
-            "name": job.name,
-            **job.settings,
-            "status": job.status,
-            "final_reward": job.final_reward,
-            "best_reward": job.best_reward,
-            "time_to_threshold_s": results.time_to_threshold_s(job),
-            "steps_per_s": job.steps_per_s,
-            "wall_s": job.wall_s,
-            "training_s": job.training_s,
-            "iterations": job.iterations,
-            "transitions": job.transitions,
-            "memory_row": results.memory_row,
-            "predicted_peak_mib": results.predicted_mib(job),
-            "measured_peak_mib": results.measured_mib(job),
-            "memory_error_percent": results.memory_error_percent(job),
-            "planned_mib": None if job.planned_bytes is None else job.planned_bytes / MIB,
-            "message": job.message,
-        }
-        for job in results.sweep.jobs
-    ]
+    return [_row(job, results.parts.get(job.env or "", results)) for job in results.sweep.jobs]
+
+
+def _row(job: Job, results: Results) -> dict[str, Any]:
+    return {
+        "number": job.number,
+        "name": job.name,
+        **job.settings,
+        "status": job.status,
+        "final_reward": job.final_reward,
+        "best_reward": job.best_reward,
+        "time_to_threshold_s": results.time_to_threshold_s(job),
+        "steps_per_s": job.steps_per_s,
+        "wall_s": job.wall_s,
+        "training_s": job.training_s,
+        "iterations": job.iterations,
+        "transitions": job.transitions,
+        "memory_row": results.memory_row,
+        "predicted_peak_mib": results.predicted_mib(job),
+        "measured_peak_mib": results.measured_mib(job),
+        "memory_error_percent": results.memory_error_percent(job),
+        "planned_mib": None if job.planned_bytes is None else job.planned_bytes / MIB,
+        "message": job.message,
+    }
 
 
 def as_csv(results: Results) -> str:
@@ -186,7 +207,11 @@ def as_json(results: Results) -> dict[str, Any]:
         "reward_threshold": results.threshold,
         "reward_threshold_from": results.threshold_from,
         "memory_row": results.memory_row,
-        "pareto_front": [dict(one.settings) for one in results.pareto_front],
+        "pareto_front": [
+            {"env.name": env, **one.settings} if env else dict(one.settings)
+            for env, part in results.by_env.items()
+            for one in part.pareto_front
+        ],
         "lessons": lessons(results),
         "jobs": rows(results),
     }
@@ -194,7 +219,11 @@ def as_json(results: Results) -> dict[str, Any]:
 
 def lessons(results: Results) -> list[str]:
     """What the sweep teaches, one sentence a measure, and no claim that the spread over seeds does not bear out."""
-    return [_lesson(measure, results.configurations) for measure in results.measures]
+    return [
+        (f"{env}: " if env else "") + _lesson(measure, part.configurations)
+        for env, part in results.by_env.items()
+        for measure in part.measures
+    ]
 
 
 def _lesson(measure: Measure, configurations: Sequence[Configuration]) -> str:
@@ -225,11 +254,28 @@ def _lesson(measure: Measure, configurations: Sequence[Configuration]) -> str:
 
 
 def rounded(value: float | None, digits: int = 3) -> str:
-    """To so many significant digits, but whole numbers whole."""
+    """To so many significant digits, but whole numbers whole; as 1.5e-5 where that is shorter."""
     if value is None:
         return "\N{EN DASH}"
+    if not _is_handy(value):
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
     is_whole = isinstance(value, int) or abs(value) >= 10 ** (digits - 1)
     return f"{value:,.0f}" if is_whole else f"{value:#.{digits}g}"
+
+
+def as_set(value: Value | None) -> str:
+    """A setting in full, as one would type it: 0.001, 3e-4, 1e30."""
+    if value is None:
+        return "?"
+    if isinstance(value, str) or _is_handy(value):
+        return str(value)
+    return f"{Decimal(repr(value)).normalize():e}".replace("e+", "e")
+
+
+def _is_handy(value: float) -> bool:
+    """Whether the number is easily read with all its zeros."""
+    return value == 0 or (abs(value) < 1e15 if isinstance(value, int) else 1e-3 <= abs(value) < 1e9)
 
 
 def _ahead(one: Sequence[float], other: Sequence[float], measure: Measure) -> bool:
@@ -243,21 +289,47 @@ def _spread(values: Sequence[float], unit: str) -> str:
     return f"{rounded(fmean(values))}{unit} ({lowest} to {highest} over {len(values)} runs)"
 
 
+def _of_env(sweep: Sweep, env: str) -> Sweep:
+    """The jobs of one env, and the keys in which these differ."""
+    jobs = tuple(job for job in sweep.jobs if job.env == env)
+    swept = tuple(key for key in sweep.swept if len({job.settings[key] for job in jobs}) > 1)
+    return replace(sweep, name=jobs[0].name if len(jobs) == 1 else env, swept=swept, jobs=jobs)
+
+
+def _compared_keys(sweep: Sweep) -> list[str]:
+    return [key for key in sweep.swept if key != "seed"]
+
+
+def _are_named(sweep: Sweep) -> bool:
+    return not sweep.was_launched and len(_compared_keys(sweep)) > MOST_KEYS
+
+
 def _configurations(sweep: Sweep) -> tuple[Configuration, ...]:
-    keys = [key for key in sweep.swept if key != "seed"]
-    short = {key: key.rpartition(".")[2] for key in keys}
-    names = {key: name if list(short.values()).count(name) == 1 else key for key, name in short.items()}
+    keys = _compared_keys(sweep)
     groups: dict[tuple[Value | None, ...], list[Job]] = {}
     for job in sweep.jobs:
         groups.setdefault(tuple(job.settings[key] for key in keys), []).append(job)
-    return tuple(
-        Configuration(
-            ", ".join(f"{names[key]}={value}" for key, value in zip(keys, values, strict=True)) or sweep.name,
-            dict(zip(keys, values, strict=True)),
-            tuple(groups[values]),
-        )
-        for values in sorted(groups, key=lambda values: [in_order(value) for value in values])
-    )
+    ordered = sorted(groups, key=lambda values: [in_order(value) for value in values])
+    settings = [dict(zip(keys, values, strict=True)) for values in ordered]
+    jobs = [tuple(groups[values]) for values in ordered]
+    labels = _names(jobs) if _are_named(sweep) else [_settings_label(one) or sweep.name for one in settings]
+    return tuple(map(Configuration, labels, settings, jobs))
+
+
+def _settings_label(settings: Mapping[str, Value | None]) -> str:
+    """As "num_envs=8, gamma=0.9": keys are cut to their last part where that tells them apart."""
+    short = {key: key.rpartition(".")[2] for key in settings}
+    names = {key: name if list(short.values()).count(name) == 1 else key for key, name in short.items()}
+    return ", ".join(f"{names[key]}={as_set(value)}" for key, value in settings.items())
+
+
+def _names(groups: Sequence[Sequence[Job]]) -> list[str]:
+    """A name for each group of jobs, that of its first job; the job's number is added where two would be equal."""
+    names = [jobs[0].name + (f" and {len(jobs) - 1} more" if len(jobs) > 1 else "") for jobs in groups]
+    return [
+        f"{name} (job {jobs[0].number})" if names.count(name) > 1 else name
+        for name, jobs in zip(names, groups, strict=True)
+    ]
 
 
 def in_order(value: Value | None) -> tuple[bool, float, str]:
@@ -275,10 +347,14 @@ def _threshold(sweep: Sweep, configurations: Sequence[Configuration]) -> tuple[f
     return THRESHOLD_SHARE * best, f"{THRESHOLD_SHARE:.0%} of the best setting's mean final reward; none was set"
 
 
+def _threshold_words(results: Results) -> str:
+    return f"{'' if results.threshold is None else f'{rounded(results.threshold, 4)}, '}{results.threshold_from}"
+
+
 def _memory_row(jobs: Sequence[Job]) -> str | None:
+    """The row that stands for all jobs."""
     both = {name for job in jobs for name in job.run.predicted_bytes.keys() & job.run.measured_bytes.keys()}
-    either = {name for job in jobs for name in job.run.measured_bytes}
-    return next((name for names in (both, either) for name in MEMORY_ROWS if name in names), None)
+    return peak_row(both, {name for job in jobs for name in job.run.measured_bytes})
 
 
 def _harmless(value: object) -> object:

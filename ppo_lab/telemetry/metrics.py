@@ -6,8 +6,7 @@ import contextlib
 import logging
 import math
 import os
-import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +17,42 @@ from ppo_lab.files import read_rows, to_json, write_text
 
 log = logging.getLogger(__name__)
 
-LAYOUT = {
-    "Reward": {
-        "mean reward": ["Multiline", ["Train/mean_reward$"]],
-        "episode length": ["Multiline", ["Train/mean_episode_length$"]],
-        "reward terms": ["Multiline", ["Episode/rew_.*"]],
-    },
-    "Losses": {
-        "value and surrogate loss": ["Multiline", ["Loss/(value|surrogate)"]],
-        "entropy": ["Multiline", ["Loss/entropy"]],
-        "learning rate": ["Multiline", ["Loss/learning_rate"]],
-        "action deviation": ["Multiline", ["Policy/mean_std"]],
-    },
-    "Memory": {
-        "tensors: peaks, and what stays (MiB)": [
-            "Multiline",
-            ["Memory/(predicted_)?(allocated_peak|rollout_peak|update_peak|resident|reserved)_mib"],
-        ],
-        "device (MiB)": ["Multiline", ["Memory/(predicted_)?(device_used|process_device)_mib"]],
-        "host (MiB)": ["Multiline", ["Memory/(predicted_)?host_.*"]],
-    },
-    "Speed": {
-        "steps per second": ["Multiline", ["Perf/total_fps"]],
-        "seconds": ["Multiline", ["Perf/(collection|learning)_time"]],
-    },
+REWARD = {"mean reward": "Train/mean_reward", "episode length": "Train/mean_episode_length"}
+LOSSES = {
+    "value loss": "Loss/value",
+    "surrogate loss": "Loss/surrogate",
+    "entropy": "Loss/entropy",
+    "learning rate": "Loss/learning_rate",
+    "action deviation": "Policy/mean_std",
 }
-"""The custom-scalars page: category -> chart -> the tags in it, as regular expressions."""
+SPEED = {
+    "steps per second": "Perf/total_fps",
+    "collection time (s)": "Perf/collection_time",
+    "learning time (s)": "Perf/learning_time",
+}
+"""Charts of the custom-scalars page -> their tags."""
+
+
+def layout(memory_tags: Collection[str], reward_terms: Collection[str]) -> dict[str, dict[str, list[Any]]]:
+    """The custom-scalars page: category -> chart -> the tags in it, as a regular expression.
+
+    TensorBoard gives all lines of a run one colour, and scales a chart by what its lines have in common. So each tag
+    has a chart of its own; only a prediction stands beside what was measured.
+
+    Args:
+        memory_tags: the Memory/ rows that this device has.
+        reward_terms: names of the env's reward terms; where there are none, all terms share a chart.
+    """
+    rows = [tag.removeprefix("Memory/") for tag in memory_tags]
+    if "allocated_peak_mib" in rows:  # the phases' peaks are known only when a phase has ended
+        rows = list(dict.fromkeys(["rollout_peak_mib", "update_peak_mib", *rows]))
+    memory = {f"{row.removesuffix('_mib')} (MiB)": f"Memory/(predicted_)?{row}" for row in rows}
+    terms = {term: f"Episode/rew_{term}" for term in reward_terms} or {"all terms": "Episode/rew_.*"}
+    page = {"Reward": REWARD, "Reward terms": terms, "Losses": LOSSES, "Memory": memory, "Speed": SPEED}
+    return {
+        category: {title: ["Multiline", [f"{tag}$"]] for title, tag in charts.items()}
+        for category, charts in page.items()
+    }
 
 
 class MetricsWriter:
@@ -69,22 +78,19 @@ class MetricsWriter:
         self._not_finite: set[str] = set()  # the tags that a warning was given for
         self._open_board(first_iteration)
 
-    def describe(self, config_yaml: str, environment: dict[str, Any], memory_tags: Collection[str]) -> None:
-        """Puts the configuration, a table of the environment and the dashboard's layout into the event file.
+    def describe(
+        self, config_yaml: str, environment: dict[str, Any], page: Mapping[str, Mapping[str, list[Any]]]
+    ) -> None:
+        """Puts the configuration, a table of the environment and the custom-scalars page into the event file.
 
-        `memory_tags`: the Memory/ rows that this device has; a chart with none of them is left out.
+        `page`: as `layout` gives it.
         """
         rows = "\n".join(f"| {key} | {value} |" for key, value in environment.items())
-        charts = {
-            title: chart
-            for title, chart in LAYOUT["Memory"].items()
-            if any(re.match(chart[1][0], tag) for tag in memory_tags)
-        }
 
         def describe(board: SummaryWriter) -> None:
             board.add_text("config", f"```yaml\n{config_yaml}\n```")
             board.add_text("environment", f"| | |\n|---|---|\n{rows}")
-            board.add_custom_scalars(LAYOUT | {"Memory": charts})
+            board.add_custom_scalars(page)
 
         self._on_the_board(len(self.earlier), describe)
 
