@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import rich
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ppo_lab import command_line
 from ppo_lab.command_line import ExitCode
@@ -23,7 +25,7 @@ from ppo_lab.memory.allocator import settings_of_this_process
 from ppo_lab.memory.calibration import measured_overheads
 from ppo_lab.memory.estimate import Estimate, estimate
 from ppo_lab.memory.hardware import Hardware
-from ppo_lab.memory.simulator import MeasurementError, simulator_memory
+from ppo_lab.memory.simulator import MeasurementError, measure, simulator_memory
 
 
 @dataclass
@@ -58,11 +60,16 @@ def _answer(cfg: ExperimentConfig, question: Question) -> ExitCode:
         raise ConfigError(f"plot={as_text(plot)} is a folder. Allowed: the name of a new file.")
     if question.run is not None:
         return _compare(Path(question.run), question.format)
-    if (question.trace or question.fit) and simulator_memory(cfg) is None:
-        print("counting what the simulator holds for this env: once, a minute or more", file=sys.stderr)
+    with _progress() as show:
+        if (question.trace or question.fit) and simulator_memory(cfg) is None:
+            show("counting what the simulator holds for this env: once, a minute or more")
+            measure(cfg)
     if question.fit is not None:
         return _fit(cfg, question)
-    found = estimate(cfg, question.hardware, question.trace)
+    with _progress() as show:
+        if question.trace:
+            show("tracing the learner")
+        found = estimate(cfg, question.hardware, question.trace)
     if question.format == "json":
         print(to_json(render.as_json(found), indent=2))
     elif question.format == "table":
@@ -83,7 +90,33 @@ def ask(words: list[str]) -> tuple[ExperimentConfig, Question]:
     own = {f.name for f in dataclasses.fields(Question)}
     question = command_line.to_settings(OmegaConf.masked_copy(cfg, list(own)), OmegaConf.structured(Question))
     rest = [str(key) for key in cfg if key not in own]
-    return command_line.to_experiment(OmegaConf.masked_copy(cfg, rest)), question
+    experiment = command_line.to_experiment(OmegaConf.masked_copy(cfg, rest))
+    _note_what_another_card_has(words, cfg)
+    return experiment, question
+
+
+def _note_what_another_card_has(words: list[str], cfg: DictConfig) -> None:
+    """Says on stderr what a card that is given by its name leaves to the one in conf/hardware."""
+    given = {word.lstrip("+~").partition("=")[0] for word in words}
+    others = [key for key in ("hardware.compute_capability", "hardware.multiprocessors") if key not in given]
+    if "hardware.name" not in given or not others:
+        return
+    left = " and ".join(f"{key}={OmegaConf.select(cfg, key)}" for key in others)
+    are, those = ("are those", "those") if len(others) > 1 else ("is that", "that")
+    print(
+        f"note: {left} {are} of hardware={cfg.hydra.runtime.choices.hardware}. "
+        f"Give {those} of {as_text(cfg.hardware.name)}, from its data sheet.",
+        file=sys.stderr,
+    )
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Shows on stderr what is being worked out and for how long; nothing where that is not a terminal."""
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("", total=None, visible=False)
+        yield lambda text: progress.update(task, description=text, visible=True, refresh=True)
 
 
 def _this_machine(field: str) -> Any:
@@ -95,12 +128,15 @@ OmegaConf.register_new_resolver("this_machine", _this_machine, replace=True)
 
 def _fit(cfg: ExperimentConfig, question: Question) -> ExitCode:
     card, overhead_bytes = question.hardware, max(measured_overheads(question.hardware.name), default=0)
-    if question.fit == "num_envs":
-        fits = [fit.largest_num_envs(cfg, card, overhead_bytes)]
-    elif question.fit == "num_mini_batches":
-        fits = [fit.smallest_num_mini_batches(cfg, card, overhead_bytes)]
-    else:
-        fits = list(fit.frontier(cfg, card, overhead_bytes))
+    with _progress() as show:
+        if question.fit == "num_envs":
+            show("searching the largest num_envs that fits")
+            fits = [fit.largest_num_envs(cfg, card, overhead_bytes)]
+        elif question.fit == "num_mini_batches":
+            show("searching the smallest num_mini_batches that fits")
+            fits = [fit.smallest_num_mini_batches(cfg, card, overhead_bytes)]
+        else:
+            fits = list(fit.frontier(cfg, card, overhead_bytes, show=show))
     if question.format == "json":
         print(to_json({"hardware": card.name, "fits": [dataclasses.asdict(one) for one in fits]}, indent=2))
     else:
@@ -138,15 +174,24 @@ def _as_train_writes_it(folder: Path) -> Iterator[None]:
 def _draw(cfg: ExperimentConfig, found: Estimate, path: Path) -> None:
     from ppo_lab.memory import pictures  # matplotlib
 
-    pictures.draw_iteration(cfg, found, path, settings_of_this_process())
     map_path = path.with_stem(f"{path.stem}_map")
     title = f"{cfg.env.name}, {cfg.num_steps_per_env} steps, on {found.hardware.name}"
-    pictures.draw_map(fit.needs(cfg, found.hardware), _cards(), title, map_path)
+    with _progress() as show:
+        show("the iteration")
+        pictures.draw_iteration(cfg, found, path, settings_of_this_process())
+        needs = fit.needs(cfg, found.hardware, show=show)
+        pictures.draw_map(needs, _cards(found.hardware), title, map_path)
     print(f"drew {path} and {map_path}", file=sys.stderr)
 
 
-def _cards() -> dict[str, int]:
-    """The cards in conf/hardware, as one types them with their size -> bytes."""
-    files = [file for file in sorted((command_line.CONF / "hardware").glob("*.yaml")) if file.stem != "this"]
-    mib = {file.stem: yaml.safe_load(file.read_text())["memory_mib"] for file in files}
+def _cards(asked: Hardware) -> dict[str, int]:
+    """The cards in conf/hardware, as one types them with their size, and the one that was asked for -> bytes."""
+    mib: dict[str, int] = {}
+    for file in sorted((command_line.CONF / "hardware").glob("*.yaml")):
+        with suppress(OSError, ValueError, yaml.YAMLError):  # a user's own may be none, and is not what was asked for
+            content = yaml.safe_load(file.read_text())
+            if isinstance(content, dict) and isinstance(content.get("memory_mib"), int):
+                mib[file.stem] = content["memory_mib"]
+    if asked.memory_mib not in mib.values():
+        mib[asked.name] = asked.memory_mib
     return {f"{name} ({round(size / 1024)} GB)": size * hardware.MIB for name, size in mib.items()}

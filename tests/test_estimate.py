@@ -1,6 +1,7 @@
 """The estimate as a whole: what it says, what it refuses, and what it learns from finished runs."""
 
 import dataclasses
+import io
 import json
 import logging
 import re
@@ -12,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from ppo_lab import budget
+from ppo_lab import budget, command_line, estimating
 from ppo_lab.command_line import OverBudgetError
 from ppo_lab.config import ConfigError, ExperimentConfig
-from ppo_lab.memory import calibration, measured, render, simulator
+from ppo_lab.memory import calibration, fit, measured, render, simulator
 from ppo_lab.memory.estimate import FITS, Estimate, Span, Verdict, estimate, need, verdict, whole_device
 from ppo_lab.memory.hardware import MIB, Hardware
 from ppo_lab.memory.trace import trace
@@ -128,6 +129,7 @@ def test_train_estimate_and_the_plan_of_a_sweep_say_the_same(
 
 WRONG = {
     "hardware=rtx4090": "Did you mean rtx_4090?",
+    "hardware.name=": "hardware.name= is out of range.",
     "format=xml": "format=xml is out of range. Allowed: one of table, json, png.",
     "fit=largest": "fit=largest is out of range. Allowed: one of num_envs, num_mini_batches, frontier.",
     "num_envs=0": "num_envs=0 is out of range.",
@@ -151,6 +153,68 @@ def test_help_is_a_page_with_examples() -> None:
     assert done.returncode == 0
     assert "hardware: a100_80gb" in done.stdout
     assert done.stdout.count("python estimate.py ") >= 5
+
+
+def test_a_card_of_ones_own_is_given_by_words_and_what_is_left_out_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["trace=false", "format=json", "hardware.name=RTX 5070", "hardware.memory_mib=12227"]
+    assert estimating.main(words) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["hardware"] == {
+        "name": "RTX 5070",
+        "memory_bytes": 12_227 * MIB,
+        "compute_capability": "8.9",
+        "multiprocessors": 24,
+    }
+    assert said.err.splitlines() == [
+        "note: hardware.compute_capability=8.9 and hardware.multiprocessors=24 are those of hardware=rtx_4060. "
+        "Give those of RTX 5070, from its data sheet."
+    ]
+    assert estimating.main([*words, "hardware.compute_capability=12.0"]) == 0
+    assert capsys.readouterr().err.startswith("note: hardware.multiprocessors=24 is that of hardware=rtx_4060")
+    assert estimating.main([*words, "hardware.compute_capability=12.0", "hardware.multiprocessors=48"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_the_map_has_the_card_that_was_asked_for_and_leaves_out_a_file_that_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hardware").mkdir()
+    for name, text in {
+        "big": "memory_mib: 24576",
+        "empty": "",
+        "text": "- a",
+        "odd": "memory_mib: 8 GB",
+        "bad": "\t{",
+    }.items():
+        (tmp_path / "hardware" / f"{name}.yaml").write_text(text)
+    monkeypatch.setattr(command_line, "CONF", tmp_path)
+    assert estimating._cards(Hardware("a card", 12288, "8.9", 24)) == {
+        "big (24 GB)": 24_576 * MIB,
+        "a card (12 GB)": 12_288 * MIB,
+    }
+    assert estimating._cards(Hardware("the big one", 24576, "8.9", 24)) == {"big (24 GB)": 24_576 * MIB}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stderr", [Terminal(), io.StringIO()], ids=["terminal", "file"])
+def test_a_long_answer_shows_how_far_it_is_on_a_terminal_alone(
+    stderr: io.StringIO, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # it is for colours, and makes no terminal of a file
+    monkeypatch.setattr(sys, "stderr", stderr)
+    answer = fit.Fit(7, 1, 1, 1, fit.TENSORS, 8, 1, 2)
+    monkeypatch.setattr(fit, "largest_num_envs", lambda *_: answer)
+    assert estimating.main(["experiment=smoke", "fit=frontier", "format=json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["num_envs"] for one in found["fits"]] == [7] * 6
+    shown = stderr.getvalue()
+    assert shown == "" or isinstance(stderr, Terminal)
+    steps = [f"{n} of 6: the largest num_envs with num_mini_batches={m}" for n, m in enumerate((1, 2, 4, 8, 16, 32), 1)]
+    assert [step for step in steps if step in shown] == (steps if isinstance(stderr, Terminal) else [])
 
 
 def test_this_machine_without_a_gpu_is_its_processor_and_memory(experiment: Experiment) -> None:

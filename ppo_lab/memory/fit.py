@@ -219,9 +219,17 @@ def frontier(
     hardware: Hardware,
     overhead_bytes: int = 0,
     num_mini_batches: Sequence[int] = NUM_MINI_BATCHES,
+    show: Callable[[str], None] = lambda _: None,
 ) -> tuple[Fit, ...]:
-    """The largest num_envs for each number of mini-batches. Raises as `largest_num_envs` does."""
-    return tuple(largest_num_envs(_with_mini_batches(cfg, m), hardware, overhead_bytes) for m in num_mini_batches)
+    """The largest num_envs for each number of mini-batches. Raises as `largest_num_envs` does.
+
+    `show` is told what is being worked out, each time before it takes seconds.
+    """
+    fits = []
+    for number, m in enumerate(num_mini_batches, 1):
+        show(f"{number} of {len(num_mini_batches)}: the largest num_envs with num_mini_batches={m}")
+        fits.append(largest_num_envs(_with_mini_batches(cfg, m), hardware, overhead_bytes))
+    return tuple(fits)
 
 
 def needs(
@@ -229,11 +237,16 @@ def needs(
     hardware: Hardware,
     num_envs: Sequence[int] = (512, 1024, 2048, 4096, 8192, 16384, 32768),
     num_mini_batches: Sequence[int] = NUM_MINI_BATCHES[:5],
+    show: Callable[[str], None] = lambda _: None,
 ) -> dict[tuple[int, int], int]:
-    """(num_envs, num_mini_batches) -> bytes that such a run needs, without the overhead. What cannot be is missing."""
+    """(num_envs, num_mini_batches) -> bytes that such a run needs, without the overhead. What cannot be is missing.
+
+    `show` is told what is being worked out, each time before it takes seconds.
+    """
     device = _Device(hardware, _simulator(cfg), overhead_bytes=0)
     found = {}
-    for m in num_mini_batches:
+    for number, m in enumerate(num_mini_batches, 1):
+        show(f"the map, {number} of {len(num_mini_batches)}: num_mini_batches={m}")
         scaled = scaling(_with_mini_batches(cfg, m), device.type)
         for n in num_envs:
             if _is_valid(_with_envs(_with_mini_batches(cfg, m), n)):

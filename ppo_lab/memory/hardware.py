@@ -20,7 +20,7 @@ MIB = 2**20
 class Hardware:
     """What of a device decides how much a run holds there, and whether it fits."""
 
-    name: str = setting()
+    name: str = setting(pattern=r".+")
     memory_mib: int = count()
     """The whole device, as nvidia-smi reports it; of a CPU, the host's memory."""
     compute_capability: str = setting(pattern=r"[0-9]{1,3}\.[0-9]|cpu")
