@@ -70,7 +70,7 @@ def yield_busy_cores() -> None:
     """Lets torch's threads sleep soon where one waits for another. To be called before torch is loaded.
 
     By default they spin for milliseconds: beside any other busy process an iteration then takes four times as long
-    (docs/performance.md). What the user has set stays.
+    (docs/results/README.md). What the user has set stays.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)

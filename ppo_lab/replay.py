@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any, cast
 
-from ppo_lab.preflight import exit_on_wrong_packages
+from ppo_lab.preflight import exit_on_wrong_packages, yield_busy_cores
 
 exit_on_wrong_packages()  # before the imports that would fail
+yield_busy_cores()
 
 import rich  # noqa: E402
 from rich import box  # noqa: E402
