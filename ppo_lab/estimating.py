@@ -193,5 +193,5 @@ def _cards(asked: Hardware) -> dict[str, int]:
             if isinstance(content, dict) and isinstance(content.get("memory_mib"), int):
                 mib[file.stem] = content["memory_mib"]
     if asked.memory_mib not in mib.values():
-        mib[asked.name] = asked.memory_mib
+        mib["this card"] = asked.memory_mib  # the title has its name, which may be long
     return {f"{name} ({round(size / 1024)} GB)": size * hardware.MIB for name, size in mib.items()}

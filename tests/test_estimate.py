@@ -190,7 +190,7 @@ def test_the_map_has_the_card_that_was_asked_for_and_leaves_out_a_file_that_is_n
     monkeypatch.setattr(command_line, "CONF", tmp_path)
     assert estimating._cards(Hardware("a card", 12288, "8.9", 24)) == {
         "big (24 GB)": 24_576 * MIB,
-        "a card (12 GB)": 12_288 * MIB,
+        "this card (12 GB)": 12_288 * MIB,
     }
     assert estimating._cards(Hardware("the big one", 24576, "8.9", 24)) == {"big (24 GB)": 24_576 * MIB}
 
