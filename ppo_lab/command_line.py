@@ -61,7 +61,7 @@ class StoppedError(BaseException):
     """A signal other than Ctrl-C stopped the run. Like KeyboardInterrupt, it is no Exception, which means a failure."""
 
     def __init__(self, received: signal.Signals) -> None:
-        super().__init__(f"{received.name}; resume=auto or resume=FOLDER goes on")
+        super().__init__(received.name)
         self.exit_code = STOPS[received]
 
 

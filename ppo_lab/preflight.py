@@ -69,7 +69,7 @@ def check_system_libraries() -> None:
 def yield_busy_cores() -> None:
     """Lets torch's threads sleep soon where one waits for another. To be called before torch is loaded.
 
-    By default they spin for milliseconds: beside any other busy process an iteration then takes four times as long
+    By default they spin for milliseconds: beside another busy process an iteration then takes many times as long
     (docs/results/README.md). What the user has set stays.
     """
     if "OMP_WAIT_POLICY" not in os.environ:

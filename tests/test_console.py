@@ -176,7 +176,7 @@ def wait_for(condition: object, within_s: float = 120.0) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("name", [*PATHS[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in PATHS[2:])])
 def test_a_run_folder_may_have_any_name_and_the_printed_command_goes_on_with_it(name: str, tmp_path: Path) -> None:
     run = tmp_path / name
     words = [*begin("hover", run, "max_iterations=2")]

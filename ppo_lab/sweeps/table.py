@@ -218,7 +218,7 @@ class Board:
         known = self._progress.get(job.number)
         if known is None:
             return figures
-        figures["iteration"] = f"{known.iterations}/{job.max_iterations}"
+        figures["iteration"] = f"{known.iterations}/{max(known.iterations, job.max_iterations)}"  # resumed for more
         if job.status == "running":
             figures["left"] = _span((job.max_iterations - known.iterations) * known.s_per_iteration)
         if known.reward is not None:
