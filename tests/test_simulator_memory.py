@@ -160,9 +160,10 @@ BALL = {
 
 def test_an_env_without_a_scene_holds_its_own_tensors_and_no_simulator(monkeypatch: pytest.MonkeyPatch) -> None:
     from ppo_lab.envs import footprint
+    from ppo_lab.memory.live_tensors import LiveTensors
 
     monkeypatch.setattr(footprint, "start_simulator", lambda *_, **__: None)
-    monkeypatch.setattr(footprint.LiveTensors, "see_what_is_alive", lambda _: None)  # of other tests
+    monkeypatch.setattr(LiveTensors, "see_what_is_alive", lambda _: None)  # of other tests
     monkeypatch.setattr(footprint, "make_env", lambda cfg, num_envs, device: Ball(num_envs))
     assert footprint.count(experiment("env=hover").env, [100, 10, 30]) == BALL
 
