@@ -211,6 +211,13 @@ def words_of(argv: Sequence[str]) -> list[str]:
         if word.startswith(("-", "~")):
             continue
         following = argv[start + 1] if start + 1 < len(argv) else "="
+        if (
+            word.partition("=")[0].lstrip("+") in PATHS
+            and "=" in word
+            and not following.startswith("-")
+            and "=" not in following
+        ):
+            raise ConfigError(f"{as_text(word)} {as_text(following)}: a path with spaces needs quotes around it.")
         if "=" not in word and "=" not in following:
             raise ConfigError(
                 f"{as_text(word)} {as_text(following)}: a setting and its value are one word. "
@@ -343,7 +350,7 @@ def parse(word: str, several: bool = False) -> Override:
         word.encode()
         override = OverridesParser.create().parse_override(word)
     except Exception:  # Hydra has its own, and lets those of int() and of deep recursion out as well
-        hint = "" if "=" in word else f" Try {as_text(word)}=..."
+        hint = f" Try {as_text(word)}=..." if word and "=" not in word else ""
         raise ConfigError(f"cannot read '{as_text(word)}'. Allowed: words of the form key=value.{hint}") from None
     key = override.key_or_group
     if override.is_sweep_override() and not several:

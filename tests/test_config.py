@@ -165,6 +165,7 @@ def test_a_wrong_word_is_refused_with_what_was_got_and_what_is_allowed(
     ("words", "mend"),
     [
         (["num_envs", "512"], "num_envs 512: a setting and its value are one word. Try num_envs=512."),
+        (["resume=a", "run"], "resume=a run: a path with spaces needs quotes around it."),
         (["seed=2", "network.hidden_dims=[256,", "256]"], "Try network.hidden_dims=[256,256]."),
         (["env.obs_scales={a:", "[1,", "2]}", "seed=2"], "Try env.obs_scales={a:[1,2]}."),
     ],
