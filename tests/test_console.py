@@ -164,7 +164,7 @@ def processes_of(shell: int) -> list[str]:
     return ["{}({})".format(*line.split(maxsplit=1)) for line in found.stdout.splitlines()]
 
 
-def wait_for(condition: object, within_s: float = 120.0) -> None:
+def wait_for(condition: object, within_s: float = 300.0) -> None:
     deadline_s = time.monotonic() + within_s
     while True:
         try:
