@@ -232,8 +232,8 @@ def words_of(argv: Sequence[str]) -> list[str]:
 
 
 def _is_open(word: str) -> bool:
-    """Whether a list or mapping in it has no end."""
-    return word.count("[") > word.count("]") or word.count("{") > word.count("}")
+    """Whether a list or mapping in it has no end, or another value is to come."""
+    return word.count("[") > word.count("]") or word.count("{") > word.count("}") or word.endswith(",")
 
 
 def _with_literal_path(word: str) -> str:

@@ -166,6 +166,7 @@ def test_a_wrong_word_is_refused_with_what_was_got_and_what_is_allowed(
     [
         (["num_envs", "512"], "num_envs 512: a setting and its value are one word. Try num_envs=512."),
         (["resume=a", "run"], "resume=a run: a path with spaces needs quotes around it."),
+        (["-m", "seed=1,", "2,", "3"], "seed=1, 2, 3 came in pieces, as it has spaces. Try seed=1,2,3."),
         (["seed=2", "network.hidden_dims=[256,", "256]"], "Try network.hidden_dims=[256,256]."),
         (["env.obs_scales={a:", "[1,", "2]}", "seed=2"], "Try env.obs_scales={a:[1,2]}."),
     ],
