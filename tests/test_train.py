@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -77,7 +78,7 @@ def test_the_manifest_says_where_the_run_comes_from(run: Path) -> None:
     assert manifest["seed"] == 1
     assert "experiment=smoke" in manifest["overrides"]
     if not manifest["git"]["left_out"]:
-        assert "train.py experiment=smoke" in manifest["repeat"]
+        assert "experiment=smoke" in shlex.split(manifest["repeat"].partition("train.py")[2].lstrip("'"))
     assert manifest["packages"]["genesis-world"] == "1.4.5"
     assert manifest["machine"]["device"] in ("cpu", "cuda:0")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True)
