@@ -23,11 +23,12 @@ def outlive_readers(and_full_disks: bool = False) -> None:
         stream: Any = getattr(sys, name)
         if stream is None:  # the process was started without it
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123
-        elif stream is getattr(sys, f"__{name}__"):  # not one that this function or a test has put there
+        elif stream is getattr(sys, f"__{name}__") and not isinstance(stream.buffer, _Output):  # nor a test's
             stream.flush()
             output: Any = _Output(descriptor, and_full_disks)
             lasting = io.TextIOWrapper(output, stream.encoding, "backslashreplace", None, stream.line_buffering)
             setattr(sys, name, lasting)
+            setattr(sys, f"__{name}__", lasting)  # or the simulator would take it for a notebook's
 
 
 class _Output(io.FileIO):
