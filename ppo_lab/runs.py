@@ -97,7 +97,6 @@ def prepare(words: list[str]) -> tuple[Run | None, list[str]]:
     start, notes = None, []
     if resume == AUTO:
         cfg = command_line.compose(words)
-        preflight.check_system_libraries()
         found, note = _newest(command_line.to_experiment(cfg), command_line.folder_of(cfg), by_hand)
         notes.append(f"resume=auto: {note}")
         start = _start("resume=auto", found) if found else None
