@@ -96,6 +96,7 @@ def test_a_part_that_the_whole_time_cut_short_is_run_again(
     for _ in range(2):
         found = result("seconds=3", slow=part)["parts"]["slow"]
         assert found["cut"]
+        assert found["seconds"] < 10
         (tmp_path / "child").unlink()
 
 
@@ -148,8 +149,11 @@ def test_from_a_checkout_without_a_gpu_it_runs_dry(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["repeat", "state", "speed"])
 def test_dry_the_larger_parts_come_out_as_expected(part: str) -> None:
-    rows = list(gpu.run(PARTS[part], "cpu", 600, Path(os.devnull))["rows"])
-    assert all(row["agrees"] is not False for row in rows if row["check"] != "ours over rsl_rl's"), rows
+    record = gpu.run(PARTS[part], "cpu", 600, Path(os.devnull))
+    assert record["error"] is None
+    rows = [row for row in record["rows"] if row["check"] != "ours over rsl_rl's"]  # the machine may be busy
+    assert rows
+    assert all(row["agrees"] is not False for row in rows), rows
 
 
 def test_all_that_is_expected_of_a_card_is_worked_out_for_it(
