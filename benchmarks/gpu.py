@@ -20,6 +20,7 @@ import fnmatch
 import os
 import signal
 import sys
+import textwrap
 import time
 import traceback
 from multiprocessing import get_context
@@ -199,7 +200,7 @@ def _expected(row: dict[str, Any]) -> str:
 def _figure(value: float | str | None, row: dict[str, Any]) -> str:
     """Bytes to the last one, where that is expected, and else in MiB."""
     if value is None or isinstance(value, str):
-        return escape(str(value))
+        return escape(textwrap.shorten(str(value), 150, placeholder=" ..."))
     is_exact = isinstance(row["expected"], list | tuple) and row["expected"][0] == row["expected"][1]
     if row["unit"] == "B" and not is_exact:
         return f"{value / MIB:,.1f} MiB"

@@ -301,3 +301,36 @@ def test_reads_of_the_host_are_counted_by_phase(cuda: pytest.MonkeyPatch, simula
     assert rows["update"].expected == (80, 120)
     assert (rows["the rest"].measured, rows["the rest"].agrees) == (9, True)
     assert [row.measured for row in rows.values() if row.check.startswith("at ")] == [9]
+
+
+@pytest.mark.parametrize("process_row", ["process_device", "device_used"])
+def test_memory_on_a_gpu_stands_beside_each_of_its_models(cuda: pytest.MonkeyPatch, process_row: str) -> None:
+    rows = {f"Memory/{name}_mib": 100.0 for name in ("rollout_peak", "update_peak", "resident", "reserved")}
+    rows |= {"Memory/device_used_mib": 3000.0, f"Memory/{process_row}_mib": 2500.0}
+    rows |= {"Perf/collection_time": 0.7, "Perf/learning_time": 0.1, "Perf/total_fps": 120_000.0}
+    spans = dict.fromkeys(("rollout_peak", "update_peak", "resident", "reserved", "process"), (99 * MIB, 101 * MIB))
+    cuda.setattr(gpu_checks, "train_here", lambda *_, **__: [rows] * 6)
+    cuda.setattr(gpu_checks, "memory_spans", lambda *_: spans)
+    found = {row.check: row for row in gpu_checks.memory(gpu_checks.GO2, "cuda")}
+    assert [name for name, row in found.items() if row.agrees is False] == ["process", "the pool's bytes in use"]
+    assert found["process"].measured == 2500 * MIB
+    pool = found["the pool's bytes in use"]
+    assert (pool.expected, pool.measured) == ((1_196_569_136, 1_196_569_136 + 4_000_000 + 512 * 4096), 576 * MIB)
+    assert [found[f"Perf/{name}"].agrees for name in ("collection_time", "learning_time", "total_fps")] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("code", "stdout", "rows"),
+    [
+        (0, '{"card": {"context_bytes": 5}, "runs": [1]}', [("card.context_bytes", 5), ("runs", "[1]")]),
+        (2, "", [("it said", "error: calibrate is not a setting.")]),
+    ],
+)
+def test_the_calibrations_exit_code_and_figures_are_kept(
+    monkeypatch: pytest.MonkeyPatch, code: int, stdout: str, rows: list[tuple[str, Any]]
+) -> None:
+    done = SimpleNamespace(returncode=code, stdout=stdout, stderr="error: calibrate is not a setting.\n")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    first, *rest = gpu_checks.calibrate("cuda")
+    assert (first.measured, first.agrees) == (code, code == 0)
+    assert [(row.check, row.measured) for row in rest] == rows
