@@ -29,7 +29,6 @@ ENVS = ("go2", "hover")
 SIZES = (
     ("num_envs=64", "network.hidden_dims=[64,64]", "algorithm.num_mini_batches=16"),
     ("num_envs=1024", "network.hidden_dims=[512,256,128]", "algorithm.num_mini_batches=1"),
-    ("num_envs=2048", "network.hidden_dims=[512,256,128]", "algorithm.num_mini_batches=4"),
     ("num_envs=2048", "network.hidden_dims=[64,64]", "algorithm.num_mini_batches=4"),
 )
 """What tells constants from what grows with envs, transitions, weights and the size of malloc's blocks."""
@@ -47,7 +46,7 @@ class Trial:
     words: tuple[str, ...]
     """For train.py."""
     is_cold: bool
-    """With an empty cache of compiled kernels."""
+    """The simulator's kernels are not compiled yet."""
 
     def __str__(self) -> str:
         size = ", ".join(self.words[-len(ALWAYS) - len(SIZES[0]) : -len(ALWAYS)])
@@ -84,22 +83,22 @@ def calibrate(words: Sequence[str], form: str) -> ExitCode:
 
 
 def plan(words: Sequence[str]) -> Iterator[Trial]:
-    """The runs for the env that `words` name, or else for `ENVS`; the first one cold."""
+    """The runs for the env that `words` name, or else for `ENVS`; each env's first one compiles its kernels."""
     names = any(word.startswith(("env=", "experiment=")) for word in words)
     envs = [command_line.to_experiment(command_line.compose(list(words))).env.name] if names else ENVS
-    for number, env in enumerate(envs):
+    for env in envs:
         named = words if names else [f"env={env}", *words]
-        if number == 0:
-            yield Trial(env, (*named, *SIZES[0], *ALWAYS), is_cold=True)
+        yield Trial(env, (*named, *SIZES[0], *ALWAYS), is_cold=True)
         for size in SIZES:
             yield Trial(env, (*named, *size, *ALWAYS), is_cold=False)
 
 
 def measure(trial: Trial, folder: Path) -> tuple[MeasuredRun, Versions]:
-    """Runs the trial in `folder`. Raises a ConfigError where it fails, or does not tell what it held."""
-    environment = dict(os.environ)
-    if trial.is_cold:
-        environment["QD_OFFLINE_CACHE_FILE_PATH"] = str(folder.with_name(f"{folder.name} kernels"))
+    """Runs the trial in `folder`, with a cache of kernels beside it, which the trials of one folder share.
+
+    Raises a ConfigError where it fails, or does not tell what it held.
+    """
+    environment = os.environ | {"QD_OFFLINE_CACHE_FILE_PATH": str(folder.parent / "kernels")}
     command = [sys.executable, str(invocation.REPOSITORY / "train.py"), *trial.words, f"{RUN_DIR}{quoted(folder)}"]
     child = subprocess.run(command, env=environment, capture_output=True, text=True)
     if child.returncode:
