@@ -16,6 +16,7 @@ from ppo_lab.config import ConfigError, ExperimentConfig
 from ppo_lab.memory import calibration, hardware, measured
 from ppo_lab.memory.calibration import Calibration, MeasuredRun, Workload
 from ppo_lab.memory.estimate import estimate
+from ppo_lab.memory.fit import largest_num_envs
 from ppo_lab.memory.hardware import MIB, Hardware
 from ppo_lab.memory.host import largest_freed_bytes
 from ppo_lab.memory.trace import Allocation, Free
@@ -136,6 +137,19 @@ def test_an_estimate_uses_the_calibration_of_its_device_and_says_so(
     assert found.wall_s is not None
     small = estimate(experiment("experiment=smoke"), Hardware("a CPU", 1024, "cpu", 0))
     assert small.fits is False  # by high
+
+
+def test_the_most_envs_that_fit_a_host_leave_room_for_the_process(experiment: Callable[..., ExperimentConfig]) -> None:
+    cfg = experiment(
+        "env=hover", "network.hidden_dims=[16,8]", "algorithm.num_learning_epochs=1", "num_steps_per_env=4"
+    )
+    machine = Hardware("a CPU", 1100, "cpu", 0)
+    found = largest_num_envs(cfg, machine, calibrated())
+    assert found.next_num_envs is not None
+    kept("one", calibrated())
+    for num_envs, fits in ((found.num_envs, True), (found.next_num_envs, False)):
+        assert estimate(dataclasses.replace(cfg, num_envs=num_envs), machine).fits is fits
+    assert found.num_envs < largest_num_envs(cfg, machine).num_envs / 5
 
 
 def test_another_processors_calibration_tells_what_is_likely_and_not_whether_it_fits(
