@@ -73,6 +73,8 @@ class Record:
             write_json(self.run.folder / "estimate.json", self._prediction)
             for name, size in measured.predicted_bytes(self._prediction).items():
                 self._predicted_mib[f"Memory/predicted_{name}_mib"] = size / MIB
+            if estimate.host_bytes and estimate.host_bytes.likely is not None:  # beside the memory as it is, too
+                self._predicted_mib["Memory/predicted_host_rss_mib"] = estimate.host_bytes.likely / MIB
 
     def describe(self, memory_tags: Collection[str]) -> None:
         """Puts configuration, environment and layout on TensorBoard. `memory_tags`: the rows that the device has."""

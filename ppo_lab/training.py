@@ -14,8 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ppo_lab import invocation
-from ppo_lab.budget import advice, check_budget
+from ppo_lab import budget, invocation
 from ppo_lab.command_line import NotReproducedError, OverBudgetError, RunFailedError, StoppedError
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.envs import make_env
@@ -55,6 +54,7 @@ def train(run: Run, estimated: Future[Estimate]) -> None:
         log.info(note)
     for warning in run.warnings:
         log.warning(warning)
+    room_bytes = budget.room_bytes(cfg.device)  # before there is a CUDA context, which is part of the need
     device = resolve_device(cfg.device)
     first = 0 if run.checkpoint is None else run.checkpoint + 1
     saved = None if run.checkpoint is None else _load(folder / "checkpoints", run.checkpoint)
@@ -66,7 +66,7 @@ def train(run: Run, estimated: Future[Estimate]) -> None:
     checkpoints.before_saving = record.sync
     with StopSignals() as stop, _told_how_it_ends(folder, record, checkpoints):
         record.begin()
-        record.predict(check_budget(cfg, estimated, free_bytes(device), device.type == "cuda"))
+        record.predict(budget.check_budget(cfg, estimated, room_bytes, device.type == "cuda"))
         with MemoryMonitor(device, cfg.memory.count_tensors) as monitor:
             record.describe(monitor.scalars().keys())
             runner = build_runner(cfg, device, monitor, checkpoints, record.add, stop.requested)
@@ -113,7 +113,7 @@ def _told_how_it_ends(folder: Path, record: Record, checkpoints: Checkpoints) ->
         checkpoints.write_best()
         what = f"the run failed: {error}"
         if record.estimate and isinstance(error, torch.OutOfMemoryError):
-            could = advice(record.run.cfg, record.estimate.hardware, free_bytes(record.device))
+            could = budget.advice(record.run.cfg, record.estimate.hardware, free_bytes(record.device))
             what = f"out of memory in iteration {record.iterations}; checkpoints are safe. {could}"
         raise RunFailedError(f"{what} (more in {shown(folder)}/train.log)") from error
     finally:
