@@ -1,8 +1,10 @@
 """Episode statistics and checkpoints, on cases worked by hand."""
 
 import math
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -157,6 +159,46 @@ def test_a_foreign_file_is_refused_and_one_that_would_run_code_too(tmp_path: Pat
     with pytest.raises(CheckpointError, match="holds more than tensors and plain data"):
         load(path)
     assert not ran.exists()
+
+
+class OnAnotherDevice(torch.Tensor):
+    """Stands in for a tensor on a GPU: what a machine without one can read is made by `cpu` alone."""
+
+    def cpu(self) -> torch.Tensor:  # type: ignore[override]
+        return self.as_subclass(torch.Tensor)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise AssertionError("it was saved where it is")
+
+
+def on_another_device(*values: float) -> torch.Tensor:
+    return torch.tensor(values).as_subclass(OnAnotherDevice)
+
+
+def test_tensors_are_saved_as_those_of_a_cpu_wherever_they_are(tmp_path: Path) -> None:
+    def parts(tensor: Callable[..., torch.Tensor]) -> dict[str, Any]:
+        moments = {0: {"step": torch.tensor(3.0), "exp_avg": tensor(0.1)}}
+        return {
+            "actor_state_dict": OrderedDict(weight=tensor(1.0, 2.0)),
+            "optimizer_state_dict": {"state": moments, "param_groups": [{"betas": (0.9, 0.999), "params": [0]}]},
+            "episodes": {"return": tensor(4.0), "last_returns": [5.0]},
+            "more": [(tensor(6.0), None)],
+        }
+
+    save(tmp_path / "model.pt", parts(on_another_device))
+    found = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert repr(found) == repr(parts(lambda *values: torch.tensor(values)))
+
+
+def test_a_module_comes_back_with_the_versions_of_its_parts(tmp_path: Path) -> None:
+    saved = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3)).state_dict()
+    save(tmp_path / "model.pt", {"actor_state_dict": saved})
+    found = load(tmp_path / "model.pt")["actor_state_dict"]
+    assert type(found) is OrderedDict
+    assert found._metadata == saved._metadata  # type: ignore[attr-defined]
+    assert found._metadata["1"] == {"version": 2}  # type: ignore[attr-defined]
+    assert list(found) == list(saved)
+    assert all(map(torch.equal, found.values(), saved.values()))
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 `model_<iteration>.pt` holds the learner in rsl_rl's own keys. `state_<iteration>.pt` holds what else the coming
 iterations depend on, so that a run goes on bit for bit as if it had never stopped. Both are torch files, sealed with a
-checksum (`ppo_lab.files.seal`), and `torch.load(path, weights_only=True)` reads them.
+checksum (`ppo_lab.files.seal`), and `torch.load(path, weights_only=True)` reads them, on a machine without a GPU too:
+their tensors are on the CPU.
 """
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import math
@@ -20,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ppo_lab.files import flaw, numbered, seal, with_state, write_atomically
 
@@ -228,5 +231,19 @@ def _write_sealed(path: Path, archive: bytes) -> None:
 
 def _to_bytes(state: State) -> bytes:
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(_on_cpu(state), buffer)
     return buffer.getvalue()
+
+
+def _on_cpu(value: Any) -> Any:
+    """`value` with its tensors on the CPU. A state_dict keeps the versions of its modules, an attribute of it."""
+    match value:
+        case Tensor():
+            return value.cpu()
+        case dict():
+            moved = copy.copy(value)
+            moved.update({key: _on_cpu(item) for key, item in value.items()})
+            return moved
+        case list() | tuple():
+            return type(value)(map(_on_cpu, value))
+    return value
