@@ -4,10 +4,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
-from ppo_lab.telemetry.manifest import MAX_NEW_BYTES, REPOSITORY, how_to_repeat, read_checkout
+from ppo_lab.telemetry.manifest import (
+    MAX_NEW_BYTES,
+    REPOSITORY,
+    describe_machine,
+    differences,
+    how_to_repeat,
+    read_checkout,
+)
 
 IDENTITY = ("-c", "user.name=a", "-c", "user.email=a@b.c")
 
@@ -69,6 +79,27 @@ def test_outside_of_a_checkout_nothing_is_known(tmp_path: Path) -> None:
     found = read_checkout(tmp_path)
     assert (found.commit, found.is_dirty) == (None, None)
     assert how_to_repeat(["seed=2"], found, Path("git.diff")) == "python train.py seed=2"
+
+
+def test_what_rounds_products_on_a_gpu_is_kept_and_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = SimpleNamespace(name="A card", total_memory=2**34, major=8, minor=9, multi_processor_count=24)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+
+    def now() -> dict[str, Any]:
+        return {"git": {}, "packages": {}, "machine": describe_machine(torch.device("cuda", 0))}
+
+    then = now()
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    assert list(differences(then, now())) == ["tf32_override was None and is 0"]
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        assert list(differences(then, now())) == [f"matmul_precision was {before} and is tf32"]
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    assert not {"matmul_precision", "tf32_override"} & describe_machine(torch.device("cpu")).keys()
 
 
 def test_the_users_own_git_settings_do_not_change_the_diff(checkout: Path) -> None:

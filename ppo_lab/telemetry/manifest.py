@@ -31,7 +31,7 @@ PACKAGES = (
 )
 
 
-MATTERS = ("cpu", "torch_threads", "device", "gpu", "driver", "cuda")
+MATTERS = ("cpu", "torch_threads", "device", "gpu", "driver", "cuda", "matmul_precision", "tf32_override")
 """Of the machine: what decides the last bits."""
 
 
@@ -155,6 +155,8 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
             "multiprocessors": properties.multi_processor_count,
             "cuda": torch.version.cuda,
             "driver": _driver_version(),
+            "matmul_precision": torch.backends.cuda.matmul.fp32_precision,  # "tf32" rounds what is multiplied
+            "tf32_override": os.environ.get("NVIDIA_TF32_OVERRIDE"),
         }
     return machine
 
