@@ -58,8 +58,7 @@ class Record:
                 log.warning("%s: the result may differ", difference)
         if original and run.continues:
             diff = f"git_{self._first}.diff"
-            again = {"iteration": self._first, **description}
-            description = original | {"continued": [*original.get("continued", []), again]}
+            description = manifest.go_on(original, self._first, description)
         write_json(run.folder / "manifest.json", description)
         if self._checkout.diff:
             write_atomically(run.folder / diff, lambda file: file.write(self._checkout.diff))

@@ -76,6 +76,8 @@ def train(run: Run, estimated: Future[Estimate]) -> None:
                 log.info("goes on after iteration %d", first)
             elif run.continues:
                 log.info("nothing was saved yet: the run starts over")
+            if run.continues:
+                run.keep_device()
             record.begin_training()
             with record.progress, stop.after_the_iteration():
                 runner.learn(cfg.max_iterations - first, init_at_random_ep_len=first == 0)

@@ -213,15 +213,36 @@ def random_state(device: torch.device) -> State:
 
 
 def set_random_state(state: State, device: torch.device) -> None:
-    """Puts back what `random_state` gave. Nothing may be drawn between this and the next iteration."""
+    """Puts back what `random_state` gave, as far as `device` has a use for it; see `kind_of_device`.
+
+    Nothing may be drawn between this and the next iteration.
+    """
     torch.set_rng_state(state["torch"])
     of_numpy = state["numpy"]
     key = np.array(of_numpy["state"]["key"], dtype=np.uint32)
     np.random.set_state(of_numpy | {"state": of_numpy["state"] | {"key": key}})
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
-    if device.type == "cuda":
+    if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def kind_of_device(state: State) -> str:
+    """The kind of device, cpu or cuda, of which `random_state` gave `state`."""
+    return "cuda" if "cuda" in state else "cpu"
+
+
+def begin_anew(device: torch.device, seed: int, iteration: int) -> None:
+    """Begins the random numbers of `device` anew, as only `seed` and `iteration` say: no two parts of a run share them.
+
+    Nothing may be drawn between this and the iteration.
+    """
+    (number,) = np.random.SeedSequence([seed, iteration]).generate_state(1, np.uint64).tolist()
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(number)
+    else:
+        torch.default_generator.manual_seed(number)
 
 
 def _write_sealed(path: Path, archive: bytes) -> None:
