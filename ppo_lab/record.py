@@ -31,6 +31,8 @@ class Record:
     def __init__(self, run: Run, first_iteration: int, device: torch.device) -> None:
         self.run = run
         self.device = device
+        self.is_training = False
+        """Whether everything is built, and iterations have begun."""
         self.estimate: Estimate | None = None
         self.progress = ProgressDisplay(run.cfg.max_iterations, run.cfg.quiet, first_iteration)
         self._first = first_iteration
@@ -85,6 +87,7 @@ class Record:
 
     def begin_training(self) -> None:
         """Everything is built; the first iteration begins."""
+        self.is_training = True
         self._summary.begin_training()
 
     def add(self, iteration: int, scalars: dict[str, float]) -> None:
