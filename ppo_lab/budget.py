@@ -121,6 +121,30 @@ def _check_closed_forms(cfg: ExperimentConfig, free_bytes: int) -> None:
 
 def advice(cfg: ExperimentConfig, card: Hardware, free_bytes: int) -> str:
     """What would fit into `free_bytes`, as words for the command line."""
+    tries = [*_what_fits(cfg, card, free_bytes), "memory.over_budget=warn to start all the same"]
+    return f"Try {', or '.join(tries)}."
+
+
+def advice_after(cfg: ExperimentConfig, predicted: Estimate | None, room_bytes: int, has_begun: bool) -> str:
+    """What to try of a run that ran out of memory, as words for the command line.
+
+    What fits into `room_bytes`, or half of the run where it was predicted to fit into that, and did not. Smaller
+    mini-batches are no help where it ran out before it had begun.
+    """
+    is_foreseen = predicted and verdict(predicted.device_bytes, room_bytes) == "no"
+    tries = _what_fits(cfg, predicted.hardware, room_bytes) if predicted and is_foreseen else _half(cfg)
+    tries = [setting for setting in tries if has_begun or setting.startswith("num_envs=")]
+    return f"Try {', or '.join(tries or ['a smaller num_steps_per_env or network'])}."
+
+
+def _half(cfg: ExperimentConfig) -> list[str]:
+    """The settings with which about half as much is held."""
+    fewer, more = fit.half_the_envs(cfg), fit.twice_the_mini_batches(cfg)
+    return [f"num_envs={fewer}"] * bool(fewer) + [f"algorithm.num_mini_batches={more}"] * bool(more)
+
+
+def _what_fits(cfg: ExperimentConfig, card: Hardware, free_bytes: int) -> list[str]:
+    """The settings with which `cfg` fits into `free_bytes`."""
     room = Hardware(card.name, free_bytes // MIB, card.compute_capability, card.multiprocessors)
     calibrated, _ = calibration.find(card.name)
     tries = []
@@ -130,7 +154,6 @@ def advice(cfg: ExperimentConfig, card: Hardware, free_bytes: int) -> str:
     ):
         try:
             tries.append(setting.format(search(cfg, room, calibrated)))
-        except ConfigError as error:
+        except (ConfigError, RuntimeError) as error:
             log.debug("no advice: %s", error)
-    tries.append("memory.over_budget=warn to start all the same")
-    return f"Try {', or '.join(tries)}."
+    return tries

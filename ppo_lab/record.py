@@ -31,6 +31,8 @@ class Record:
     def __init__(self, run: Run, first_iteration: int, device: torch.device) -> None:
         self.run = run
         self.device = device
+        self.is_training = False
+        """Whether everything is built, and iterations have begun."""
         self.estimate: Estimate | None = None
         self.progress = ProgressDisplay(run.cfg.max_iterations, run.cfg.quiet, first_iteration)
         self._first = first_iteration
@@ -58,8 +60,7 @@ class Record:
                 log.warning("%s: the result may differ", difference)
         if original and run.continues:
             diff = f"git_{self._first}.diff"
-            again = {"iteration": self._first, **description}
-            description = original | {"continued": [*original.get("continued", []), again]}
+            description = manifest.go_on(original, self._first, description)
         write_json(run.folder / "manifest.json", description)
         if self._checkout.diff:
             write_atomically(run.folder / diff, lambda file: file.write(self._checkout.diff))
@@ -86,6 +87,7 @@ class Record:
 
     def begin_training(self) -> None:
         """Everything is built; the first iteration begins."""
+        self.is_training = True
         self._summary.begin_training()
 
     def add(self, iteration: int, scalars: dict[str, float]) -> None:

@@ -217,6 +217,17 @@ def smallest_num_mini_batches(cfg: ExperimentConfig, hardware: Hardware, calibra
     return _confirmed(candidates[::-1], last - found, functools.partial(_with_mini_batches, cfg), device)
 
 
+def half_the_envs(cfg: ExperimentConfig) -> int | None:
+    """The largest num_envs that is allowed, up to half of `cfg`'s. None where there is none."""
+    return next((n for n in range(cfg.num_envs // 2, 0, -1) if _is_valid(_with_envs(cfg, n))), None)
+
+
+def twice_the_mini_batches(cfg: ExperimentConfig) -> int | None:
+    """The smallest num_mini_batches that is allowed, from twice `cfg`'s on. None where there is none."""
+    candidates = range(2 * cfg.algorithm.num_mini_batches, MOST_MINI_BATCHES + 1)
+    return next((m for m in candidates if _is_valid(_with_mini_batches(cfg, m))), None)
+
+
 def frontier(
     cfg: ExperimentConfig,
     hardware: Hardware,
