@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ppo_lab import invocation
+from ppo_lab import devices, invocation
 from ppo_lab.budget import advice, check_budget
 from ppo_lab.command_line import NotReproducedError, OverBudgetError, RunFailedError, StoppedError
 from ppo_lab.config import ExperimentConfig
@@ -27,7 +27,6 @@ from ppo_lab.learning.guard import NonFiniteError
 from ppo_lab.learning.runner import Report, Runner
 from ppo_lab.memory.estimate import Estimate
 from ppo_lab.memory.monitor import MemoryMonitor, free_bytes
-from ppo_lab.preflight import resolve_device
 from ppo_lab.record import Record
 from ppo_lab.reproduction import compare
 from ppo_lab.runs import Run, has_rows
@@ -55,7 +54,9 @@ def train(run: Run, estimated: Future[Estimate]) -> None:
         log.info(note)
     for warning in run.warnings:
         log.warning(warning)
-    device = resolve_device(cfg.device)
+    device = devices.resolve_device(cfg.device)
+    if device.type == "cuda":
+        log.info("device: %s", devices.card(cfg.device) or device)
     first = 0 if run.checkpoint is None else run.checkpoint + 1
     saved = None if run.checkpoint is None else _load(folder / "checkpoints", run.checkpoint)
     checkpoints = Checkpoints(
