@@ -25,7 +25,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from ppo_lab import command_line, envs, preflight
+from ppo_lab import command_line, devices, envs, preflight
 from ppo_lab.config import ExperimentConfig, flat
 from ppo_lab.files import from_json
 from ppo_lab.memory import allocator
@@ -286,7 +286,7 @@ def simulator(device: str) -> Iterator[Row]:
     from ppo_lab.envs import make_env
     from ppo_lab.envs.base import start_simulator
 
-    cfg, hardware, where = experiment("env=go2", "num_envs=64"), card(device), preflight.resolve_device(device)
+    cfg, hardware, where = experiment("env=go2", "num_envs=64"), card(device), devices.resolve_device(device)
     _, states = simulator_bytes(cfg, hardware)
     torch.zeros(1, device=where)
     context_bytes = used_bytes()
@@ -345,7 +345,7 @@ def train_here(cfg: ExperimentConfig, device: str, iterations: int) -> list[dict
     from ppo_lab.memory.monitor import MemoryMonitor
     from ppo_lab.training import build_runner
 
-    where, rows = preflight.resolve_device(device), list[dict[str, float]]()
+    where, rows = devices.resolve_device(device), list[dict[str, float]]()
     with MemoryMonitor(where, count_tensors=device == "cpu") as monitor:
         report = lambda _, scalars: rows.append(scalars)  # noqa: E731
         build_runner(cfg, where, monitor, cast(Any, NoCheckpoints()), report).learn(iterations, True)
@@ -376,7 +376,7 @@ def syncs(device: str) -> Iterator[Row]:
     from ppo_lab.learning.checkpoint import NoCheckpoints
     from ppo_lab.training import build_runner
 
-    cfg, where = experiment("env=go2", "num_envs=64"), preflight.resolve_device(device)
+    cfg, where = experiment("env=go2", "num_envs=64"), devices.resolve_device(device)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         counter = SyncCounter(caught)
@@ -444,7 +444,7 @@ def state(device: str) -> Iterator[Row]:
     from ppo_lab.envs.base import start_simulator
     from tests.test_state import N
 
-    where = preflight.resolve_device(device)
+    where = devices.resolve_device(device)
     start_simulator(where, seed=1, performance_mode=False)
     for name in envs.names():
         env = make_env(experiment(f"env={name}", "env.episode_length_s=1.0").env, N, where)
@@ -513,7 +513,7 @@ def speed(device: str) -> Iterator[Row]:
     from ppo_lab.telemetry.metrics import MetricsWriter
     from ppo_lab.training import build_runner
 
-    cfg, where = experiment("env=go2", *size(device)), preflight.resolve_device(device)
+    cfg, where = experiment("env=go2", *size(device)), devices.resolve_device(device)
     with tempfile.TemporaryDirectory() as folder, MemoryMonitor(where) as monitor:
         metrics = MetricsWriter(Path(folder))
         ended_s: dict[str, list[float]] = {"ours": [], "rsl_rl's": []}
@@ -560,7 +560,7 @@ def machine(device: str) -> Iterator[Row]:
     from ppo_lab.telemetry.manifest import PACKAGES, describe_machine, read_checkout
 
     preflight.check_installed()
-    found = describe_machine(preflight.resolve_device(device)) | {"python": platform.python_version()}
+    found = describe_machine(devices.resolve_device(device)) | {"python": platform.python_version()}
     found |= {name: metadata.version(name) for name in PACKAGES if name != "ppo-lab"}
     for name, value in (found | {"commit": read_checkout().commit}).items():
         yield Row(name, None, str(value))

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from ppo_lab import command_line
+from ppo_lab.devices import resolve_device
 from ppo_lab.envs import make_env
 from ppo_lab.envs.base import start_simulator
 from ppo_lab.learning.checkpoint import Checkpoints
 from ppo_lab.learning.runner import Runner
 from ppo_lab.memory.growth import FlatMemoryWatch
 from ppo_lab.memory.monitor import MemoryMonitor
-from ppo_lab.preflight import resolve_device
 from ppo_lab.telemetry.console import ProgressDisplay
 from ppo_lab.telemetry.manifest import describe_machine
 from ppo_lab.telemetry.metrics import MetricsWriter

@@ -113,12 +113,12 @@ def sizes_of(env: str, num_envs: int) -> dict[str, Any]:
 def cost() -> dict[str, Any]:
     """Seconds of iterations that end in a checkpoint, and of the next, in which the thread that writes is at work."""
     from ppo_lab import command_line
+    from ppo_lab.devices import resolve_device
     from ppo_lab.envs import make_env
     from ppo_lab.envs.base import start_simulator
     from ppo_lab.learning.checkpoint import Checkpoints
     from ppo_lab.learning.runner import Runner
     from ppo_lab.memory.monitor import MemoryMonitor
-    from ppo_lab.preflight import resolve_device
     from ppo_lab.telemetry.metrics import MetricsWriter
 
     default = command_line.to_experiment(command_line.compose([])).save_interval

@@ -78,7 +78,8 @@ def check_budget(
         _check_closed_forms(cfg, free_bytes)
         return None
     if found.hardware.is_gpu != on_gpu:
-        log.info("memory: no prediction: there is %s, and torch does not use it", found.hardware.name)
+        uses = "a GPU" if on_gpu else "the CPU"
+        log.info("memory: no prediction: it was made for %s, and torch uses %s", found.hardware.name, uses)
         return None
     peak = found.reserved_peak_bytes or found.allocated_peak_bytes or 0
     fits = verdict(found.device_bytes, free_bytes)

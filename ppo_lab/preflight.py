@@ -1,4 +1,4 @@
-"""What must be true of this machine before a run starts. Standard library only, until a GPU is asked for.
+"""What must be true of this machine before a run starts. Standard library only.
 
 `python -m ppo_lab.preflight` checks it all and says in one line what is missing.
 `... preflight libraries` checks the system's libraries alone; `... preflight packages` names what brings them.
@@ -14,10 +14,6 @@ import shlex
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
 
 PINNED = {"genesis-world": "1.4.5", "rsl-rl-lib": "5.5.1"}
 """Both change their interfaces between minor versions."""
@@ -89,24 +85,6 @@ def check_single_process() -> None:
             "and each would train the same run; allowed: one process; start it with python alone, "
             "or unset WORLD_SIZE where there is no launcher"
         )
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device called `name`: auto, cpu, cuda or cuda:N. Raises a MachineError where there is none."""
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        device = torch.device("cuda", device.index or 0)
-        if device.index >= count:
-            allowed = ", ".join(["auto", "cpu", *(f"cuda:{i}" for i in range(count))])
-            raise MachineError(
-                f"device={name}: this machine has {count} CUDA GPUs that torch can use; allowed: {allowed}."
-            )
-    return device
 
 
 def cpu_name() -> str:

@@ -19,7 +19,7 @@ from rich import box  # noqa: E402
 from rich.table import Table  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from ppo_lab import command_line, preflight  # noqa: E402
+from ppo_lab import command_line, devices, preflight  # noqa: E402
 from ppo_lab.command_line import NotReproducedError, RunFailedError  # noqa: E402
 from ppo_lab.config import ConfigError  # noqa: E402
 from ppo_lab.learning.checkpoint import CheckpointError, NoCheckpoints, State, load, load_both  # noqa: E402
@@ -92,7 +92,7 @@ def repeat(folder: Path, iteration: int, saved: tuple[State, State] | None) -> N
 
     cfg = command_line.read_experiment(folder / "config.yaml")
     preflight.check_system_libraries()
-    device = preflight.resolve_device(cfg.device)
+    device = devices.resolve_device(cfg.device)
     with MemoryMonitor(device) as monitor:
         runner = build_runner(cfg, device, monitor, cast(Any, NoCheckpoints()), lambda *_: None)
         try:

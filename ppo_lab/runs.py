@@ -15,7 +15,7 @@ from typing import IO, Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from ppo_lab import command_line, invocation, preflight
+from ppo_lab import command_line, devices, invocation, preflight
 from ppo_lab.command_line import RUN_DIR, SWEEP_DIR, ExitCode, NothingToDo, StoppedError, quoted
 from ppo_lab.config import ConfigError, ExperimentConfig, as_text, flat
 from ppo_lab.files import flaw, is_locked, lock, numbered, read_json, shown, with_state, write_text
@@ -183,7 +183,7 @@ def _begin(start: _Start | None, cfg: DictConfig, overrides: list[str], notes: l
         if not (start.folder / "metrics.jsonl").is_file():
             raise ConfigError(f"{start.asked}: it has no metrics.jsonl, and so nothing to compare with.")
         experiment = _with_changes(start, cfg, overrides, ("quiet", "run_name"))
-    _check_device(experiment)
+    _take_device(experiment)
     folder = make_new_folder(command_line.folder_of(cfg), may_be_renamed)
     try:
         held = take(folder)
@@ -200,7 +200,7 @@ def _begin(start: _Start | None, cfg: DictConfig, overrides: list[str], notes: l
 def _continue(start: _Start, cfg: DictConfig, overrides: list[str], notes: list[str]) -> Run:
     folder, asked = start.folder, start.asked
     experiment = _with_changes(start, cfg, overrides, MAY_CHANGE)
-    _check_device(experiment)
+    _take_device(experiment)
     warnings: list[str] = []
     held = take(folder)
     try:
@@ -376,9 +376,10 @@ def as_yaml(cfg: ExperimentConfig) -> str:
     return yaml.safe_dump(asdict(cfg), sort_keys=False)
 
 
-def _check_device(cfg: ExperimentConfig) -> None:
+def _take_device(cfg: ExperimentConfig) -> None:
+    devices.take(cfg.device)
     if cfg.device.startswith("cuda"):
-        preflight.resolve_device(cfg.device)
+        devices.resolve_device(cfg.device)  # loads torch, which must be able to use it
 
 
 def _settings(cfg: DictConfig) -> dict[str, Any]:

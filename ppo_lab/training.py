@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ppo_lab import budget, invocation
+from ppo_lab import budget, devices, invocation
 from ppo_lab.command_line import NotReproducedError, OverBudgetError, RunFailedError, StoppedError
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.envs import make_env
@@ -27,7 +27,6 @@ from ppo_lab.learning.runner import Report, Runner
 from ppo_lab.memory.estimate import Estimate
 from ppo_lab.memory.monitor import MemoryMonitor
 from ppo_lab.memory.out_of_memory import let_go, ran_out_of_memory
-from ppo_lab.preflight import resolve_device
 from ppo_lab.record import Record
 from ppo_lab.reproduction import compare
 from ppo_lab.runs import Run, has_rows
@@ -56,7 +55,9 @@ def train(run: Run, estimated: Future[Estimate]) -> None:
     for warning in run.warnings:
         log.warning(warning)
     room_bytes = budget.room_bytes(cfg.device)  # before there is a CUDA context, which is part of the need
-    device = resolve_device(cfg.device)
+    device = devices.resolve_device(cfg.device)
+    if device.type == "cuda":
+        log.info("device: %s", devices.card(cfg.device) or device)
     first = 0 if run.checkpoint is None else run.checkpoint + 1
     saved = None if run.checkpoint is None else _load(folder / "checkpoints", run.checkpoint)
     checkpoints = Checkpoints(

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 
 from ppo_lab import command_line
 from ppo_lab.config import ExperimentConfig
+from tests import fake_nvml
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it, for all it starts
 os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side, and threads that wait for each other burn the cores
@@ -26,10 +28,33 @@ os.environ["XDG_CONFIG_HOME"] = _config.name  # the calibrations of whoever runs
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+def selects_gpu_tests(expression: str) -> bool:
+    """Whether pytest's -m asks for the tests that need a GPU, and not merely leaves them in."""
+    return re.search(r"\bgpu\b", expression) is not None and re.search(r"\bnot\s+gpu\b", expression) is None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides the GPUs from all tests and what they start: most train on the CPU and know its figures."""
+    if not selects_gpu_tests(config.option.markexpr):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Tests that measure a GPU do not share it."""
+    return 1 if selects_gpu_tests(config.option.markexpr) else None
+
+
 @pytest.fixture
 def experiment() -> Callable[..., ExperimentConfig]:
     """Composes an experiment from words of the command line."""
     return lambda *words: command_line.to_experiment(command_line.compose(list(words)))
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Lets NVML answer as on a machine with the given cards; see `fake_nvml.install`."""
+    yield partial(fake_nvml.install, monkeypatch)
+    fake_nvml.forget()
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from ppo_lab.memory.fit import largest_num_envs
 from ppo_lab.memory.hardware import MIB, Hardware
 from ppo_lab.memory.host import largest_freed_bytes
 from ppo_lab.memory.trace import Allocation, Free
+from tests import fake_nvml
 
 BASE_BYTES = {"go2": 1000 * MIB, "hover": 900 * MIB}
 HOLES = 9
@@ -171,6 +172,16 @@ def test_a_calibration_of_other_versions_is_named_and_not_used() -> None:
     assert notes == [
         f"the calibration of 2026-11-26 is not used: torch was 2.11.0 and is {calibration.installed('torch')}"
     ]
+
+
+def test_a_cards_calibration_is_of_its_driver(machine: Callable[..., None]) -> None:
+    name = "NVIDIA GeForce RTX 4090"
+    kept("one", calibrated(device=name, driver="1.0"))
+    assert calibration.find(name)[0] is not None, "where there is no such card, nobody knows its driver"
+    machine([fake_nvml.Device("GPU-1", name)])
+    found, notes = calibration.find(name)
+    assert found is None
+    assert "driver was 1.0 and is 580.65.06" in notes[0]
 
 
 def test_a_calibration_of_another_number_of_cores_is_not_used() -> None:

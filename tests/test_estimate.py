@@ -274,6 +274,22 @@ def test_what_cannot_be_predicted_does_not_stop_a_run(experiment: Experiment, ca
     assert "this cannot be traced" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("predicted_for", "on_gpu", "said"),
+    [
+        (Hardware("RTX 4060", 7936, "8.9", 24), False, "it was made for RTX 4060, and torch uses the CPU"),
+        (Hardware("a CPU", 1024, "cpu", 0), True, "it was made for a CPU, and torch uses a GPU"),
+    ],
+)
+def test_a_prediction_for_what_torch_does_not_use_is_none(
+    predicted_for: Hardware, on_gpu: bool, said: str, experiment: Experiment, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = dataclasses.replace(smoke_estimate(experiment), hardware=predicted_for)
+    with caplog.at_level(logging.INFO):
+        assert budget.check_budget(experiment("experiment=smoke"), done(found), 0, on_gpu) is None
+    assert said in caplog.text
+
+
 def test_a_run_whose_simulator_was_never_counted_is_held_to_what_is_known(
     experiment: Experiment, caplog: pytest.LogCaptureFixture
 ) -> None:

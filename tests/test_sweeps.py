@@ -35,6 +35,7 @@ from ppo_lab.sweeps import jobs, launcher, places, plan, schedule, table
 from ppo_lab.sweeps.jobs import Job, Sweep
 from ppo_lab.sweeps.places import LocalPlace
 from ppo_lab.sweeps.table import Progress
+from tests.fake_nvml import Device
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = ["experiment=smoke", "env=hover", "device=cpu"]
@@ -424,24 +425,34 @@ def test_without_a_gpu_the_cpu_is_the_one_device_and_its_cores_are_shared(monkey
     monkeypatch.delenv("OMP_NUM_THREADS")
     cores = len(os.sched_getaffinity(0))
     (alone,) = places.local_places("cpu", 1)
-    assert (alone.name, alone.environment) == ("cpu", {})
+    assert (alone.name, alone.environment) == ("cpu", {"CUDA_VISIBLE_DEVICES": ""})
     shares = places.local_places("cpu", 2)
-    assert [share.environment for share in shares] == [{"OMP_NUM_THREADS": str(max(1, cores // 2))}] * 2
+    assert [share.environment.get("OMP_NUM_THREADS") for share in shares] == [str(max(1, cores // 2))] * 2
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert [share.environment for share in places.local_places("cpu", 2)] == [{}, {}], "by hand"
+    assert not any("OMP_NUM_THREADS" in share.environment for share in places.local_places("cpu", 2)), "by hand"
 
 
-def test_each_gpu_that_is_visible_takes_its_share_of_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_gpu_that_is_visible_takes_its_share_of_jobs(
+    monkeypatch: pytest.MonkeyPatch, machine: Callable[..., None]
+) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(hardware, "visible_gpus", lambda: ["0", "GPU-5f"])
+    machine([Device("GPU-0"), Device("GPU-1"), Device("GPU-2")], CUDA_VISIBLE_DEVICES="2,GPU-0")
     four = places.local_places("auto", 2)
-    assert [place.environment["CUDA_VISIBLE_DEVICES"] for place in four] == ["0", "GPU-5f"] * 2
-    assert places.local_places("cpu", 1)[0].environment == {}
+    assert [place.name for place in four] == ["gpu 2", "gpu 0"] * 2
+    alone = [{"CUDA_VISIBLE_DEVICES": uuid, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"} for uuid in ("GPU-2", "GPU-0")]
+    assert [place.environment for place in four] == alone * 2
+    assert places.local_places("cpu", 1)[0].environment == {"CUDA_VISIBLE_DEVICES": ""}, "no GPU is left to a CPU job"
+
+
+def test_a_plan_counts_with_the_gpu_that_has_the_least_free(machine: Callable[..., None]) -> None:
+    machine([Device("GPU-0", "large", free_mib=9), Device("GPU-1", "small", 8188, 252, free_mib=7)])
+    full = hardware.Hardware("small", 7936, "8.9", 24)
+    assert hardware.fullest("auto") == (full, 7 * hardware.MIB)
+    assert hardware.fullest("cpu")[0] == hardware.this_machine("cpu")
 
 
 def test_a_gpu_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert hardware.visible_gpus() == []
     with pytest.raises(ConfigError, match="no NVIDIA GPU is visible"):
         places.local_places("cuda", 1)
 

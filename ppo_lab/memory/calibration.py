@@ -17,10 +17,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from ppo_lab import devices
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.files import from_json, write_json
 from ppo_lab.memory.closed_form import parameters, saved_activations
 from ppo_lab.memory.host import MMAP_THRESHOLD_BYTES
+from ppo_lab.preflight import MachineError
 
 SHIPPED = Path(__file__).with_name("calibrations")
 LEAST_MEMORY_MARGIN = 0.08
@@ -184,7 +186,7 @@ class Calibration:
 
 def find(device: str) -> tuple[Calibration | None, list[str]]:
     """The calibration of `device` for the versions that are installed; and what to say of others, not used."""
-    wanted = installed_versions(device)
+    wanted = installed_versions(device, _driver_of(device))
     notes: list[str] = []
     for calibration in _all(notes):
         differs = _differences(calibration.versions, wanted)
@@ -239,6 +241,15 @@ def installed_versions(device: str, driver: str | None = None) -> Versions:
     """Of this machine, for `device`."""
     python = ".".join(platform.python_version_tuple()[:2])
     return Versions(device, os.cpu_count() or 1, driver, python, installed("torch"), installed("genesis-world"))
+
+
+def _driver_of(device: str) -> str | None:
+    """The driver of the card called `device`, where this machine has one."""
+    try:
+        is_here = any(card.name == device for card in devices.visible_cards())
+    except MachineError:  # which of several cards is meant is not clear, and matters to a run alone
+        return None
+    return devices.driver_version() if is_here else None
 
 
 def _differences(there: Versions, here: Versions) -> list[str]:

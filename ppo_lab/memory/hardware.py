@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
-import os
 from dataclasses import dataclass
-from typing import Any
 
 import psutil
 
+from ppo_lab import devices
 from ppo_lab.config import INT32_MAX, count, setting
 from ppo_lab.preflight import cpu_name
 
@@ -22,7 +19,7 @@ class Hardware:
 
     name: str = setting(pattern=r".+")
     memory_mib: int = count()
-    """The whole device, as nvidia-smi reports it; of a CPU, the host's memory."""
+    """What CUDA may use, "total capacity" in torch's messages, which is less than nvidia-smi shows; or the host's."""
     compute_capability: str = setting(pattern=r"[0-9]{1,3}\.[0-9]|cpu")
     """Decides the size of cuBLAS workspaces."""
     multiprocessors: int = setting(at_least=0, at_most=INT32_MAX)
@@ -46,70 +43,28 @@ class Hardware:
         return 128 * self.multiprocessors
 
 
-@functools.cache
 def this_machine(device: str = "auto") -> Hardware:
-    """What `device` (auto, cpu, cuda, cuda:N) is here, without torch: by NVML, and else the host."""
-    return (device != "cpu" and _gpu(int(device.partition(":")[2] or 0))) or Hardware(
-        name=cpu_name(),
-        memory_mib=psutil.virtual_memory().total // MIB,
-        compute_capability="cpu",
-        multiprocessors=0,
-    )
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs that a process here may use, as CUDA_VISIBLE_DEVICES names them; by NVML, without torch."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if chosen is None:
-            return [str(index) for index in range(pynvml.nvmlDeviceGetCount())]
-    except Exception:  # no library, no driver
-        return []
-    return list(itertools.takewhile(_exists, map(str.strip, chosen.split(","))))  # as CUDA does
+    """What `device` (auto, cpu, cuda, cuda:N) is here, without torch. Raises a MachineError where there is none."""
+    return _hardware(devices.card(device))
 
 
 def free_bytes(device: str = "auto") -> int:
-    """What can still be taken: of the host's memory, or of the GPU that has the least, of those that are visible."""
-    gpus = [] if device == "cpu" else visible_gpus()
-    if not gpus:
-        return psutil.virtual_memory().available
-    import pynvml
-
-    return min(pynvml.nvmlDeviceGetMemoryInfo(_handle(gpu)).free for gpu in gpus)
+    """What can still be taken of the memory that a run on `device` uses: of its card, or of the host's."""
+    return _free_bytes(devices.card(device))
 
 
-def _handle(gpu: str) -> Any:
-    import pynvml
-
-    return pynvml.nvmlDeviceGetHandleByIndex(int(gpu)) if gpu.isdecimal() else pynvml.nvmlDeviceGetHandleByUUID(gpu)
-
-
-def _exists(gpu: str) -> bool:
-    try:
-        _handle(gpu)
-    except Exception:
-        return False
-    return True
+def fullest(device: str = "auto") -> tuple[Hardware, int]:
+    """Of all that a sweep on `device` (auto, cpu, cuda) spreads over, what has the least free, and how many bytes."""
+    cards = [] if device == "cpu" else devices.visible_cards()
+    card = min(cards, key=devices.free_bytes, default=None)
+    return _hardware(card), _free_bytes(card)
 
 
-def _gpu(index: int) -> Hardware | None:
-    try:
-        import pynvml
-
-        handle = _handle(visible_gpus()[index])
-        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-        return Hardware(
-            name=pynvml.nvmlDeviceGetName(handle),
-            memory_mib=pynvml.nvmlDeviceGetMemoryInfo(handle).total // MIB,
-            compute_capability=f"{major}.{minor}",
-            multiprocessors=pynvml.nvmlDeviceGetNumGpuCores(handle) // _cores_per_multiprocessor(major, minor),
-        )
-    except Exception:  # no library, no driver, no such device
-        return None
+def _free_bytes(card: devices.Card | None) -> int:
+    return devices.free_bytes(card) if card else psutil.virtual_memory().available
 
 
-def _cores_per_multiprocessor(major: int, minor: int) -> int:
-    return 64 if (major, minor) in ((7, 0), (7, 2), (7, 5), (8, 0)) else 128
+def _hardware(card: devices.Card | None) -> Hardware:
+    if card is None:
+        return Hardware(cpu_name(), psutil.virtual_memory().total // MIB, "cpu", 0)
+    return Hardware(card.name, card.memory_bytes // MIB, card.compute_capability, card.multiprocessors)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +12,7 @@ from typing import Protocol
 import psutil
 import torch
 
+from ppo_lab import devices
 from ppo_lab.memory.live_tensors import LiveTensors
 
 MIB = 2**20
@@ -33,7 +34,7 @@ class AcceleratorMemory:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._process_bytes = _nvml_process_memory(device) if device.type == "cuda" else None
+        self._process_bytes = devices.reader_of_process_bytes(device.index or 0) if device.type == "cuda" else None
 
     def reset_peak(self) -> None:
         torch.accelerator.reset_peak_memory_stats(self.device)
@@ -136,24 +137,3 @@ def host_peak_rss_bytes() -> int:
     except ImportError:
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _nvml_process_memory(device: torch.device) -> Callable[[], int | None] | None:
-    """A function that asks NVML for this process's bytes on `device`, or None where NVML does not answer."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-    except Exception:  # no library, no driver, no such device: NVML is a luxury
-        return None
-    pid = psutil.Process().pid
-
-    def process_bytes() -> int | None:
-        try:
-            processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-        except pynvml.NVMLError:
-            return None
-        return next((p.usedGpuMemory for p in processes if p.pid == pid), None)
-
-    return process_bytes

@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from ppo_lab import command_line
+from ppo_lab import command_line, devices
 from ppo_lab.config import ConfigError
-from ppo_lab.memory import hardware
 
 TRAIN = (sys.executable, str(command_line.CONF.parent / "train.py"))
 
@@ -92,15 +91,15 @@ def local_places(device: str, jobs_per_device: int) -> list[LocalPlace]:
     Raises:
         ConfigError: it asks for a GPU, and there is none.
     """
-    gpus = [] if device == "cpu" else hardware.visible_gpus()
-    if device == "cuda" and not gpus:
+    cards = [] if device == "cpu" else devices.visible_cards()
+    if device == "cuda" and not cards:
         raise ConfigError("device=cuda: no NVIDIA GPU is visible. Allowed: auto, cpu.")
-    devices = [(f"gpu {gpu}", {"CUDA_VISIBLE_DEVICES": gpu}) for gpu in gpus] or [("cpu", {})]
-    shares = len(devices) * jobs_per_device
+    chosen = [(f"gpu {card.number}", devices.alone(card)) for card in cards] or [("cpu", devices.alone(None))]
+    shares = len(chosen) * jobs_per_device
     threads = {}
     if shares > 1 and "OMP_NUM_THREADS" not in os.environ:
         threads["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // shares))
-    return [LocalPlace(name, chosen | threads) for _ in range(jobs_per_device) for name, chosen in devices]
+    return [LocalPlace(name, alone | threads) for _ in range(jobs_per_device) for name, alone in chosen]
 
 
 def _ends_with_us() -> Callable[[], None]:

@@ -301,8 +301,8 @@ def _predicted(jobs: list[Job], experiments: list[ExperimentConfig], settings: S
     Raises:
         OverBudgetError: one does not fit, and sweep.over_budget=stop.
     """
-    machine = hardware.this_machine(device)
-    free_bytes = hardware.free_bytes(device) // settings.jobs_per_device
+    machine, free_bytes = hardware.fullest(device)
+    free_bytes //= settings.jobs_per_device
     planned = [job for job in jobs if job.status == "planned"]
     each = f" for each of {settings.jobs_per_device} at a time" if settings.jobs_per_device > 1 else ""
     say(f"plan: {len(planned)} jobs, {free_bytes / MIB:,.0f} MiB free on {machine.name}{each}")

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
+from ppo_lab import devices
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.preflight import cpu_name
 
@@ -95,7 +96,7 @@ def describe_run(
         "seed": cfg.seed,
         "git": {"commit": checkout.commit, "dirty": checkout.is_dirty, "left_out": checkout.left_out},
         "packages": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        "machine": describe_machine(device),
+        "machine": describe_machine(device, cfg.device),
     }
 
 
@@ -153,25 +154,27 @@ def _exactness(cfg: ExperimentConfig, device: torch.device) -> str:
     return "not claimed: on a GPU only deterministic=true could be exact"
 
 
-def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Processor, memory, and the accelerator with its driver where one is used."""
+def describe_machine(device: torch.device, asked: str = "auto") -> dict[str, Any]:
+    """Processor, memory, and the card with its driver where one is used. `asked`: the device, as the user named it."""
     machine = {
         "platform": platform.platform(),
         "cpu": cpu_name(),
         "cpu_cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "device": str(device),
+        "device": asked if ":" in asked else str(device),
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
+        card = devices.card(asked)
         machine |= {
             "gpu": properties.name,
+            "gpu_uuid": card.uuid if card else None,
             "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
             "compute_capability": f"{properties.major}.{properties.minor}",
             "multiprocessors": properties.multi_processor_count,
             "cuda": torch.version.cuda,
-            "driver": _driver_version(),
+            "driver": devices.driver_version(),
             "matmul_precision": torch.backends.cuda.matmul.fp32_precision,  # "tf32" rounds what is multiplied
             "tf32_override": os.environ.get("NVIDIA_TF32_OVERRIDE"),
         }
@@ -192,14 +195,4 @@ def _version(name: str) -> str | None:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
-        return None
-
-
-def _driver_version() -> str | None:
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        return pynvml.nvmlSystemGetDriverVersion()
-    except Exception:  # no library or no driver that answers
         return None
