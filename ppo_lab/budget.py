@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import psutil
+
 from ppo_lab import invocation
 from ppo_lab.command_line import OverBudgetError
 from ppo_lab.config import ConfigError, ExperimentConfig
-from ppo_lab.memory import fit
+from ppo_lab.memory import calibration, fit, hardware
 from ppo_lab.memory.estimate import Estimate, estimate, need, verdict
 from ppo_lab.memory.hardware import MIB, Hardware, this_machine
+from ppo_lab.memory.render import as_time
 from ppo_lab.memory.simulator import too_many_envs
 
 log = logging.getLogger(__name__)
@@ -23,14 +26,19 @@ LONG_S = 900.0
 
 def hint_at_long_run(cfg: ExperimentConfig) -> str | None:
     """What a long run on a CPU takes, and the experiment that is made for one. None where it is short, or unknown."""
+    machine = this_machine(cfg.device)
     steps_per_s = CPU_STEPS_PER_S.get(cfg.env.name)
+    if steps_per_s is None or machine.is_gpu:
+        return None
+    calibrated, _ = calibration.find(machine.name)
+    wall_s = calibrated.wall_s(calibration.workload(cfg), cfg.max_iterations) if calibrated else None
     steps = cfg.transitions * cfg.max_iterations
-    if steps_per_s is None or steps / steps_per_s < LONG_S or this_machine(cfg.device).is_gpu:
+    likely_s, where = (wall_s.likely, "here") if wall_s else (steps / steps_per_s, "on two cores of a CPU")
+    if likely_s < LONG_S:
         return None
     small = f"experiment={cfg.env.name}_small"
-    minutes = steps / steps_per_s / 60
     return (
-        f"no GPU: {steps / 1e6:,.1f} million steps take about {minutes:,.0f} min on two cores of a CPU. "
+        f"no GPU: {steps / 1e6:,.1f} million steps take about {as_time(likely_s)} {where}. "
         f"Made for a CPU: {invocation.train(small)}"
     )
 
@@ -41,6 +49,15 @@ def estimate_in_background(cfg: ExperimentConfig) -> Future[Estimate]:
     future = executor.submit(lambda: estimate(cfg, this_machine(cfg.device), count_new_envs=False))
     executor.shutdown(wait=False)
     return future
+
+
+def room_bytes(device: str) -> int:
+    """What a run of this process may come to: what is free on `device`, and on a CPU what the process holds already.
+
+    To be asked before there is a CUDA context, which what a run needs contains.
+    """
+    is_gpu = this_machine(device).is_gpu
+    return hardware.free_bytes(device) + (0 if is_gpu else psutil.Process().memory_info().rss)
 
 
 def check_budget(
@@ -68,13 +85,20 @@ def check_budget(
     fits = verdict(found.device_bytes, free_bytes)
     line = (
         f"memory: {peak / MIB:,.0f} MiB for the learner; the run {need(found.device_bytes, free_bytes)} free on "
-        f"{found.hardware.name}: {fits}"
+        f"{found.hardware.name}; fits: {fits}"
     )
+    if found.wall_s:
+        low, likely, high = map(as_time, found.wall_s)
+        log.info("time: about %s (%s to %s), as calibrated by %s", likely, low, high, found.calibration)
+    elif fits == "not known":
+        line += f" ({invocation.calibrate()} measures this machine)"
+    for note in found.notes:
+        log.info(note)
     if found.simulator_bytes is None:
         log.info(
             "memory: this env's simulator was never counted; python estimate.py with the same words counts it once"
         )
-    if fits != "does not fit":
+    if fits != "no":
         log.info(line)
     elif cfg.memory.over_budget == "warn":
         log.warning(line)
@@ -89,24 +113,48 @@ def _check_closed_forms(cfg: ExperimentConfig, free_bytes: int) -> None:
         least = estimate(cfg, this_machine(cfg.device), with_trace=False).device_bytes
     except ConfigError:  # one of them does not exist for these settings
         return
-    if verdict(least, free_bytes) == "does not fit" and cfg.memory.over_budget == "stop":
+    if verdict(least, free_bytes) == "no" and cfg.memory.over_budget == "stop":
         raise OverBudgetError(
-            f"memory: the run {need(least, free_bytes)} free: does not fit. Try a smaller num_envs, num_steps_per_env "
+            f"memory: the run {need(least, free_bytes)} free; fits: no. Try a smaller num_envs, num_steps_per_env "
             "or network, or memory.over_budget=warn to start all the same."
         ) from None
 
 
-def advice(cfg: ExperimentConfig, hardware: Hardware, free_bytes: int) -> str:
+def advice(cfg: ExperimentConfig, card: Hardware, free_bytes: int) -> str:
     """What would fit into `free_bytes`, as words for the command line."""
-    room = Hardware(hardware.name, free_bytes // MIB, hardware.compute_capability, hardware.multiprocessors)
+    tries = [*_what_fits(cfg, card, free_bytes), "memory.over_budget=warn to start all the same"]
+    return f"Try {', or '.join(tries)}."
+
+
+def advice_after(cfg: ExperimentConfig, predicted: Estimate | None, room_bytes: int, has_begun: bool) -> str:
+    """What to try of a run that ran out of memory, as words for the command line.
+
+    What fits into `room_bytes`, or half of the run where it was predicted to fit into that, and did not. Smaller
+    mini-batches are no help where it ran out before it had begun.
+    """
+    is_foreseen = predicted and verdict(predicted.device_bytes, room_bytes) == "no"
+    tries = _what_fits(cfg, predicted.hardware, room_bytes) if predicted and is_foreseen else _half(cfg)
+    tries = [setting for setting in tries if has_begun or setting.startswith("num_envs=")]
+    return f"Try {', or '.join(tries or ['a smaller num_steps_per_env or network'])}."
+
+
+def _half(cfg: ExperimentConfig) -> list[str]:
+    """The settings with which about half as much is held."""
+    fewer, more = fit.half_the_envs(cfg), fit.twice_the_mini_batches(cfg)
+    return [f"num_envs={fewer}"] * bool(fewer) + [f"algorithm.num_mini_batches={more}"] * bool(more)
+
+
+def _what_fits(cfg: ExperimentConfig, card: Hardware, free_bytes: int) -> list[str]:
+    """The settings with which `cfg` fits into `free_bytes`."""
+    room = Hardware(card.name, free_bytes // MIB, card.compute_capability, card.multiprocessors)
+    calibrated, _ = calibration.find(card.name)
     tries = []
     for search, setting in (
         (fit.largest_num_envs, "num_envs={0.num_envs}"),
         (fit.smallest_num_mini_batches, "algorithm.num_mini_batches={0.num_mini_batches}"),
     ):
         try:
-            tries.append(setting.format(search(cfg, room)))
-        except ConfigError as error:
+            tries.append(setting.format(search(cfg, room, calibrated)))
+        except (ConfigError, RuntimeError) as error:
             log.debug("no advice: %s", error)
-    tries.append("memory.over_budget=warn to start all the same")
-    return f"Try {', or '.join(tries)}."
+    return tries

@@ -16,13 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ppo_lab import command_line
+from ppo_lab import calibrating, command_line
 from ppo_lab.command_line import ExitCode
 from ppo_lab.config import ConfigError, ExperimentConfig, as_text, setting
 from ppo_lab.files import to_json
-from ppo_lab.memory import fit, hardware, measured, render
+from ppo_lab.memory import calibration, fit, hardware, measured, render
 from ppo_lab.memory.allocator import settings_of_this_process
-from ppo_lab.memory.calibration import measured_overheads
 from ppo_lab.memory.estimate import Estimate, estimate
 from ppo_lab.memory.hardware import Hardware
 from ppo_lab.memory.simulator import MeasurementError, measure, simulator_memory
@@ -39,18 +38,21 @@ class Question:
     plot: str | None = setting(pattern=r".+\.png")
     fit: str | None = setting(choices=("num_envs", "num_mini_batches", "frontier"))
     run: str | None = setting()
+    calibrate: bool = setting()
 
 
 def main(words: list[str]) -> ExitCode:
     """Answers on stdout. Raises a ConfigError."""
     cfg, question = ask(words)
     try:
-        return _answer(cfg, question)
+        return _answer(cfg, question, words)
     except MeasurementError as error:
         raise ConfigError(str(error)) from None
 
 
-def _answer(cfg: ExperimentConfig, question: Question) -> ExitCode:
+def _answer(cfg: ExperimentConfig, question: Question, words: list[str]) -> ExitCode:
+    if question.calibrate:
+        return calibrating.calibrate(words, question.format)
     plot = question.plot or ("memory.png" if question.format == "png" else None)
     if plot and not question.trace:
         raise ConfigError("trace=false leaves nothing to draw. Allowed with plot: trace=true.")
@@ -127,20 +129,23 @@ OmegaConf.register_new_resolver("this_machine", _this_machine, replace=True)
 
 
 def _fit(cfg: ExperimentConfig, question: Question) -> ExitCode:
-    card, overhead_bytes = question.hardware, max(measured_overheads(question.hardware.name), default=0)
+    card = question.hardware
+    calibrated, notes = calibration.find(card.name)
     with _progress() as show:
         if question.fit == "num_envs":
             show("searching the largest num_envs that fits")
-            fits = [fit.largest_num_envs(cfg, card, overhead_bytes)]
+            fits = [fit.largest_num_envs(cfg, card, calibrated)]
         elif question.fit == "num_mini_batches":
             show("searching the smallest num_mini_batches that fits")
-            fits = [fit.smallest_num_mini_batches(cfg, card, overhead_bytes)]
+            fits = [fit.smallest_num_mini_batches(cfg, card, calibrated)]
         else:
-            fits = list(fit.frontier(cfg, card, overhead_bytes, show=show))
+            fits = list(fit.frontier(cfg, card, calibrated, show=show))
     if question.format == "json":
         print(to_json({"hardware": card.name, "fits": [dataclasses.asdict(one) for one in fits]}, indent=2))
     else:
-        rich.print(render.fits_table(card, fits, overhead_known=overhead_bytes > 0))
+        rich.print(render.fits_table(card, fits, calibrated))
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
     return ExitCode.DONE
 
 
@@ -150,12 +155,17 @@ def _compare(folder: Path, form: str) -> ExitCode:
     prediction = run.estimate or render.as_json(estimate(run.cfg, run.hardware))
     with _as_train_writes_it(folder):
         comparisons = measured.compare(prediction, run.peak_mib)
-        overhead_bytes = measured.learn_overhead(run, prediction)
+        overhead_bytes = measured.overhead_bytes(run, prediction)
+        learned, remembered_in = measured.measured_run(run, prediction), None
+        if learned:
+            remembered_in = calibration.remember(
+                measured.versions(run), [learned], "finished runs", learned.started[:10]
+            )
         rows = [measured.as_json(comparison) for comparison in comparisons]
     if form == "json":
         print(to_json({"run": str(folder), "memory": rows, "overhead_bytes": overhead_bytes}, indent=2))
     else:
-        rich.print(render.comparison_table(comparisons, overhead_bytes))
+        rich.print(render.comparison_table(comparisons, overhead_bytes, remembered_in))
     return ExitCode.DONE
 
 

@@ -17,6 +17,11 @@ def train(*words: str) -> str:
     return shlex.join([_python(), str(shown(REPOSITORY / "train.py")), *words])
 
 
+def calibrate() -> str:
+    """The command that measures this machine."""
+    return shlex.join([_python(), str(shown(REPOSITORY / "estimate.py")), "calibrate=true"])
+
+
 def module(name: str, *words: str) -> str:
     """`python -m ppo_lab.<name>` with words."""
     return shlex.join([_python(), "-m", f"ppo_lab.{name}", *words])

@@ -31,6 +31,8 @@ class Record:
     def __init__(self, run: Run, first_iteration: int, device: torch.device) -> None:
         self.run = run
         self.device = device
+        self.is_training = False
+        """Whether everything is built, and iterations have begun."""
         self.estimate: Estimate | None = None
         self.progress = ProgressDisplay(run.cfg.max_iterations, run.cfg.quiet, first_iteration)
         self._first = first_iteration
@@ -58,8 +60,7 @@ class Record:
                 log.warning("%s: the result may differ", difference)
         if original and run.continues:
             diff = f"git_{self._first}.diff"
-            again = {"iteration": self._first, **description}
-            description = original | {"continued": [*original.get("continued", []), again]}
+            description = manifest.go_on(original, self._first, description)
         write_json(run.folder / "manifest.json", description)
         if self._checkout.diff:
             write_atomically(run.folder / diff, lambda file: file.write(self._checkout.diff))
@@ -73,6 +74,8 @@ class Record:
             write_json(self.run.folder / "estimate.json", self._prediction)
             for name, size in measured.predicted_bytes(self._prediction).items():
                 self._predicted_mib[f"Memory/predicted_{name}_mib"] = size / MIB
+            if estimate.host_bytes and estimate.host_bytes.likely is not None:  # beside the memory as it is, too
+                self._predicted_mib["Memory/predicted_host_rss_mib"] = estimate.host_bytes.likely / MIB
 
     def describe(self, memory_tags: Collection[str]) -> None:
         """Puts configuration, environment and layout on TensorBoard. `memory_tags`: the rows that the device has."""
@@ -84,6 +87,7 @@ class Record:
 
     def begin_training(self) -> None:
         """Everything is built; the first iteration begins."""
+        self.is_training = True
         self._summary.begin_training()
 
     def add(self, iteration: int, scalars: dict[str, float]) -> None:

@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -20,8 +20,10 @@ from ppo_lab.command_line import RUN_DIR, SWEEP_DIR, ExitCode, NothingToDo, Stop
 from ppo_lab.config import ConfigError, ExperimentConfig, as_text, flat
 from ppo_lab.files import flaw, is_locked, lock, numbered, read_json, shown, with_state, write_text
 
-MAY_CHANGE = ("max_iterations", "save_interval", "checkpoint", "memory", "quiet")
-"""Settings that a run may go on with changed: none of them touches what is learned."""
+ON_REQUEST = ("max_iterations", "device")
+"""Settings that a run may go on with changed where it is named; resume=auto takes a run that has the same."""
+MAY_CHANGE = (*ON_REQUEST, "save_interval", "checkpoint", "memory", "quiet")
+"""Settings that a run may go on with changed: none of them touches what is learned, but for another kind of device."""
 
 AUTO = "auto"
 """As in resume=auto."""
@@ -48,6 +50,10 @@ class Run:
     notes: list[str] = field(default_factory=list)
     """What to say of it at the start."""
     warnings: list[str] = field(default_factory=list)
+
+    def keep_device(self) -> None:
+        """Writes the device into config.yaml, once what was saved is known to fit a run on it."""
+        write_text(self.folder / "config.yaml", as_yaml(self.cfg))
 
     @contextmanager
     def discarded_unless_begun(self) -> Iterator[None]:
@@ -158,8 +164,8 @@ def read_experiment(folder: Path, asked: str) -> ExperimentConfig:
     if not isinstance(began, dict):
         return saved
     was = flat(began)
-    changed = {key: value for key, value in _settings_that_matter(saved).items() if was.get(key, value) != value}
-    changed.pop("max_iterations", None)
+    now = {key: value for key, value in _settings_that_matter(saved).items() if key not in ON_REQUEST}
+    changed = {key: value for key, value in now.items() if was.get(key, value) != value}
     if not changed:
         return saved
     differs = ", ".join(f"{key} was {as_text(was[key])} and is {as_text(value)}" for key, value in changed.items())
@@ -210,7 +216,7 @@ def _continue(start: _Start, cfg: DictConfig, overrides: list[str], notes: list[
                 f"{asked}: {done} iterations are done, and max_iterations={experiment.max_iterations} is the total. "
                 f"Try {more} to train on."
             )
-        write_text(folder / "config.yaml", as_yaml(experiment))
+        write_text(folder / "config.yaml", as_yaml(replace(experiment, device=start.saved.device)))
     except (ConfigError, NothingToDo):
         held.close()
         raise
@@ -262,7 +268,7 @@ def _started_s(run: Path) -> float:
 
 def _settings_that_matter(cfg: ExperimentConfig) -> dict[str, Any]:
     settings = flat(asdict(cfg))
-    return {key: value for key, value in settings.items() if key == "max_iterations" or not _is_among(key, MAY_CHANGE)}
+    return {key: value for key, value in settings.items() if key in ON_REQUEST or not _is_among(key, MAY_CHANGE)}
 
 
 def is_complete(run: Path) -> bool:

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ppo_lab import devices, invocation
-from ppo_lab.budget import advice, check_budget
+from ppo_lab import budget, devices, invocation
 from ppo_lab.command_line import NotReproducedError, OverBudgetError, RunFailedError, StoppedError
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.envs import make_env
@@ -26,7 +25,8 @@ from ppo_lab.learning.checkpoint import CheckpointError, Checkpoints, State
 from ppo_lab.learning.guard import NonFiniteError
 from ppo_lab.learning.runner import Report, Runner
 from ppo_lab.memory.estimate import Estimate
-from ppo_lab.memory.monitor import MemoryMonitor, free_bytes
+from ppo_lab.memory.monitor import MemoryMonitor
+from ppo_lab.memory.out_of_memory import let_go, ran_out_of_memory
 from ppo_lab.record import Record
 from ppo_lab.reproduction import compare
 from ppo_lab.runs import Run, has_rows
@@ -54,6 +54,7 @@ def train(run: Run, estimated: Future[Estimate]) -> None:
         log.info(note)
     for warning in run.warnings:
         log.warning(warning)
+    room_bytes = budget.room_bytes(cfg.device)  # before there is a CUDA context, which is part of the need
     device = devices.resolve_device(cfg.device)
     if device.type == "cuda":
         log.info("device: %s", devices.card(cfg.device) or device)
@@ -65,32 +66,42 @@ def train(run: Run, estimated: Future[Estimate]) -> None:
     checkpoints.set_aside(after=first - 1)  # before their rows go, or they would be missed by who goes on with these
     record = Record(run, first, device)
     checkpoints.before_saving = record.sync
-    with StopSignals() as stop, _told_how_it_ends(folder, record, checkpoints):
+    with StopSignals() as stop, _told_how_it_ends(folder, record, checkpoints, room_bytes):
         record.begin()
-        record.predict(check_budget(cfg, estimated, free_bytes(device), device.type == "cuda"))
-        with MemoryMonitor(device, cfg.memory.count_tensors) as monitor:
-            record.describe(monitor.scalars().keys())
-            runner = build_runner(cfg, device, monitor, checkpoints, record.add, stop.requested)
-            if saved:
-                checkpoints.best_reward = saved[1]["best_reward"]
-                _restore(runner, *saved, folder / "checkpoints")
-                log.info("goes on after iteration %d", first)
-            elif run.continues:
-                log.info("nothing was saved yet: the run starts over")
-            record.begin_training()
-            with record.progress, stop.after_the_iteration():
-                runner.learn(cfg.max_iterations - first, init_at_random_ep_len=first == 0)
-        if runner.next_iteration < cfg.max_iterations:
-            stop.stop()
+        record.predict(budget.check_budget(cfg, estimated, room_bytes, device.type == "cuda"))
+        _train(run, record, checkpoints, saved, stop)
         log.info("finished: %s", record.finish("completed"))
         log.info("see it:   %s", invocation.module("dashboard", str(shown(folder))))
         if run.reproduces:
             _compare(run.reproduces, folder)
 
 
+def _train(
+    run: Run, record: Record, checkpoints: Checkpoints, saved: tuple[State, State] | None, stop: StopSignals
+) -> None:
+    """Builds and trains. The runner is held by this call alone, so that its memory is free once the call has failed."""
+    cfg, first = run.cfg, 0 if run.checkpoint is None else run.checkpoint + 1
+    with MemoryMonitor(record.device, cfg.memory.count_tensors) as monitor:
+        record.describe(monitor.scalars().keys())
+        runner = build_runner(cfg, record.device, monitor, checkpoints, record.add, stop.requested)
+        if saved:
+            checkpoints.best_reward = saved[1]["best_reward"]
+            _restore(runner, *saved, checkpoints.folder)
+            log.info("goes on after iteration %d", first)
+        elif run.continues:
+            log.info("nothing was saved yet: the run starts over")
+        if run.continues:
+            run.keep_device()
+        record.begin_training()
+        with record.progress, stop.after_the_iteration():
+            runner.learn(cfg.max_iterations - first, init_at_random_ep_len=first == 0)
+    if runner.next_iteration < cfg.max_iterations:
+        stop.stop()
+
+
 @contextmanager
-def _told_how_it_ends(folder: Path, record: Record, checkpoints: Checkpoints) -> Iterator[None]:
-    """Writes down how the run within ended, and raises what `train` promises."""
+def _told_how_it_ends(folder: Path, record: Record, checkpoints: Checkpoints, room_bytes: int) -> Iterator[None]:
+    """Writes down how the run within ended, and raises what `train` promises. `room_bytes`: free at the start."""
     try:
         yield
     except (KeyboardInterrupt, StoppedError) as stopped:
@@ -113,12 +124,24 @@ def _told_how_it_ends(folder: Path, record: Record, checkpoints: Checkpoints) ->
         record.finish("failed", f"{type(error).__name__}: {error}")
         checkpoints.write_best()
         what = f"the run failed: {error}"
-        if record.estimate and isinstance(error, torch.OutOfMemoryError):
-            could = advice(record.run.cfg, record.estimate.hardware, free_bytes(record.device))
-            what = f"out of memory in iteration {record.iterations}; checkpoints are safe. {could}"
+        if ran_out_of_memory(error):
+            let_go(error)  # before asking what is free
+            what = _out_of_memory(record, checkpoints, room_bytes)
         raise RunFailedError(f"{what} (more in {shown(folder)}/train.log)") from error
     finally:
         record.close()
+
+
+def _out_of_memory(record: Record, checkpoints: Checkpoints, room_bytes: int) -> str:
+    """What happened, and what to try. `room_bytes`: free at the start."""
+    cfg, predicted = record.run.cfg, record.estimate
+    held_bytes = 0
+    if predicted and predicted.hardware.is_gpu:  # the simulator may keep it; of a CPU it is in the room
+        held_bytes = predicted.simulator_bytes or 0
+    room_bytes = min(room_bytes, budget.room_bytes(cfg.device) + held_bytes)
+    when = f"in iteration {record.iterations}" if record.is_training else "while simulator and learner were built"
+    safe = "" if checkpoints.newest() is None else "; checkpoints are safe"
+    return f"out of memory {when}{safe}. {budget.advice_after(cfg, predicted, room_bytes, record.is_training)}"
 
 
 def build_runner(
@@ -163,6 +186,8 @@ def _restore(runner: Runner, model: State, state: State, checkpoints: Path) -> N
     try:
         runner.restore(model, state)
     except (KeyError, ValueError, RuntimeError) as error:
+        if ran_out_of_memory(error):
+            raise
         name = f"{checkpoints}/model_{model['iter']}.pt or its state"
         raise RunFailedError(f"{name} does not fit this run: {' '.join(str(error).split())}") from error
 

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -20,6 +21,9 @@ from tests import fake_nvml
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it, for all it starts
 os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side, and threads that wait for each other burn the cores
 os.environ["QD_ENABLE_PYBUF"] = "0"  # or the simulator, imported here, would make those started from here talk
+
+_config = tempfile.TemporaryDirectory()  # until this process ends
+os.environ["XDG_CONFIG_HOME"] = _config.name  # the calibrations of whoever runs the tests are not theirs
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -29,7 +29,8 @@ MAY_IMPORT = {
     "envs/footprint": {"command_line", "config", "envs", "memory"},
     "budget": {"command_line", "config", "invocation", "memory"},
     "dashboard": {"command_line", "config", "telemetry"},
-    "estimating": {"command_line", "config", "files", "memory"},
+    "calibrating": {"command_line", "config", "files", "invocation", "memory"},
+    "estimating": {"calibrating", "command_line", "config", "files", "memory"},
     "import_run": {"command_line", "config", "files", "learning", "preflight", "telemetry"},
     "report": {"command_line", "config", "files", "memory", "telemetry"},
     "sweeps": {
@@ -103,10 +104,11 @@ def test_only_the_envs_know_the_simulator(path: Path) -> None:
 
 TORCH_FREE = [
     *("config", "devices", "files", "preflight", "states", "streams", "command_line", "invocation", "stopping", "runs"),
-    *("budget", "dashboard", "estimating"),
+    *("budget", "calibrating", "dashboard", "estimating"),
     *("envs", "envs.go2", "envs.hover"),
     *("import_run.__main__", "import_run.plain_pickle", "import_run.old_settings"),
-    *("memory.closed_form", "memory.estimate", "memory.fit", "memory.growth", "memory.measured", "memory.render"),
+    *("memory.calibration", "memory.closed_form", "memory.estimate", "memory.fit", "memory.growth", "memory.measured"),
+    "memory.render",
     "telemetry.hparams",
     "report",
     *("sweeps.plan", "sweeps.launcher"),

@@ -504,7 +504,7 @@ def test_a_checkpoint_without_its_state_is_refused(stopped: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["seed=2", "num_envs=32", "env=go2", "algorithm.gamma=0.9", "algorithm.desired_kl=0.5", "device=cpu",
+    "word", ["seed=2", "num_envs=32", "env=go2", "algorithm.gamma=0.9", "algorithm.desired_kl=0.5",
              "network.actor.init_std=2.0", "experiment=hover_small", "deterministic=true", "env.dt=0.02"]
 )  # fmt: skip
 def test_a_word_that_would_change_the_run_is_refused_by_name(word: str, stopped: Path) -> None:
@@ -570,6 +570,66 @@ def test_what_touches_nothing_learned_may_change(
     assert "iteration" not in go_on(run, tmp_path, *words)
     assert list(numbered(run / "checkpoints", "state")) == [done + 2]
     assert_same(straight("hover"), run)
+
+
+# Another kind of device
+
+
+@pytest.fixture
+def on_a_gpu(stopped: Path, tmp_path: Path) -> Path:
+    """The run, as if it had been trained on a GPU."""
+    run = shutil.copytree(stopped, tmp_path / "run")
+    for path in numbered(run / "checkpoints", "state").values():
+        state = checkpoint.load(path)
+        state["random"]["cuda"] = torch.zeros(16, dtype=torch.uint8)
+        checkpoint.save(path, state)
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["machine"]["device"] = "cuda:0"
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    return run
+
+
+def test_a_run_goes_on_on_another_kind_of_device_and_says_so_and_goes_on_there(on_a_gpu: Path, tmp_path: Path) -> None:
+    done = rows_so_far(on_a_gpu)
+    printed = go_on(on_a_gpu, tmp_path, "device=cpu", f"max_iterations={done + 1}")
+    assert "warning: device was cuda:0 and is cpu: the result may differ" in printed
+    assert "warning: saved on cuda, the run goes on on cpu, whose random numbers begin anew" in printed
+    manifest = json.loads((on_a_gpu / "manifest.json").read_text())
+    assert manifest["exact"] == f"not claimed: trained on cuda:0, from iteration {done} on cpu"
+    assert manifest["continued"][-1]["exact"] == manifest["exact"]
+    assert command_line.read_experiment(on_a_gpu / "config.yaml").device == "cpu"
+    printed = go_on(on_a_gpu, tmp_path, f"max_iterations={done + 2}")
+    assert "begin anew" not in printed
+    assert rows_so_far(on_a_gpu) == done + 2
+
+
+def test_a_state_that_the_other_kind_of_device_has_no_place_for_is_refused_and_nothing_is_changed(
+    on_a_gpu: Path, tmp_path: Path
+) -> None:
+    newest = max(numbered(on_a_gpu / "checkpoints", "state").values(), key=lambda path: path.stat().st_mtime)
+    state = checkpoint.load(newest)
+    state["env"]["simulator"]["rigid_solver.of_a_gpu"] = torch.zeros(3)
+    checkpoint.save(newest, state)
+    kept = {path.name: path.read_bytes() for path in (on_a_gpu / "checkpoints").iterdir()}
+    for _ in range(2):
+        code, printed = live([f"resume={on_a_gpu}", "device=cpu"], tmp_path)
+        assert code == 1
+        error = printed.splitlines()[-1]
+        assert error.startswith("error: ")
+        assert "the simulator has no rigid_solver.of_a_gpu, which the saved state has. It was saved on cuda" in error
+        assert "it can go on with device=cuda alone" in error
+        assert command_line.read_experiment(on_a_gpu / "config.yaml").device == "auto"
+        assert {path.name: path.read_bytes() for path in (on_a_gpu / "checkpoints").iterdir()} == kept
+
+
+def test_resume_auto_takes_no_run_with_another_word_for_the_device(stopped: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(stopped, tmp_path / "outputs" / "hover" / "run")
+    asked = command_line.to_experiment(command_line.compose([*WORDS, "env=hover", "device=cpu"]))
+    found, why = runs._newest(asked, run, by_hand=False)
+    assert found is None
+    assert "differs in device" in why
+    asked.device = "auto"
+    assert runs._newest(asked, run, by_hand=False)[0] == run
 
 
 # One folder, one process

@@ -13,6 +13,7 @@ from ppo_lab import command_line
 from ppo_lab.config import ConfigError, ExperimentConfig
 from ppo_lab.memory import tracer
 from ppo_lab.memory.allocator import MIB
+from ppo_lab.memory.calibration import Calibration, Range, installed_versions
 from ppo_lab.memory.fit import (
     JACOBIAN,
     NOTHING,
@@ -146,7 +147,12 @@ def test_an_answer_counts_what_only_later_epochs_reserve() -> None:
         experiment(*words, "algorithm.num_mini_batches=2", "algorithm.num_learning_epochs=1"), hardware
     )
     assert in_2 - in_2_of_one_epoch == 2 * MIB
-    one_byte_short = hardware.memory_bytes - in_2 + 1
+
+    class OneByteShort(Calibration):
+        def overhead_bytes(self, *_: object) -> Range:
+            return Range(*[hardware.memory_bytes - in_2 + 1] * 3)
+
+    one_byte_short = OneByteShort(installed_versions("a card"), "", "", ())
     found = smallest_num_mini_batches(experiment(*words), hardware, one_byte_short)
     assert (found.num_mini_batches, found.next_num_mini_batches) == (4, 2)
     assert found.next_need_bytes == hardware.memory_bytes + 1

@@ -1,5 +1,6 @@
 """NaN and Inf stop training at the right place, with evidence that repeats it; the simulator's errors stop it too."""
 
+import contextlib
 import copy
 import json
 import math
@@ -337,6 +338,79 @@ def test_a_checkpoint_that_fits_is_put_back(experiment: Experiment) -> None:
     assert list(fresh.episodes.last_returns) == [3.0]
     assert torch.equal(fresh.alg.actor.mlp[0].weight, saved.alg.actor.mlp[0].weight)
     assert fresh.next_iteration == 1
+
+
+ON_CUDA = {"cuda": torch.full((16,), 7, dtype=torch.uint8)}
+"""What the random state of a run on a GPU has besides."""
+
+
+@pytest.fixture
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What is set of the random numbers of a GPU that is not there."""
+    done: dict[str, Any] = {}
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.zeros(16, dtype=torch.uint8))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: done.update(state=state))
+    monkeypatch.setattr(torch.cuda, "manual_seed", lambda seed: done.update(seed=seed))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    return done
+
+
+@pytest.mark.parametrize(("there", "here"), [("cuda", "cpu"), ("cpu", "cuda"), ("cpu", "cpu"), ("cuda", "cuda")])
+def test_all_goes_on_on_another_kind_of_device_but_its_random_numbers_which_is_said(
+    there: str, here: str, experiment: Experiment, a_gpu: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = experiment("experiment=smoke", "env=go2")
+    memory = Memory()
+    saved = saving(cfg, memory)
+    saved.env.value = 5  # type: ignore[attr-defined]
+    saved.learn(1)
+    of_the_cpu = memory.state["random"]["torch"]
+    memory.state["random"] |= ON_CUDA if there == "cuda" else {}
+    fresh = saving(cfg, Memory())
+    fresh.env.device = torch.device(here)  # where the tensors would be
+    fresh.restore(memory.model, memory.state)
+    assert (fresh.env.value, fresh.next_iteration) == (5, 1)  # type: ignore[attr-defined]
+    assert torch.equal(fresh.alg.actor.mlp[0].weight, saved.alg.actor.mlp[0].weight)
+    assert torch.equal(fresh.episodes._return, saved.episodes._return)
+    assert list(fresh.alg.optimizer.state_dict()["state"]) == list(memory.model["optimizer_state_dict"]["state"])
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    if there == here:
+        assert said == []
+        assert torch.equal(torch.get_rng_state(), of_the_cpu)
+        assert "seed" not in a_gpu
+        assert ("state" in a_gpu) == (here == "cuda")
+        return
+    assert said == [
+        f"saved on {there}, the run goes on on {here}, whose random numbers begin anew from seed and iteration: "
+        f"it will not come out as on {there} alone"
+    ]
+    assert "state" not in a_gpu
+    assert ("seed" in a_gpu) == (here == "cuda")
+    assert torch.equal(torch.get_rng_state(), of_the_cpu) == (here == "cuda")
+
+
+@pytest.mark.parametrize(("there", "here"), [("cuda", "cpu"), ("cpu", "cuda"), ("cpu", "cpu")])
+def test_a_simulator_that_does_not_fit_says_on_which_kind_of_device_it_does(
+    there: str, here: str, experiment: Experiment, a_gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> NoReturn:
+        raise ValueError("the simulator has no solver.jac, which the saved state has")
+
+    cfg = experiment("experiment=smoke", "env=go2")
+    memory = Memory()
+    saving(cfg, memory).learn(1)
+    memory.state["random"] |= ON_CUDA if there == "cuda" else {}
+    fresh = saving(cfg, Memory())
+    fresh.env.device = torch.device(here)
+    monkeypatch.setattr(StatefulEnv, "restore", refuse)
+    before = copy.deepcopy((fresh.model(), torch.get_rng_state()))
+    with pytest.raises(ValueError, match=r"^the simulator has no solver\.jac, which the saved state has") as refused:
+        fresh.restore(memory.model, memory.state)
+    where = f"It was saved on {there}, and on {here} the simulator keeps something else"
+    assert (where in str(refused.value)) == (there != here)
+    assert str(refused.value).endswith(f"it can go on with device={there} alone") == (there != here)
+    after = fresh.model(), torch.get_rng_state()
+    assert all(map(torch.equal, *[[x for x in tree_leaves(of) if isinstance(x, Tensor)] for of in (before, after)]))
 
 
 FAULT_AT = 2 * T + 5

@@ -1,14 +1,27 @@
 """Episode statistics and checkpoints, on cases worked by hand."""
 
 import math
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import pytest
 import torch
 
 from ppo_lab.files import write_atomically
-from ppo_lab.learning.checkpoint import CheckpointError, Checkpoints, load, save
+from ppo_lab.learning.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    begin_anew,
+    kind_of_device,
+    load,
+    random_state,
+    save,
+    set_random_state,
+)
 from ppo_lab.learning.episodes import EpisodeStatistics
 
 
@@ -157,6 +170,88 @@ def test_a_foreign_file_is_refused_and_one_that_would_run_code_too(tmp_path: Pat
     with pytest.raises(CheckpointError, match="holds more than tensors and plain data"):
         load(path)
     assert not ran.exists()
+
+
+class OnAnotherDevice(torch.Tensor):
+    """Stands in for a tensor on a GPU: what a machine without one can read is made by `cpu` alone."""
+
+    def cpu(self) -> torch.Tensor:  # type: ignore[override]
+        return self.as_subclass(torch.Tensor)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise AssertionError("it was saved where it is")
+
+
+def on_another_device(*values: float) -> torch.Tensor:
+    return torch.tensor(values).as_subclass(OnAnotherDevice)
+
+
+def test_tensors_are_saved_as_those_of_a_cpu_wherever_they_are(tmp_path: Path) -> None:
+    def parts(tensor: Callable[..., torch.Tensor]) -> dict[str, Any]:
+        moments = {0: {"step": torch.tensor(3.0), "exp_avg": tensor(0.1)}}
+        return {
+            "actor_state_dict": OrderedDict(weight=tensor(1.0, 2.0)),
+            "optimizer_state_dict": {"state": moments, "param_groups": [{"betas": (0.9, 0.999), "params": [0]}]},
+            "episodes": {"return": tensor(4.0), "last_returns": [5.0]},
+            "more": [(tensor(6.0), None)],
+        }
+
+    save(tmp_path / "model.pt", parts(on_another_device))
+    found = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert repr(found) == repr(parts(lambda *values: torch.tensor(values)))
+
+
+def test_a_module_comes_back_with_the_versions_of_its_parts(tmp_path: Path) -> None:
+    saved = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3)).state_dict()
+    save(tmp_path / "model.pt", {"actor_state_dict": saved})
+    found = load(tmp_path / "model.pt")["actor_state_dict"]
+    assert type(found) is OrderedDict
+    assert found._metadata == saved._metadata  # type: ignore[attr-defined]
+    assert found._metadata["1"] == {"version": 2}  # type: ignore[attr-defined]
+    assert list(found) == list(saved)
+    assert all(map(torch.equal, found.values(), saved.values()))
+
+
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def generator(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The random numbers of a GPU that is not there: their state, and the seeds given."""
+    fake = SimpleNamespace(state=torch.tensor([7, 7], dtype=torch.uint8), seeds=[])
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: fake.state)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: setattr(fake, "state", state))
+    monkeypatch.setattr(torch.cuda, "manual_seed", fake.seeds.append)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    return fake
+
+
+def test_random_numbers_go_on_on_the_device_that_they_were_drawn_on(generator: SimpleNamespace) -> None:
+    here, there = random_state(torch.device("cpu")), random_state(CUDA)
+    assert [kind_of_device(state) for state in (here, there)] == ["cpu", "cuda"]
+    drawn = torch.rand(3)
+    generator.state = torch.zeros(2, dtype=torch.uint8)
+    set_random_state(there, CUDA)
+    assert generator.state.tolist() == [7, 7]
+    assert torch.equal(torch.rand(3), drawn)
+    generator.state = torch.zeros(2, dtype=torch.uint8)
+    set_random_state(here, CUDA)  # of a run on a CPU, which had none of a GPU
+    assert generator.state.tolist() == [0, 0]
+    assert torch.equal(torch.rand(3), drawn)
+    set_random_state(there, torch.device("cpu"))
+    assert torch.equal(torch.rand(3), drawn)
+
+
+def test_random_numbers_that_begin_anew_depend_on_seed_and_iteration_alone(generator: SimpleNamespace) -> None:
+    places = [(1, 12), (1, 12), (1, 13), (2, 12), (2, 11)]
+    drawn = []
+    for seed, iteration in places:
+        begin_anew(CUDA, seed, iteration)
+        begin_anew(torch.device("cpu"), seed, iteration)
+        drawn.append(tuple(torch.rand(4).tolist()))
+    assert drawn[0] == drawn[1]
+    assert generator.seeds[0] == generator.seeds[1]
+    assert len(set(drawn)) == len(set(generator.seeds)) == 4
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

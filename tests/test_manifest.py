@@ -4,10 +4,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
-from ppo_lab.telemetry.manifest import MAX_NEW_BYTES, REPOSITORY, how_to_repeat, read_checkout
+from ppo_lab.telemetry.manifest import (
+    MAX_NEW_BYTES,
+    REPOSITORY,
+    describe_machine,
+    differences,
+    go_on,
+    how_to_repeat,
+    read_checkout,
+)
 
 IDENTITY = ("-c", "user.name=a", "-c", "user.email=a@b.c")
 
@@ -69,6 +80,61 @@ def test_outside_of_a_checkout_nothing_is_known(tmp_path: Path) -> None:
     found = read_checkout(tmp_path)
     assert (found.commit, found.is_dirty) == (None, None)
     assert how_to_repeat(["seed=2"], found, Path("git.diff")) == "python train.py seed=2"
+
+
+def of(device: str, iteration: int | None = None) -> dict[str, Any]:
+    """A manifest, or its entry of a run that went on."""
+    entry = {"machine": {"device": device}, "exact": f"as on {device}"}
+    return entry if iteration is None else {"iteration": iteration, **entry}
+
+
+KINDS: list[tuple[list[dict[str, Any]], str]] = [
+    ([of("cpu")], "as on cpu"),
+    ([of("cpu"), of("cpu", 5)], "as on cpu"),
+    ([of("cuda:0"), of("cuda:1", 5)], "as on cuda:1"),
+    ([of("cpu"), of("cuda:0", 5)], "not claimed: trained on cpu, from iteration 5 on cuda:0"),
+    (
+        [of("cpu"), of("cuda:0", 5), of("cpu", 9)],
+        "not claimed: trained on cpu, from iteration 5 on cuda:0, from iteration 9 on cpu",
+    ),
+    ([of("cpu"), of("cuda:0", 5), of("cpu", 5)], "as on cpu"),  # nothing was trained there
+    ([of("cpu"), of("cuda:0", 5), of("cpu", 3)], "as on cpu"),  # from an older checkpoint
+    ([of("cuda:0"), of("cpu", 0)], "as on cpu"),  # started over
+    ([{"machine": None, "exact": "?"}, of("cpu", 5)], "as on cpu"),
+]
+
+
+@pytest.mark.parametrize(("parts", "exact"), KINDS, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_run_that_went_on_on_another_kind_of_device_claims_nothing(parts: list[dict[str, Any]], exact: str) -> None:
+    found, *more = parts
+    for entry in more:
+        found = go_on(found, entry["iteration"], {key: entry[key] for key in ("machine", "exact")})
+    assert found["exact"] == exact
+    assert [entry["iteration"] for entry in found.get("continued", [])] == [entry["iteration"] for entry in more]
+    if more:
+        assert found["continued"][-1]["exact"] == exact
+    assert found["machine"] == parts[0]["machine"]
+
+
+def test_what_rounds_products_on_a_gpu_is_kept_and_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = SimpleNamespace(name="A card", total_memory=2**34, major=8, minor=9, multi_processor_count=24)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+
+    def now() -> dict[str, Any]:
+        return {"git": {}, "packages": {}, "machine": describe_machine(torch.device("cuda", 0))}
+
+    then = now()
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    assert list(differences(then, now())) == ["tf32_override was None and is 0"]
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        assert list(differences(then, now())) == [f"matmul_precision was {before} and is tf32"]
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    assert not {"matmul_precision", "tf32_override"} & describe_machine(torch.device("cpu")).keys()
 
 
 def test_the_users_own_git_settings_do_not_change_the_diff(checkout: Path) -> None:

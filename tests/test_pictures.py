@@ -1,6 +1,8 @@
 """The pictures: what is drawn is what was traced."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,11 +27,8 @@ def traced() -> Trace:
 
 
 def estimate(found: Trace, hardware: Hardware = GPU) -> Estimate:
-    no_figures = (None,) * 5
-    nothing = Span(0, None, None)
-    return Estimate(
-        SMOKE.transitions, SMOKE.mini_batch_size, (), 0, 0, 0, 0, 0, 0, 0, *no_figures, nothing, hardware, None, found
-    )
+    nothing: dict[str, Any] = dict.fromkeys(f.name for f in dataclasses.fields(Estimate))
+    return Estimate(**nothing | {"device_bytes": Span(0, None, None), "hardware": hardware, "trace": found})
 
 
 def spikes() -> Trace:

@@ -22,6 +22,7 @@ KEYS = """
 transitions mini_batch_size rollout_bytes mini_batch_bytes parameters parameter_bytes gradient_bytes optimizer_bytes
 saved_activation_bytes rollout_peak_bytes update_peak_bytes allocated_peak_bytes reserved_peak_bytes simulator_bytes
 device_bytes fits hardware rows alive_at_rollout_peak alive_at_update_peak
+largest_freed_bytes host_bytes wall_s calibration notes
 """.split()
 
 TRACE = summarize(
@@ -50,6 +51,11 @@ def estimate(**changes: object) -> Estimate:
         "hardware": CARD,
         "fits": None,
         "trace": TRACE,
+        "largest_freed_bytes": None,
+        "host_bytes": None,
+        "wall_s": None,
+        "calibration": None,
+        "notes": (),
     }
     return Estimate(**fields | changes)  # type: ignore[arg-type]
 
@@ -119,17 +125,17 @@ def test_the_legend_explains_the_words_that_are_used() -> None:
 @pytest.mark.parametrize(
     ("fits", "device", "sentence"),
     [
-        (True, Span(1, 2, 2048 * MIB), "The run needs up to 2,048 MiB of 4,096 MiB on Card: fits."),
-        (False, Span(1, 2, 5000 * MIB), "The run needs up to 5,000 MiB of 4,096 MiB on Card: does not fit."),
+        (True, Span(MIB, MIB, 2048 * MIB), "The run needs about 1 MiB (1 to 2,048) of 4,096 MiB on Card; fits: yes."),
+        (False, Span(MIB, MIB, 5000 * MIB), "The run needs about 1 MiB (1 to 5,000) of 4,096 MiB on Card; fits: no."),
         (
             False,
             Span(4096 * MIB + 1, None, None),
-            "The run needs at least 4,097 MiB of 4,096 MiB on Card: does not fit.",
+            "The run needs at least 4,097 MiB of 4,096 MiB on Card; fits: no.",
         ),
         (
             None,
             Span(1024 * MIB, None, None),
-            "The run needs at least 1,024 MiB of 4,096 MiB on Card: fits as far as is known.",
+            "The run needs at least 1,024 MiB of 4,096 MiB on Card; fits: not known.",
         ),
     ],
 )
@@ -141,7 +147,9 @@ def test_the_conclusion_says_what_is_needed_what_there_is_and_whether_it_fits(
     assert sentence in " ".join(printed(table(found)).split())
 
 
-CONTEXT_UNKNOWN = "the CUDA context and kernels: a finished run on Card tells, by estimate.py run=FOLDER."
+CONTEXT_UNKNOWN = (
+    "the CUDA context and kernels: on that machine, estimate.py calibrate=true measures it in three minutes."
+)
 
 
 def test_what_is_not_known_stands_below_with_how_to_make_it_known() -> None:
@@ -159,7 +167,7 @@ def test_what_is_not_known_stands_below_with_how_to_make_it_known() -> None:
         f"{CONTEXT_UNKNOWN}"
     )
     host = not_known(hardware=Hardware("Host", 8192, "cpu", 0))
-    assert host.startswith("Python, torch and the simulator's code: a finished run on Host tells")
+    assert host.startswith("Python, torch and the simulator's code: on that machine, estimate.py calibrate=true")
 
 
 def test_json_has_the_stable_keys_and_no_events() -> None:

@@ -73,7 +73,7 @@ match words["do"]:
     case "die" | "die_early":
         os.kill(os.getpid(), signal.SIGKILL)
     case "does_not_fit":
-        print("error: memory: 9 MiB of 8 MiB free: does not fit")
+        print("error: memory: 9 MiB of 8 MiB free; fits: no")
         sys.exit(3)
     case "wait" | "wait_if_new":
         if "resume" not in words or words["do"] == "wait":
@@ -389,7 +389,7 @@ def test_the_plan_is_written_down_and_leaves_out_what_will_not_fit(
     share_bytes = int(plan_line[1].replace(",", "")) * hardware.MIB
     assert share_bytes == pytest.approx(hardware.free_bytes("cpu") / 2, rel=0.4), "others here take and give meanwhile"
     assert re.match(r"  prediction 1 of 2 \| jobs 0, 1 \| num_envs=16 \| needs .*: fits", said[1])
-    assert re.match(r"  prediction 2 of 2 \| jobs 2, 3 \| num_envs=4000000 \| needs .*: does not fit$", said[2])
+    assert re.match(r"  prediction 2 of 2 \| jobs 2, 3 \| num_envs=4000000 \| needs .*; fits: no$", said[2])
 
 
 def test_a_sweep_may_stop_where_a_job_will_not_fit(tmp_path: Path) -> None:
@@ -479,7 +479,7 @@ def test_one_bad_job_stops_no_other_and_each_says_what_became_of_it(
         "it broke",
         "ended by signal 9 (Killed); the system does that when memory runs out",
         "ended with code 1 and no word why; it last printed: ",
-        "memory: 9 MiB of 8 MiB free: does not fit",
+        "memory: 9 MiB of 8 MiB free; fits: no",
         None,
     ]
     assert all(job.device == "place 0" and job.started and job.wall_s for job in ended)

@@ -2,11 +2,13 @@
 
 `model_<iteration>.pt` holds the learner in rsl_rl's own keys. `state_<iteration>.pt` holds what else the coming
 iterations depend on, so that a run goes on bit for bit as if it had never stopped. Both are torch files, sealed with a
-checksum (`ppo_lab.files.seal`), and `torch.load(path, weights_only=True)` reads them.
+checksum (`ppo_lab.files.seal`), and `torch.load(path, weights_only=True)` reads them, on a machine without a GPU too:
+their tensors are on the CPU.
 """
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import math
@@ -20,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ppo_lab.files import flaw, numbered, seal, with_state, write_atomically
 
@@ -210,15 +213,36 @@ def random_state(device: torch.device) -> State:
 
 
 def set_random_state(state: State, device: torch.device) -> None:
-    """Puts back what `random_state` gave. Nothing may be drawn between this and the next iteration."""
+    """Puts back what `random_state` gave, as far as `device` has a use for it; see `kind_of_device`.
+
+    Nothing may be drawn between this and the next iteration.
+    """
     torch.set_rng_state(state["torch"])
     of_numpy = state["numpy"]
     key = np.array(of_numpy["state"]["key"], dtype=np.uint32)
     np.random.set_state(of_numpy | {"state": of_numpy["state"] | {"key": key}})
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
-    if device.type == "cuda":
+    if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def kind_of_device(state: State) -> str:
+    """The kind of device, cpu or cuda, of which `random_state` gave `state`."""
+    return "cuda" if "cuda" in state else "cpu"
+
+
+def begin_anew(device: torch.device, seed: int, iteration: int) -> None:
+    """Begins the random numbers of `device` anew, as only `seed` and `iteration` say: no two parts of a run share them.
+
+    Nothing may be drawn between this and the iteration.
+    """
+    (number,) = np.random.SeedSequence([seed, iteration]).generate_state(1, np.uint64).tolist()
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(number)
+    else:
+        torch.default_generator.manual_seed(number)
 
 
 def _write_sealed(path: Path, archive: bytes) -> None:
@@ -228,5 +252,19 @@ def _write_sealed(path: Path, archive: bytes) -> None:
 
 def _to_bytes(state: State) -> bytes:
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(_on_cpu(state), buffer)
     return buffer.getvalue()
+
+
+def _on_cpu(value: Any) -> Any:
+    """`value` with its tensors on the CPU. A state_dict keeps the versions of its modules, an attribute of it."""
+    match value:
+        case Tensor():
+            return value.cpu()
+        case dict():
+            moved = copy.copy(value)
+            moved.update({key: _on_cpu(item) for key, item in value.items()})
+            return moved
+        case list() | tuple():
+            return type(value)(map(_on_cpu, value))
+    return value

@@ -15,7 +15,7 @@ from rsl_rl.algorithms import PPO
 
 from ppo_lab.config import ExperimentConfig, ModelConfig
 from ppo_lab.learning import guard
-from ppo_lab.learning.checkpoint import random_state, set_random_state
+from ppo_lab.learning.checkpoint import begin_anew, kind_of_device, random_state, set_random_state
 from ppo_lab.learning.episodes import EpisodeStatistics
 from ppo_lab.states import check_fits
 
@@ -57,6 +57,7 @@ class Runner:
         self.checkpoints = checkpoints
         self.report = report
         self.should_stop = should_stop
+        self._seed = cfg.seed
         self.episodes = EpisodeStatistics(env.num_envs, cfg.num_steps_per_env, env.reward_names, env.device)
 
     def learn(self, num_learning_iterations: int, init_at_random_ep_len: bool = False) -> None:
@@ -120,21 +121,42 @@ class Runner:
     def restore(self, model: State, state: State) -> None:
         """Goes on where `model` and `state` were saved, bit for bit. Nothing may be drawn before `learn`.
 
+        On another kind of device than theirs all goes on but the device's random numbers, which begin anew.
+
         Raises a ValueError that names what does not fit this run, before anything is changed.
         """
+        here, there = self.env.device.type, kind_of_device(state["random"])
         check_fits("the actor", model["actor_state_dict"], self.alg.actor.state_dict())
         check_fits("the critic", model["critic_state_dict"], self.alg.critic.state_dict())
         self._check_optimizer(model["optimizer_state_dict"])
         check_fits("the episode statistics", state["episodes"], self.episodes.state())
-        generators = random_state(self.env.device)  # a CPU has no use for those of a GPU
-        saved = {name: value for name, value in state["random"].items() if name in generators}
-        check_fits(f"a run on {self.env.device.type}", saved, generators)
-        self.env.restore(state["env"])
+        generators = random_state(self.env.device)
+        saved = dict(state["random"])
+        if here != there:
+            saved.pop("cuda", None)
+            generators.pop("cuda", None)
+        check_fits(f"a run on {here}", saved, generators)
+        try:
+            self.env.restore(state["env"])
+        except ValueError as error:
+            if here == there:
+                raise
+            raise ValueError(
+                f"{error}. It was saved on {there}, and on {here} the simulator keeps something else; "
+                f"it can go on with device={there} alone"
+            ) from error
         self.alg.load(model, load_cfg=None, strict=True)
         self.alg.learning_rate = model["learning_rate"]
         self.episodes.restore(state["episodes"])
         self.next_iteration = state["iteration"] + 1
         set_random_state(state["random"], self.env.device)
+        if here != there:
+            begin_anew(self.env.device, self._seed, self.next_iteration)
+            log.warning(
+                "saved on %s, the run goes on on %s, whose random numbers begin anew from seed and iteration: "
+                "it will not come out as on %s alone",
+                *(there, here, there),
+            )
 
     def _check_optimizer(self, saved: State) -> None:
         """Its moments are of the parameters' shapes, or it has none at all, as SGD."""

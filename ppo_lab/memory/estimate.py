@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import median_low
 from typing import Literal
 
 from ppo_lab.config import ConfigError, ExperimentConfig
-from ppo_lab.memory import allocator, closed_form, simulator
-from ppo_lab.memory.calibration import measured_overheads
+from ppo_lab.memory import allocator, calibration, closed_form, simulator
+from ppo_lab.memory.calibration import Calibration, Range
 from ppo_lab.memory.closed_form import total_bytes
 from ppo_lab.memory.hardware import MIB, Hardware
+from ppo_lab.memory.host import largest_freed_bytes
 from ppo_lab.memory.simulator import SimulatorMemory
 from ppo_lab.memory.trace import Trace, trace
 
@@ -19,11 +19,11 @@ Known = Literal["exact", "traced", "simulated", "measured", "derived", "calibrat
 """exact: closed form. traced: the learner on fake tensors. simulated: that trace through a model of the allocator.
 
 measured: counted in the simulator on a CPU. derived: from the simulator's own formulas for a GPU, not yet confirmed on
-one. calibrated: from finished runs on such a device. unknown: nobody has measured it.
+one. calibrated: from runs that were measured on such a device. unknown: nobody has measured it.
 """
 
-Verdict = Literal["fits", "fits as far as is known", "does not fit"]
-FITS: dict[Verdict, bool | None] = {"fits": True, "fits as far as is known": None, "does not fit": False}
+Verdict = Literal["yes", "not known", "no"]
+FITS: dict[Verdict, bool | None] = {"yes": True, "not known": None, "no": False}
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Span:
 
     low: int
     likely: int | None
+    """Without `high`, as on another processor."""
     high: int | None
 
     @property
@@ -78,6 +79,16 @@ class Estimate:
     simulator_bytes: int | None
     device_bytes: Span
     """The whole run on the device. Without a trace or a count of the simulator, `low` is what is known all the same."""
+    largest_freed_bytes: int | None
+    """On a CPU the heap's holes go by it; None on a GPU."""
+    host_bytes: Span | None
+    """Of the whole process on the host; on a CPU, which is the host, `device_bytes`. None where nothing tells."""
+    wall_s: Range | None
+    """How long the run takes. None where no run of its env was measured on such a device."""
+    calibration: str | None
+    """The measurements that `device_bytes`, `host_bytes` and `wall_s` go by."""
+    notes: tuple[str, ...]
+    """Calibrations of this device that are not used, and why."""
     hardware: Hardware
     fits: bool | None
     """By `high`; where `high` is unknown, False if even `low` is too much, or else None."""
@@ -130,7 +141,6 @@ def estimate(
 
     found = trace(cfg, "cuda" if hardware.is_gpu else "cpu") if with_trace else None
     allocated = reserved = None
-    overheads: tuple[int, ...] = ()
     if not found:
         learner = rollout + total_bytes(parameters) + gradients + optimizer + activations
         learner += counted.env_bytes(cfg.num_envs) if counted else 0
@@ -148,13 +158,24 @@ def estimate(
             rows.append(Row("allocated by torch", "blocks, cuBLAS workspaces included", allocated, "simulated"))
             rows.append(Row("reserved by torch", "segments that hold the blocks", reserved, "simulated"))
         learner = reserved or allocated
-        if simulator_bytes is not None:
-            overheads = measured_overheads(hardware.name)
     known_bytes = learner + (simulator_bytes or 0)
-    device = whole_device(known_bytes, overheads)
+    freed_bytes = largest_freed_bytes(found.events) if found and not hardware.is_gpu else None
+    calibrated, notes = calibration.find(hardware.name)
+    measured_there = calibrated
+    if calibrated is None and not hardware.is_gpu:
+        measured_there = calibration.of_another_cpu()
+    if found is None or simulator_bytes is None:
+        measured_there = None
+    device = Span(known_bytes, None, None)
+    if measured_there:
+        device = whole_device(cfg, known_bytes, freed_bytes or 0, measured_there, calibrated is None)
     what = "CUDA context, kernels" if hardware.is_gpu else "Python, torch, the simulator's code"
     overhead = None if device.likely is None else device.likely - known_bytes
     rows.append(Row("overhead", what, overhead, "unknown" if overhead is None else "calibrated"))
+    host: Span | None = device
+    if hardware.is_gpu:
+        host_bytes = calibrated.host_bytes(cfg.env.name, cfg.num_envs) if calibrated else None
+        host = Span(*map(round, host_bytes)) if host_bytes else None
     return Estimate(
         transitions=cfg.transitions,
         mini_batch_size=cfg.mini_batch_size,
@@ -172,32 +193,61 @@ def estimate(
         reserved_peak_bytes=reserved,
         simulator_bytes=simulator_bytes,
         device_bytes=device,
+        largest_freed_bytes=freed_bytes,
+        host_bytes=host,
+        wall_s=calibrated.wall_s(calibration.workload(cfg), cfg.max_iterations) if calibrated else None,
+        calibration=None if device.likely is None else str(measured_there),
+        notes=tuple(notes),
         hardware=hardware,
         fits=FITS[verdict(device, hardware.memory_bytes)],
         trace=found,
     )
 
 
-def whole_device(known_bytes: int, overheads: tuple[int, ...]) -> Span:
-    """What is known, plus what finished runs on such a device held beyond it; `low` is without."""
-    if not overheads:
+def whole_device(
+    cfg: ExperimentConfig,
+    known_bytes: int,
+    largest_freed_bytes: int,
+    calibration: Calibration,
+    carries_over: bool = False,
+) -> Span:
+    """What is known, and what runs of the same env that were measured on such a device held beyond it.
+
+    Args:
+        cfg: the experiment.
+        known_bytes: of learner and simulator.
+        largest_freed_bytes: of the heap's blocks, on a CPU; see `ppo_lab.memory.host`.
+        calibration: has the runs.
+        carries_over: they are of another processor, and tell what is likely alone.
+    """
+    beyond = calibration.overhead_bytes(cfg.env.name, cfg.num_envs, known_bytes, largest_freed_bytes)
+    if beyond is None:
         return Span(known_bytes, None, None)
-    return Span(known_bytes + min(overheads), known_bytes + median_low(overheads), known_bytes + max(overheads))
+    low, likely, high = map(round, beyond.around(known_bytes))
+    return Span(known_bytes, likely, None) if carries_over else Span(low, likely, high)
 
 
 def verdict(needs: Span, available_bytes: int) -> Verdict:
     """Whether a run fits: by the high figure or, where that is unknown, by the low one."""
     if needs.needed > available_bytes:
-        return "does not fit"
-    return "fits as far as is known" if needs.high is None else "fits"
+        return "no"
+    return "not known" if needs.high is None else "yes"
 
 
 def need(needs: Span, available_bytes: int) -> str:
-    """What a run needs beside what there is: "needs at least 215 MiB of 23,163 MiB"."""
-    need_mib, available_mib = needs.needed / MIB, available_bytes / MIB
+    """What a run needs beside what there is: "needs about 1,310 MiB (1,260 to 1,360) of 23,163 MiB"."""
+    low, likely, high = (f"{size / MIB:,.0f}" for size in (needs.low, needs.likely or 0, needs.high or 0))
+    available_mib = available_bytes / MIB
     if needs.needed > available_bytes:  # or both might be the same rounded number
-        need_mib, available_mib = math.ceil(need_mib), math.floor(available_mib)
-    return f"needs {'at least' if needs.high is None else 'up to'} {need_mib:,.0f} MiB of {available_mib:,.0f} MiB"
+        available_mib = math.floor(available_mib)
+        low, high = (f"{math.ceil(size / MIB):,}" for size in (needs.low, needs.high or 0))
+    if needs.likely is None:
+        words = f"at least {low} MiB"
+    elif needs.high is None:
+        words = f"about {likely} MiB (at least {low})"
+    else:
+        words = f"about {likely} MiB ({low} to {high})"
+    return f"needs {words} of {available_mib:,.0f} MiB"
 
 
 def _env_rows(cfg: ExperimentConfig, hardware: Hardware, counted: SimulatorMemory | None) -> list[Row]:

@@ -17,8 +17,11 @@ from itertools import count
 
 from ppo_lab.config import ConfigError, ExperimentConfig, check
 from ppo_lab.memory.allocator import cublas_workspace_bytes, replay, settings_of_this_process
+from ppo_lab.memory.calibration import Calibration
 from ppo_lab.memory.closed_form import rollout_storage, total_bytes
+from ppo_lab.memory.estimate import whole_device
 from ppo_lab.memory.hardware import MIB, Hardware
+from ppo_lab.memory.host import largest_freed_bytes
 from ppo_lab.memory.simulator import SimulatorMemory, measure, simulator_memory
 from ppo_lab.memory.trace import Allocation, DeviceType, Event, Trace, trace
 
@@ -147,7 +150,7 @@ def need(
     return Need(learner_peak_bytes, simulator.bytes(num_envs, hardware.cores), overhead_bytes)
 
 
-def largest_num_envs(cfg: ExperimentConfig, hardware: Hardware, overhead_bytes: int = 0) -> Fit:
+def largest_num_envs(cfg: ExperimentConfig, hardware: Hardware, calibration: Calibration | None = None) -> Fit:
     """The largest num_envs that fits at `cfg`'s num_mini_batches. `cfg.num_envs` does not matter.
 
     Found by bisection; of the `WINDOW` candidates after the first refusal, the largest that fits after all.
@@ -156,7 +159,7 @@ def largest_num_envs(cfg: ExperimentConfig, hardware: Hardware, overhead_bytes: 
         ConfigError: not even the fewest envs fit, or a setting that cannot be traced.
         MeasurementError: the env was never counted, and cannot be built.
     """
-    device = _Device(hardware, _simulator(cfg), overhead_bytes)
+    device = _Device(hardware, cfg, _simulator(cfg), calibration)
     scaled = scaling(cfg, device.type)
     step = scaled.step
     least = next(n for n in count(step, step) if _is_valid(_with_envs(cfg, n)))
@@ -175,7 +178,7 @@ def largest_num_envs(cfg: ExperimentConfig, hardware: Hardware, overhead_bytes: 
     return _confirmed(candidates, index, functools.partial(_with_envs, cfg), device)
 
 
-def smallest_num_mini_batches(cfg: ExperimentConfig, hardware: Hardware, overhead_bytes: int = 0) -> Fit:
+def smallest_num_mini_batches(cfg: ExperimentConfig, hardware: Hardware, calibration: Calibration | None = None) -> Fit:
     """The smallest num_mini_batches that fits `cfg`'s num_envs: a divisor of the transitions, at most 1024.
 
     Found in growing strides from 1, which is the quickest to trace, and by bisection of the last stride; with one
@@ -185,7 +188,7 @@ def smallest_num_mini_batches(cfg: ExperimentConfig, hardware: Hardware, overhea
         ConfigError: none fits, or a setting that cannot be traced.
         MeasurementError: the env was never counted, and cannot be built.
     """
-    device = _Device(hardware, _simulator(cfg), overhead_bytes)
+    device = _Device(hardware, cfg, _simulator(cfg), calibration)
     fixed_bytes = total_bytes(rollout_storage(cfg)) + device.simulator.bytes(cfg.num_envs, hardware.cores)
     if fixed_bytes > hardware.memory_bytes:  # or else the search would go through them all
         raise ConfigError(
@@ -214,10 +217,21 @@ def smallest_num_mini_batches(cfg: ExperimentConfig, hardware: Hardware, overhea
     return _confirmed(candidates[::-1], last - found, functools.partial(_with_mini_batches, cfg), device)
 
 
+def half_the_envs(cfg: ExperimentConfig) -> int | None:
+    """The largest num_envs that is allowed, up to half of `cfg`'s. None where there is none."""
+    return next((n for n in range(cfg.num_envs // 2, 0, -1) if _is_valid(_with_envs(cfg, n))), None)
+
+
+def twice_the_mini_batches(cfg: ExperimentConfig) -> int | None:
+    """The smallest num_mini_batches that is allowed, from twice `cfg`'s on. None where there is none."""
+    candidates = range(2 * cfg.algorithm.num_mini_batches, MOST_MINI_BATCHES + 1)
+    return next((m for m in candidates if _is_valid(_with_mini_batches(cfg, m))), None)
+
+
 def frontier(
     cfg: ExperimentConfig,
     hardware: Hardware,
-    overhead_bytes: int = 0,
+    calibration: Calibration | None = None,
     num_mini_batches: Sequence[int] = NUM_MINI_BATCHES,
     show: Callable[[str], None] = lambda _: None,
 ) -> tuple[Fit, ...]:
@@ -228,7 +242,7 @@ def frontier(
     fits = []
     for number, m in enumerate(num_mini_batches, 1):
         show(f"{number} of {len(num_mini_batches)}: the largest num_envs with num_mini_batches={m}")
-        fits.append(largest_num_envs(_with_mini_batches(cfg, m), hardware, overhead_bytes))
+        fits.append(largest_num_envs(_with_mini_batches(cfg, m), hardware, calibration))
     return tuple(fits)
 
 
@@ -243,7 +257,7 @@ def needs(
 
     `show` is told what is being worked out, each time before it takes seconds.
     """
-    device = _Device(hardware, _simulator(cfg), overhead_bytes=0)
+    device = _Device(hardware, cfg, _simulator(cfg), calibration=None)
     found = {}
     for number, m in enumerate(num_mini_batches, 1):
         show(f"the map, {number} of {len(num_mini_batches)}: num_mini_batches={m}")
@@ -259,8 +273,11 @@ class _Device:
     """What a run is measured against."""
 
     hardware: Hardware
+    cfg: ExperimentConfig
+    """The experiment, but for the sizes that are searched."""
     simulator: SimulatorMemory
-    overhead_bytes: int
+    calibration: Calibration | None
+    """Runs on such a device, which tell what a process takes beyond learner and simulator. None: that is left out."""
 
     @property
     def type(self) -> DeviceType:
@@ -268,7 +285,12 @@ class _Device:
 
     def need(self, events: Sequence[Event], matmul_starts: Sequence[int], num_envs: int) -> Need:
         peak_bytes = learner_peak_bytes(events, matmul_starts, self.hardware)
-        return need(peak_bytes, self.simulator, num_envs, self.hardware, self.overhead_bytes)
+        found = need(peak_bytes, self.simulator, num_envs, self.hardware)
+        if self.calibration is None:
+            return found
+        freed_bytes = 0 if self.hardware.is_gpu else largest_freed_bytes(events)
+        whole = whole_device(_with_envs(self.cfg, num_envs), found.device_low_bytes, freed_bytes, self.calibration)
+        return replace(found, overhead_bytes=whole.needed - found.device_low_bytes)
 
     def traced(self, runs: Sequence[ExperimentConfig]) -> list[Need]:
         """What each takes by a trace of its own."""

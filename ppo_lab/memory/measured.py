@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any
 from ppo_lab import command_line
 from ppo_lab.config import ConfigError, ExperimentConfig
 from ppo_lab.files import read_json, read_rows
-from ppo_lab.memory.calibration import Overhead, remember
+from ppo_lab.memory import calibration
+from ppo_lab.memory.calibration import MeasuredRun, Versions
 from ppo_lab.memory.hardware import MIB, Hardware
 
-PEAKS = ("reserved", "device_used", "allocated_peak", "host_peak_rss")
+PEAKS = ("reserved", "process_device", "device_used", "allocated_peak", "host_peak_rss")
 """The memory rows of which one stands for a run.
 
 What the process itself reserved comes before the device as a whole, which jobs beside it share.
@@ -44,8 +46,11 @@ def predicted_bytes(estimate: Mapping[str, Any]) -> dict[str, int]:
         figures["reserved"] = estimate["reserved_peak_bytes"]
     else:  # a GPU's counters round up and know workspaces; a CPU's count is of the very same bytes
         figures |= {"rollout_peak": estimate["rollout_peak_bytes"], "update_peak": estimate["update_peak_bytes"]}
-    if device and device["likely"] is not None:
-        figures["device_used" if on_gpu else "host_peak_rss"] = device["likely"]
+    if on_gpu and device and device["likely"] is not None:
+        figures["process_device"] = device["likely"]
+    host = estimate.get("host_bytes")
+    if host and host["likely"] is not None:
+        figures["host_peak_rss"] = host["likely"]
     return {name: size for name, size in figures.items() if size is not None}
 
 
@@ -76,6 +81,9 @@ class FinishedRun:
     hardware: Hardware
     manifest: dict[str, Any]
     peak_mib: dict[str, float]
+    rows: list[dict[str, Any]]
+    """One an iteration."""
+    startup_s: float | None
     estimate: dict[str, Any] | None
     """The prediction that was made before the run."""
 
@@ -96,7 +104,9 @@ def read_run(folder: Path) -> FinishedRun:
     rows = read_rows(folder)
     if not rows:
         raise ConfigError(f"run={folder} has no iteration to compare with. Try a run that has finished one.")
-    return FinishedRun(cfg, hardware, manifest, highest_mib(rows), read_json(folder / "estimate.json") or None)
+    startup_s = read_json(folder / "summary.json").get("startup_s")
+    estimate = read_json(folder / "estimate.json") or None
+    return FinishedRun(cfg, hardware, manifest, highest_mib(rows), rows, startup_s, estimate)
 
 
 def highest_mib(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
@@ -108,27 +118,61 @@ def highest_mib(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     return highest
 
 
-def learn_overhead(run: FinishedRun, estimate: Mapping[str, Any]) -> int | None:
-    """Remembers what the run held on the device beyond the prediction, and returns it; None where that is not known."""
-    known_bytes = estimate["reserved_peak_bytes"] or estimate["allocated_peak_bytes"]
-    rows = ("process_device", "device_used") if run.hardware.is_gpu else ("host_peak_rss",)
-    measured = [run.peak_mib[f"Memory/{row}_mib"] for row in rows if f"Memory/{row}_mib" in run.peak_mib]
-    if known_bytes is None or estimate["simulator_bytes"] is None or not measured:
+def overhead_bytes(run: FinishedRun, estimate: Mapping[str, Any]) -> int | None:
+    """What the run held on its device beyond learner and simulator; None where that is not known.
+
+    On a GPU, only what the driver counts for this very process: the device as a whole may have others' memory.
+    """
+    measured_mib = run.peak_mib.get("Memory/process_device_mib" if run.hardware.is_gpu else "Memory/host_peak_rss_mib")
+    known_bytes = _known_bytes(estimate)
+    return None if measured_mib is None or known_bytes is None else round(measured_mib * MIB) - known_bytes
+
+
+def measured_run(run: FinishedRun, estimate: Mapping[str, Any], is_cold: bool = False) -> MeasuredRun | None:
+    """The run as a calibration keeps it. None where it lacks something: two iterations, or the process's memory."""
+    beyond_bytes, known_bytes = overhead_bytes(run, estimate), _known_bytes(estimate)
+    times_s = [
+        (row["Perf/collection_time"], row["Perf/learning_time"])
+        for row in run.rows[1:]
+        if row.get("Perf/collection_time") and row.get("Perf/learning_time")
+    ]
+    host_peak_mib = run.peak_mib.get("Memory/host_peak_rss_mib")
+    if beyond_bytes is None or known_bytes is None or not times_s or host_peak_mib is None or run.startup_s is None:
         return None
-    overhead_bytes = round(measured[0] * MIB) - known_bytes - estimate["simulator_bytes"]
-    packages = run.manifest["packages"]
-    if overhead_bytes > 0:
-        remember(
-            Overhead(
-                device=run.hardware.name,
-                driver=run.manifest["machine"].get("driver"),
-                torch=packages["torch"].split("+")[0],
-                genesis=packages["genesis-world"],
-                run=run.manifest["started"],
-                overhead_bytes=overhead_bytes,
-            )
-        )
-    return overhead_bytes
+    collection_s, learning_s = map(statistics.median, zip(*times_s, strict=True))
+    return MeasuredRun(
+        **asdict(calibration.workload(run.cfg)),
+        started=run.manifest["started"],
+        known_bytes=known_bytes,
+        largest_freed_bytes=estimate.get("largest_freed_bytes") or 0,
+        peak_bytes=known_bytes + beyond_bytes,
+        host_peak_bytes=round(host_peak_mib * MIB),
+        startup_s=run.startup_s,
+        collection_s=collection_s,
+        learning_s=learning_s,
+        is_cold=is_cold,
+    )
+
+
+def versions(run: FinishedRun) -> Versions:
+    """Where the run was measured."""
+    machine, packages = run.manifest["machine"], run.manifest["packages"]
+    return Versions(
+        device=run.hardware.name,
+        cpu_cores=machine["cpu_cores"],
+        driver=machine.get("driver"),
+        python=".".join(packages["python"].split(".")[:2]),
+        torch=packages["torch"].split("+")[0],
+        genesis=packages["genesis-world"],
+    )
+
+
+def _known_bytes(estimate: Mapping[str, Any]) -> int | None:
+    """Of learner and simulator, as predicted."""
+    learner_bytes = estimate["reserved_peak_bytes"] or estimate["allocated_peak_bytes"]
+    if learner_bytes is None or estimate["simulator_bytes"] is None:
+        return None
+    return learner_bytes + estimate["simulator_bytes"]
 
 
 def _hardware(machine: Mapping[str, Any]) -> Hardware:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ppo_lab.config import ExperimentConfig
+from ppo_lab.memory.calibration import Calibration, MeasuredRun
 from ppo_lab.memory.closed_form import formulas
 from ppo_lab.memory.estimate import Estimate, Known, need, verdict
 from ppo_lab.memory.fit import Fit
@@ -28,7 +30,7 @@ LEGEND: dict[Known, str] = {
     "simulated": "that trace, put through a model of torch's allocator",
     "measured": "counted in the simulator, built on a CPU",
     "derived": "from the simulator's own formulas for a GPU, not yet confirmed on one",
-    "calibrated": "from finished runs on such a device",
+    "calibrated": "from runs that were measured on such a device",
     "unknown": "never measured on such a device, or not asked for",
 }
 
@@ -42,7 +44,22 @@ def conclusion(estimate: Estimate) -> str:
     """Whether it fits, in one sentence."""
     needs, hardware = estimate.device_bytes, estimate.hardware
     fits = verdict(needs, hardware.memory_bytes)
-    return f"The run {need(needs, hardware.memory_bytes)} on {hardware.name}: {fits}."
+    return f"The run {need(needs, hardware.memory_bytes)} on {hardware.name}; fits: {fits}."
+
+
+def wall_time(estimate: Estimate) -> str | None:
+    """How long the run takes, in one sentence; None where that is not known."""
+    if estimate.wall_s is None:
+        return None
+    low, likely, high = map(as_time, estimate.wall_s)
+    return f"It takes about {likely} ({low} to {high}) on {estimate.hardware.name}."
+
+
+def as_time(seconds: float) -> str:
+    """To two or three digits: "45 s", "12 min", "3.5 h"."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def unknowns(estimate: Estimate) -> list[str]:
@@ -57,8 +74,9 @@ def unknowns(estimate: Estimate) -> list[str]:
         )
     if estimate.device_bytes.high is None:
         what = "the CUDA context and kernels" if hardware.is_gpu else "Python, torch and the simulator's code"
-        found.append(f"{what}: a finished run on {hardware.name} tells, by estimate.py run=FOLDER.")
-    return found
+        likely = f"; about as on another processor ({estimate.calibration})" if estimate.calibration else ""
+        found.append(f"{what}{likely}: on that machine, estimate.py calibrate=true measures it in three minutes.")
+    return found + list(estimate.notes)
 
 
 def explanation(cfg: ExperimentConfig) -> RenderableType:
@@ -73,7 +91,7 @@ def explanation(cfg: ExperimentConfig) -> RenderableType:
     return grid
 
 
-def fits_table(card: Hardware, fits: Sequence[Fit], overhead_known: bool) -> RenderableType:
+def fits_table(card: Hardware, fits: Sequence[Fit], calibration: Calibration | None) -> RenderableType:
     """The largest runs that a card holds, and what stops the next."""
     title = f"The largest that {escape(card.name)} holds"
     rows = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
@@ -93,7 +111,9 @@ def fits_table(card: Hardware, fits: Sequence[Fit], overhead_known: bool) -> Ren
             fit.binding,
         )
     notes = ["Another num_mini_batches changes what is learned, not only what it needs."]
-    if not overhead_known:
+    if calibration:
+        notes.append(f"What the process takes beyond them is in it: {calibration}.")
+    else:
         notes.append(
             f"These are upper bounds: what the CUDA context takes on {card.name} is unknown."
             if card.is_gpu
@@ -102,7 +122,9 @@ def fits_table(card: Hardware, fits: Sequence[Fit], overhead_known: bool) -> Ren
     return Group(rows, *map(Text, notes))
 
 
-def comparison_table(comparisons: Sequence[Comparison], overhead_bytes: int | None) -> RenderableType:
+def comparison_table(
+    comparisons: Sequence[Comparison], overhead_bytes: int | None, remembered_in: Path | None
+) -> RenderableType:
     """Predicted beside measured."""
     rows = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     rows.add_column("at the peak")
@@ -114,12 +136,31 @@ def comparison_table(comparisons: Sequence[Comparison], overhead_bytes: int | No
     if not comparisons:
         rows.add_row("nothing that was measured had been predicted", "", "", "")
     if overhead_bytes is None:
-        note = "What the run held beyond the prediction is unknown."
+        note = "What the run held beyond the prediction is unknown"
     else:
-        note = (
-            f"Beyond the learner's tensors and the simulator, the run held {_mib(overhead_bytes)} MiB; now remembered."
+        note = f"Beyond the learner's tensors and the simulator, the run held {_mib(overhead_bytes)} MiB"
+    return Group(rows, Text(f"{note}{f'; remembered in {remembered_in}' if remembered_in else ''}."))
+
+
+def calibration_table(runs: Sequence[MeasuredRun], file: Path) -> RenderableType:
+    """What was measured, and where it is remembered. For 80 columns."""
+    rows = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    rows.add_column("env", no_wrap=True)
+    for name in ("num_envs", "peak\nMiB", "beyond\nformulas", "start-up\ns", "iteration\ns", "steps/s"):
+        rows.add_column(name, justify="right", no_wrap=True)
+    rows.add_column("kernels", no_wrap=True)
+    for run in runs:
+        iteration_s = run.collection_s + run.learning_s
+        figures = (
+            f"{run.num_envs:,}",
+            f"{run.peak_bytes / MIB:,.0f}",
+            f"{(run.peak_bytes - run.known_bytes) / MIB:,.0f}",
+            f"{run.startup_s:.0f}",
+            f"{iteration_s:.2f}",
+            f"{run.num_envs * run.num_steps_per_env / iteration_s:,.0f}",
         )
-    return Group(rows, Text(note))
+        rows.add_row(run.env, *figures, "compiled" if run.is_cold else "loaded")
+    return Group(rows, Text(f"Remembered in {file}", overflow="fold"))
 
 
 def as_json(estimate: Estimate) -> dict[str, Any]:
@@ -128,6 +169,9 @@ def as_json(estimate: Estimate) -> dict[str, Any]:
     hardware, trace = estimate.hardware, estimate.trace
     return fields | {
         "device_bytes": asdict(estimate.device_bytes),
+        "host_bytes": estimate.host_bytes and asdict(estimate.host_bytes),
+        "wall_s": estimate.wall_s and estimate.wall_s._asdict(),
+        "notes": list(estimate.notes),
         "hardware": {
             "name": hardware.name,
             "memory_bytes": hardware.memory_bytes,
@@ -181,6 +225,10 @@ def _on_device(estimate: Estimate) -> Table:
 def _conclusion(estimate: Estimate) -> RenderableType:
     style = {True: "bold green", False: "bold red", None: "bold"}[estimate.fits]
     lines: list[RenderableType] = [Text(conclusion(estimate), style=style)]
+    if takes := wall_time(estimate):
+        lines.append(Text(takes))
+    if estimate.calibration and estimate.fits is not None:
+        lines.append(Text(f"Calibrated by {estimate.calibration}."))
     if estimate.fits is None:
         lines += [Text("Not known:"), *(Padding(Text(one), (0, 0, 0, 2)) for one in unknowns(estimate))]
     return Group(*lines)

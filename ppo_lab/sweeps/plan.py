@@ -314,14 +314,14 @@ def _predicted(jobs: list[Job], experiments: list[ExperimentConfig], settings: S
         experiment = command_line.from_json(text)
         impossible = too_many_envs(experiment)
         needs = None if impossible else _estimate(experiment, machine)
-        fits = verdict(needs, free_bytes) if needs else "does not fit" if impossible else "fits as far as is known"
+        fits = verdict(needs, free_bytes) if needs else "no" if impossible else "not known"
         words = f"{need(needs, free_bytes)} free" if needs else impossible or "no prediction"
-        parts = (f"  prediction {number} of {len(same)}", _numbers(alike), _name_of(alike), f"{words}: {fits}")
+        parts = (f"  prediction {number} of {len(same)}", _numbers(alike), _name_of(alike), f"{words}; fits: {fits}")
         say(" | ".join(part for part in parts if part))
         for job in alike:
             if needs:
                 job = dataclasses.replace(job, predicted_bytes=needs.needed, predicted_is_least=needs.high is None)
-            if fits == "does not fit":
+            if fits == "no":
                 out = dataclasses.replace(job, status="over_budget", message=words)
                 too_large.append(out)
                 if impossible or settings.over_budget == "skip":

@@ -32,7 +32,7 @@ PACKAGES = (
 )
 
 
-MATTERS = ("cpu", "torch_threads", "device", "gpu", "driver", "cuda")
+MATTERS = ("cpu", "torch_threads", "device", "gpu", "driver", "cuda", "matmul_precision", "tf32_override")
 """Of the machine: what decides the last bits."""
 
 
@@ -117,6 +117,23 @@ def how_to_repeat(overrides: list[str], checkout: Checkout, diff: Path) -> str |
     return " && ".join([*steps, shlex.join(["python", f"{code}/train.py", *overrides])])
 
 
+def go_on(original: dict[str, Any], iteration: int, now: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of a run that goes on with `iteration`: `original`, with `now`, of `describe_run`, in its list."""
+    again = {"iteration": iteration, **now}
+    parts = [(0, _device_of(original))]
+    for entry in (*original.get("continued", []), again):
+        parts = [part for part in parts if part[0] < entry["iteration"]]  # what came after is trained anew
+        parts.append((entry["iteration"], _device_of(entry)))
+    if len({device.partition(":")[0] for _, device in parts if device}) > 1:
+        later = (f"from iteration {first} on {device}" for first, device in parts[1:])
+        again["exact"] = f"not claimed: trained on {', '.join([str(parts[0][1]), *later])}"
+    return original | {"exact": again["exact"], "continued": [*original.get("continued", []), again]}
+
+
+def _device_of(manifest: dict[str, Any]) -> str | None:
+    return (manifest.get("machine") or {}).get("device")
+
+
 def differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
     """What differs between two manifests of what a result may depend on, in words."""
     for group, keys in (("git", ("commit", "dirty")), ("packages", PACKAGES), ("machine", MATTERS)):
@@ -158,6 +175,8 @@ def describe_machine(device: torch.device, asked: str = "auto") -> dict[str, Any
             "multiprocessors": properties.multi_processor_count,
             "cuda": torch.version.cuda,
             "driver": devices.driver_version(),
+            "matmul_precision": torch.backends.cuda.matmul.fp32_precision,  # "tf32" rounds what is multiplied
+            "tf32_override": os.environ.get("NVIDIA_TF32_OVERRIDE"),
         }
     return machine
 
