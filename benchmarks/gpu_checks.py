@@ -32,7 +32,7 @@ from ppo_lab.memory import allocator
 from ppo_lab.memory.estimate import estimate
 from ppo_lab.memory.hardware import MIB, Hardware, this_machine
 from ppo_lab.memory.measured import highest_mib
-from ppo_lab.memory.simulator import simulator_memory
+from ppo_lab.memory.simulator import PAGE_BYTES, simulator_memory, startup_bytes
 from ppo_lab.memory.trace import Allocation, trace
 
 if TYPE_CHECKING:
@@ -48,9 +48,8 @@ MB = 10**6
 
 # What no model gives, and what the models leave out.
 CONTEXT: Span = (450 * MIB, 650 * MIB)  # a CUDA context with torch's kernels, by reports of cards of this size
-START = 36 * MB  # beyond the random states: 1 MiB of scratch, pages of small arrays, the driver pool's granularity
+START = 36 * MB  # beyond random states and scratch: pages of small arrays, the driver pool's granularity
 FIRST_STEP: Span = (0.1e9, 0.9e9)  # the stack of the hungriest kernel for every thread of the card, and its code
-PAGES, WORK_LISTS = 4 * MB, 512  # of the simulator's arrays; bytes per env that ppo_lab.envs.footprint leaves out
 POOL_GRANULARITY = 32 * MIB
 ALLOCATED, RESERVED = 1 * MIB, 20 * MIB  # staging of reductions and casts of indices; one large segment
 OUR_READS = 9  # of an iteration's end: guard 1, episodes 6, env.check 1, deviation 1 (ppo_lab/learning)
@@ -167,16 +166,17 @@ def size(device: str) -> tuple[str, ...]:
 
 
 def simulator_bytes(cfg: ExperimentConfig, hardware: Hardware) -> tuple[int, int]:
-    """The simulator's arrays on the card, and what quadrants takes for random numbers when it starts."""
+    """The simulator's arrays on the card, and what quadrants takes when it starts, for random numbers above all."""
     counted = simulator_memory(cfg)
     assert counted
-    states = 20 * hardware.multiprocessors * blocks_per_multiprocessor() * 2 * 1024  # llvm_runtime_executor.cpp
-    return counted.bytes(cfg.num_envs, hardware.cores), states
+    return counted.array_bytes(cfg.num_envs, hardware), startup_bytes(hardware)
 
 
 def pool_span(cfg: ExperimentConfig, hardware: Hardware) -> Span:
     arrays, _ = simulator_bytes(cfg, hardware)
-    return arrays, arrays + PAGES + WORK_LISTS * cfg.num_envs
+    counted = simulator_memory(cfg)
+    assert counted
+    return arrays, arrays + counted.gpu_arrays * PAGE_BYTES
 
 
 def workspace_bytes(hardware: Hardware) -> int:
@@ -288,6 +288,8 @@ def simulator(device: str) -> Iterator[Row]:
 
     cfg, hardware, where = experiment("env=go2", "num_envs=64"), card(device), devices.resolve_device(device)
     _, states = simulator_bytes(cfg, hardware)
+    blocks, found = (hardware.blocks_per_multiprocessor,) * 2, blocks_per_multiprocessor()
+    yield Row("blocks of a multiprocessor", blocks, found, "", "memory.hardware: BLOCKS_PER_MULTIPROCESSOR")
     torch.zeros(1, device=where)
     context_bytes = used_bytes()
     start_simulator(where, seed=1, performance_mode=cfg.env.performance_mode)

@@ -11,10 +11,11 @@ from ppo_lab import invocation
 from ppo_lab.command_line import OverBudgetError
 from ppo_lab.config import ConfigError, ExperimentConfig
 from ppo_lab.memory import calibration, fit, hardware
+from ppo_lab.memory.driver import has_memory_pools
 from ppo_lab.memory.estimate import Estimate, estimate, need, verdict
 from ppo_lab.memory.hardware import MIB, Hardware, this_machine
 from ppo_lab.memory.render import as_time
-from ppo_lab.memory.simulator import too_many_envs
+from ppo_lab.memory.simulator import FIXED_BLOCK_BYTES, simulator_memory, too_many_envs
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +68,14 @@ def check_budget(
 
     Raises:
         OverBudgetError: it will not fit, by the high figure or, where that is unknown, by the low one; unless
-            memory.over_budget=warn. Or the simulator does not build so many envs.
+            memory.over_budget=warn. Or the simulator does not build so many envs, or not on such a GPU.
     """
     if problem := too_many_envs(cfg):
         raise OverBudgetError(problem)
+    if on_gpu and (problem := _too_large_without_memory_pools(cfg, this_machine(cfg.device))):
+        if cfg.memory.over_budget == "stop":
+            raise OverBudgetError(problem)
+        log.warning(problem)
     try:
         found = estimated.result()
     except (ConfigError, RuntimeError) as error:
@@ -105,6 +110,24 @@ def check_budget(
     else:
         raise OverBudgetError(f"{line}. {advice(cfg, found.hardware, free_bytes)}")
     return found
+
+
+def _too_large_without_memory_pools(cfg: ExperimentConfig, card: Hardware) -> str | None:
+    """Says so where the driver has no memory pools, as on some virtual GPUs: the simulator then keeps to one block."""
+    counted = simulator_memory(cfg)
+    if not card.is_gpu or counted is None:
+        return None
+    needed_bytes = counted.array_bytes(cfg.num_envs, card)
+    if needed_bytes <= FIXED_BLOCK_BYTES or has_memory_pools() is not False:
+        return None
+    whole = (n for n in range(cfg.num_envs, 0, -1) if n * cfg.num_steps_per_env % cfg.algorithm.num_mini_batches == 0)
+    most = next((n for n in whole if counted.array_bytes(n, card) <= FIXED_BLOCK_BYTES), None)
+    fewer = f"num_envs={most}, " if most else ""
+    return (
+        f"memory: the driver of {card.name} has no memory pools, as on some virtual GPUs, so that the simulator keeps "
+        f"to one block of {FIXED_BLOCK_BYTES / MIB:,.0f} MiB; num_envs={cfg.num_envs} needs {needed_bytes / MIB:,.0f} "
+        f"MiB of it. Try {fewer}a GPU with memory pools, or memory.over_budget=warn to start all the same."
+    )
 
 
 def _check_closed_forms(cfg: ExperimentConfig, free_bytes: int) -> None:

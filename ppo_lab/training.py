@@ -24,6 +24,7 @@ from ppo_lab.learning import checkpoint, guard
 from ppo_lab.learning.checkpoint import CheckpointError, Checkpoints, State
 from ppo_lab.learning.guard import NonFiniteError
 from ppo_lab.learning.runner import Report, Runner
+from ppo_lab.memory.allocator import DETERMINISTIC_WORKSPACES
 from ppo_lab.memory.estimate import Estimate
 from ppo_lab.memory.monitor import MemoryMonitor
 from ppo_lab.memory.out_of_memory import let_go, ran_out_of_memory
@@ -201,6 +202,6 @@ def _compare(original: Path, repeated: Path) -> None:
 
 
 def _be_deterministic() -> None:
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", DETERMINISTIC_WORKSPACES)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

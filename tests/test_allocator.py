@@ -157,6 +157,30 @@ def test_the_workspace_depends_on_the_architecture() -> None:
 
 
 @pytest.mark.parametrize(
+    ("config", "workspace_bytes"),
+    [
+        (":4096:8", 32 * MIB),
+        (":16:8", 128 * 1024),
+        (":4096:2:16:8", 8 * MIB + 128 * 1024),  # what it is for 8.x
+        (":0:0", 0),
+        ("4096", 8_519_680),  # torch warns, and takes the default
+        ("", 8_519_680),
+    ],
+)
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_the_user_decides_the_workspace(
+    config: str, workspace_bytes: int, deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", config)
+    assert cublas_workspace_bytes(8, deterministic) == workspace_bytes
+
+
+def test_a_deterministic_run_has_the_large_workspace_on_every_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    assert [cublas_workspace_bytes(major, deterministic=True) for major in (7, 8, 9, 12)] == [32 * MIB] * 4
+
+
+@pytest.mark.parametrize(
     "conf",
     [
         "garbage_collection_threshold:0.8",

@@ -74,7 +74,7 @@ def test_without_a_trace_the_closed_forms_stand_alone(experiment: Experiment) ->
     counted = simulator.simulator_memory(experiment())
     assert counted
     assert found.least_learner_bytes == closed_forms_bytes + counted.env_bytes(4096)
-    assert found.device_bytes == Span(found.least_learner_bytes + counted.bytes(4096, CARD.cores), None, None)
+    assert found.device_bytes == Span(found.least_learner_bytes + counted.bytes(4096, CARD), None, None)
 
 
 def test_without_a_trace_too_small_a_card_is_still_told(experiment: Experiment) -> None:

@@ -67,6 +67,7 @@ def needed(cfg: ExperimentConfig, hardware: Hardware) -> int:
     [
         ("cpu", ["env=go2"], 4096),
         ("cuda", ["env=hover", "network.obs_normalization=true", "algorithm.num_mini_batches=1"], 1),
+        ("cuda", ["env=go2", "num_steps_per_env=24", "algorithm.num_mini_batches=4"], 4096),
     ],
 )
 def test_two_small_traces_give_the_events_of_any_other_to_the_byte(
@@ -106,7 +107,7 @@ def test_a_run_needs_learner_simulator_and_overhead() -> None:
     held = 39_304 + 62_728 + 2_350_297 + 352_100 + 2_877_796  # simulator.json
     assert found == Need(1000, held, 7)
     assert (found.device_low_bytes, found.total_bytes) == (1000 + held, 1000 + held + 7)
-    assert need(0, simulator, 64, card(1)).simulator_bytes == simulator.bytes(64, gpu_cores=128)
+    assert need(0, simulator, 64, card(1)).simulator_bytes == simulator.bytes(64, card(1))
 
 
 @pytest.mark.parametrize("hardware", [cpu(5), card(32)], ids=lambda hardware: hardware.name)

@@ -4,16 +4,17 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ppo_lab import command_line
 from ppo_lab.config import ExperimentConfig
-from ppo_lab.memory import simulator
-from ppo_lab.memory.estimate import Row, estimate
+from ppo_lab.memory import calibration, simulator
+from ppo_lab.memory.estimate import Row, Span, estimate
 from ppo_lab.memory.hardware import Hardware
-from ppo_lab.memory.simulator import MeasurementError, SimulatorMemory, count, fit, simulator_memory
+from ppo_lab.memory.simulator import MeasurementError, SimulatorMemory, count, fit, simulator_memory, startup_bytes
 
 TOY = {
     "num_envs": [2, 4, 3],
@@ -24,10 +25,15 @@ TOY = {
     "step_returned_bytes": [6, 8, 7],
     "gpu_thread_bytes": 3,
     "gpu_core_bytes": 1000,
+    "gpu_arrays": 5,
     "len_constraints": 486,
     "n_dofs": 18,
 }
 """A count whose lines are 110 + 10 N, 110 + N, 10 N, 7 + 5 N and 4 + N."""
+
+CPU = Hardware("a CPU", 1024, "cpu", 0)
+CARD = Hardware("a card", 8 * 1024, "8.9", 10)
+"""Has 1280 cores."""
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +57,7 @@ def known(cfg: ExperimentConfig) -> SimulatorMemory:
 
 
 def test_a_line_goes_through_the_first_two_sizes(toy: SimulatorMemory) -> None:
-    assert toy.bytes(1000) == 10_110
+    assert toy.bytes(1000, CPU) == 10_110
     assert toy.env_bytes(1000) == 10_000
     assert toy.step_peak_bytes(1000) == 5_007
     assert toy.step_returned_bytes(1000) == 1_004
@@ -59,10 +65,62 @@ def test_a_line_goes_through_the_first_two_sizes(toy: SimulatorMemory) -> None:
 
 
 def test_on_a_gpu_the_collider_keeps_scratch_for_every_core(toy: SimulatorMemory) -> None:
-    # 1000 cores hold 1000 full states; 300 envs x ceil(1000 / 300) = 1200 threads hold small ones
-    assert toy.bytes(300, gpu_cores=1000) == (110 + 300) + 1200 * 3 + 1000 * 1000
+    # 1280 cores hold 1280 full states; 300 envs x ceil(1280 / 300) = 1500 threads hold small ones
+    assert toy.array_bytes(300, CARD) == (110 + 300) + 1500 * 3 + 1280 * 1000
     # more envs than cores: one thread each
-    assert toy.bytes(5000, gpu_cores=1000) == (110 + 5000) + 5000 * 3 + 1000 * 1000
+    assert toy.array_bytes(5000, CARD) == (110 + 5000) + 5000 * 3 + 1280 * 1000
+
+
+@pytest.mark.parametrize(
+    ("compute_capability", "multiprocessors", "states_bytes"),
+    [
+        ("8.6", 28, 18_350_080),  # RTX 3060: 28 x 16 blocks x 2 x 1024 threads x 20 B
+        ("8.9", 24, 23_592_960),  # RTX 4060
+        ("8.9", 76, 74_711_040),  # RTX 4080
+        ("8.9", 128, 125_829_120),  # RTX 4090
+        ("8.9", 142, 139_591_680),  # L40S
+        ("8.0", 108, 141_557_760),  # A100
+        ("9.0", 132, 173_015_040),  # H100, H200
+        ("12.0", 170, 167_116_800),  # RTX 5090: 170 x 24
+        ("7.5", 40, 26_214_400),  # T4: 40 x 16
+        ("99.0", 1, 1_310_720),  # not known yet: 32
+    ],
+)
+def test_on_a_gpu_the_simulator_takes_its_random_states_at_start(
+    compute_capability: str, multiprocessors: int, states_bytes: int, toy: SimulatorMemory
+) -> None:
+    card = Hardware("a card", 1, compute_capability, multiprocessors)
+    assert startup_bytes(card) == states_bytes + 2**20
+    assert toy.bytes(300, card) == toy.array_bytes(300, card) + states_bytes + 2**20
+    assert startup_bytes(CPU) == 0
+
+
+def test_the_driver_may_add_a_page_to_each_array_and_grow_its_pool(toy: SimulatorMemory) -> None:
+    assert toy.rounding_bytes(CARD) == 5 * 4096 + 32 * 2**20
+    assert toy.rounding_bytes(CPU) == 0
+    assert fit(BALL, "by hand").rounding_bytes(CARD) == 0  # no array, no page
+
+
+def test_what_the_driver_may_add_is_a_row_and_in_high_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = experiment("experiment=smoke", "env=hover")
+    unknown = estimate(cfg, CARD)
+    counted = known(cfg)
+    [row] = [row for row in unknown.rows if row.name == "simulator's rounding, up to"]
+    assert (row.bytes, row.known) == (counted.rounding_bytes(CARD), "derived")
+    assert unknown.device_bytes.low == (unknown.reserved_peak_bytes or 0) + counted.bytes(cfg.num_envs, CARD)
+    calibrated = SimpleNamespace(overhead_bytes=lambda *_: calibration.Range(1, 2, 3), host_bytes=lambda *_: None)
+    calibrated.wall_s = lambda *_: None
+    monkeypatch.setattr(calibration, "find", lambda device: (calibrated, []))
+    low = unknown.device_bytes.low
+    assert estimate(cfg, CARD).device_bytes == Span(low + 1, low + 2, low + 3 + counted.rounding_bytes(CARD))
+    on_cpu = estimate(cfg, CPU)
+    assert [row for row in on_cpu.rows if "rounding" in row.name] == []
+    assert on_cpu.device_bytes.high == on_cpu.device_bytes.low + 2
+
+
+def test_a_gpu_keeps_the_contacts_and_work_lists_of_go2s_islands() -> None:
+    # contact_id: 100 contacts x 4 B; two work lists of 4 B for 4 classes of sizes, of the one tree
+    assert known(experiment("env=go2")).gpu_per_env_bytes == 153_534 + 100 * 4 + 2 * 4 * 4
 
 
 def test_a_count_off_its_line_is_told() -> None:
@@ -87,12 +145,13 @@ def test_the_stored_counts_are_exactly_straight(env: str) -> None:
 def test_the_stored_line_gives_what_a_fresh_go2_of_another_size_holds() -> None:
     cfg = experiment("env=go2", "env.substeps=3", "env.dt=0.03", "env.clip_actions=0.5", "env.episode_length_s=9")
     memory, fresh = known(cfg), count(cfg, [33])
-    assert memory.bytes(33) == sum(fresh["simulator_bytes"][0].values())
+    assert memory.bytes(33, CPU) == sum(fresh["simulator_bytes"][0].values())
     assert memory.env_bytes(33) == fresh["env_bytes"][0]
     assert memory.step_peak_bytes(33) == fresh["step_peak_bytes"][0]
     assert memory.step_returned_bytes(33) == fresh["step_returned_bytes"][0]
     assert memory.gpu_constant_bytes + 33 * memory.gpu_per_env_bytes == fresh["gpu_simulator_bytes"][0]
     assert (memory.gpu_thread_bytes, memory.gpu_core_bytes) == (fresh["gpu_thread_bytes"], fresh["gpu_core_bytes"])
+    assert memory.gpu_arrays == fresh["gpu_arrays"]
     assert (memory.len_constraints, memory.n_dofs) == (fresh["len_constraints"], fresh["n_dofs"])
 
 
@@ -152,6 +211,7 @@ BALL = {
     "step_peak_bytes": [1300, 130, 390],
     "gpu_thread_bytes": 0,
     "gpu_core_bytes": 0,
+    "gpu_arrays": 0,
     "len_constraints": 0,
     "n_dofs": 0,
 }
@@ -174,9 +234,13 @@ def test_an_env_without_a_scene_can_be_estimated(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(simulator, "count", lambda *_: BALL)
     cfg = experiment("experiment=smoke", "env=hover")
     found = estimate(cfg, Hardware("a card", 40, "8.9", 1))
-    assert found.simulator_bytes == 0
-    assert [row for row in found.rows if row.name == "simulator"] == [Row("simulator", "no scene", 0, "measured")]
-    assert found.device_bytes.low == found.reserved_peak_bytes
+    started = startup_bytes(Hardware("a card", 40, "8.9", 1))
+    assert found.simulator_bytes == started == 20 * 24 * 2 * 1024 + 2**20
+    rows = [row for row in found.rows if row.name.startswith("simulator")]
+    assert rows == [Row("simulator", f"no scene; {started:,} at start", started, "derived")]
+    assert found.device_bytes.low == (found.reserved_peak_bytes or 0) + started
+    on_cpu = estimate(cfg, CPU)
+    assert [row for row in on_cpu.rows if row.name == "simulator"] == [Row("simulator", "no scene", 0, "measured")]
     assert known(cfg).max_num_envs() == 2**31 - 1
 
 

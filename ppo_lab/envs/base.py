@@ -41,14 +41,20 @@ tests/test_state.py proves for every env by filling it with NaN.
 
 
 def start_simulator(device: torch.device, seed: int, performance_mode: bool, deterministic: bool = False) -> None:
-    """Starts Genesis on `device`, once in a process. Seeds torch, numpy and python along with the simulator."""
-    if device.type == "cuda":
+    """Starts Genesis on `device`, once in a process. Seeds torch, numpy and python along with the simulator.
+
+    `deterministic` is Genesis' switch, too. On a GPU it pins one of two constraint solvers that differ in the last
+    bits, where Genesis would take the one that is faster at the time; on a CPU there is one. Left to Genesis (None), it
+    is on outside performance mode.
+    """
+    on_gpu = device.type == "cuda"
+    if on_gpu:
         torch.cuda.set_device(device)
     gs.init(
-        backend=gs.cuda if device.type == "cuda" else gs.cpu,
+        backend=gs.cuda if on_gpu else gs.cpu,
         seed=seed,
         performance_mode=performance_mode,
-        use_deterministic_algorithms=deterministic or None,
+        use_deterministic_algorithms=deterministic if on_gpu else deterministic or None,
         logging_level="error",
     )
 

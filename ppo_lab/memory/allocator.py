@@ -118,8 +118,18 @@ def replay(
     return Replay(tuple(allocated), tuple(reserved))
 
 
-def cublas_workspace_bytes(compute_capability_major: int) -> int:
-    """What torch gives each cuBLAS handle, one for each thread that multiplies matrices."""
+DETERMINISTIC_WORKSPACES = ":4096:8"
+"""CUBLAS_WORKSPACE_CONFIG of a run with deterministic=true, where the user has set none."""
+
+
+def cublas_workspace_bytes(compute_capability_major: int, deterministic: bool = False) -> int:
+    """What torch gives each cuBLAS handle, one for each thread that multiplies matrices.
+
+    As CUBLAS_WORKSPACE_CONFIG has it, in pairs of KiB and counts: ":4096:2:16:8" (ATen/cuda/CublasHandlePool.cpp).
+    """
+    words = os.environ.get("CUBLAS_WORKSPACE_CONFIG", DETERMINISTIC_WORKSPACES if deterministic else "")
+    if pairs := re.findall(r":(\d+):(\d+)", words):
+        return sum(int(kib) * int(count) for kib, count in pairs) * 1024
     return 32 * MIB if compute_capability_major >= 9 else 8 * MIB + 128 * 1024
 
 

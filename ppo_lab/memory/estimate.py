@@ -128,7 +128,7 @@ def estimate(
     optimizer = total_bytes(closed_form.optimizer_state(cfg))
     activations = total_bytes(closed_form.saved_activations(cfg))
     counted = simulator.simulator_memory(cfg) or (simulator.measure(cfg) if with_trace and count_new_envs else None)
-    simulator_bytes = counted.bytes(cfg.num_envs, hardware.cores) if counted else None
+    simulator_bytes = counted.bytes(cfg.num_envs, hardware) if counted else None
     rows = [
         Row("rollout", f"{cfg.transitions:,} transitions x {rollout // cfg.transitions:,}", rollout, "exact"),
         Row("mini-batch", f"{cfg.mini_batch_size:,} x {mini_batch // cfg.mini_batch_size:,}", mini_batch, "exact"),
@@ -151,7 +151,7 @@ def estimate(
             replayed = allocator.replay(
                 found.events,
                 allocator.settings_of_this_process(),
-                allocator.cublas_workspace_bytes(hardware.compute_capability_major),
+                allocator.cublas_workspace_bytes(hardware.compute_capability_major, cfg.deterministic),
                 found.matmul_starts,
             )
             allocated, reserved = replayed.allocated_peak_bytes, replayed.reserved_peak_bytes
@@ -168,7 +168,10 @@ def estimate(
         measured_there = None
     device = Span(known_bytes, None, None)
     if measured_there:
-        device = whole_device(cfg, known_bytes, freed_bytes or 0, measured_there, calibrated is None)
+        rounding_bytes = counted.rounding_bytes(hardware) if counted else 0
+        device = whole_device(
+            cfg, known_bytes, freed_bytes or 0, measured_there, calibrated is None, rounding_bytes=rounding_bytes
+        )
     what = "CUDA context, kernels" if hardware.is_gpu else "Python, torch, the simulator's code"
     overhead = None if device.likely is None else device.likely - known_bytes
     rows.append(Row("overhead", what, overhead, "unknown" if overhead is None else "calibrated"))
@@ -210,6 +213,7 @@ def whole_device(
     largest_freed_bytes: int,
     calibration: Calibration,
     carries_over: bool = False,
+    rounding_bytes: int = 0,
 ) -> Span:
     """What is known, and what runs of the same env that were measured on such a device held beyond it.
 
@@ -219,12 +223,13 @@ def whole_device(
         largest_freed_bytes: of the heap's blocks, on a CPU; see `ppo_lab.memory.host`.
         calibration: has the runs.
         carries_over: they are of another processor, and tell what is likely alone.
+        rounding_bytes: what the simulator's arrays may take beyond their sizes; in `high` alone.
     """
     beyond = calibration.overhead_bytes(cfg.env.name, cfg.num_envs, known_bytes, largest_freed_bytes)
     if beyond is None:
         return Span(known_bytes, None, None)
     low, likely, high = map(round, beyond.around(known_bytes))
-    return Span(known_bytes, likely, None) if carries_over else Span(low, likely, high)
+    return Span(known_bytes, likely, None) if carries_over else Span(low, likely, high + rounding_bytes)
 
 
 def verdict(needs: Span, available_bytes: int) -> Verdict:
@@ -254,16 +259,19 @@ def _env_rows(cfg: ExperimentConfig, hardware: Hardware, counted: SimulatorMemor
     if counted is None:
         return [Row("simulator", "never counted for these settings", None, "unknown")]
     n = cfg.num_envs
-    size = counted.bytes(n, hardware.cores)
-    known: Known = "derived" if hardware.is_gpu and size else "measured"
-    if size == 0:
-        formula = "no scene"
-    elif hardware.is_gpu:
-        formula = f"{counted.gpu_constant_bytes:,} + {n:,} envs x {counted.gpu_per_env_bytes:,} + threads"
+    size, startup_bytes = counted.bytes(n, hardware), simulator.startup_bytes(hardware)
+    at_start = f"{startup_bytes:,} at start"
+    if not hardware.is_gpu:
+        formula = f"{counted.constant_bytes:,} + {n:,} envs x {counted.per_env_bytes:,}" if size else "no scene"
+    elif size == startup_bytes:
+        formula = f"no scene; {at_start}"
     else:
-        formula = f"{counted.constant_bytes:,} + {n:,} envs x {counted.per_env_bytes:,}"
+        formula = f"{counted.gpu_constant_bytes:,} + {n:,} envs x {counted.gpu_per_env_bytes:,} + threads + {at_start}"
+    rounding_bytes = counted.rounding_bytes(hardware)
+    rounding = f"in high alone: a page for each of {counted.gpu_arrays:,} arrays, growth of the driver's pool"
     return [
-        Row("simulator", formula, size, known),
+        Row("simulator", formula, size, "derived" if hardware.is_gpu else "measured"),
+        *([Row("simulator's rounding, up to", rounding, rounding_bytes, "derived")] if rounding_bytes else []),
         Row(
             "env's own tensors",
             f"{counted.env_constant_bytes:,} + {n:,} envs x {counted.env_per_env_bytes:,}",

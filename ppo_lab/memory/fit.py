@@ -126,10 +126,12 @@ def scaling(cfg: ExperimentConfig, device_type: DeviceType) -> Scaling:
     return Scaling(num_envs, step, small.events, tuple(growth_bytes), small.matmul_starts)
 
 
-def learner_peak_bytes(events: Sequence[Event], matmul_starts: Sequence[int], hardware: Hardware) -> int:
+def learner_peak_bytes(
+    events: Sequence[Event], matmul_starts: Sequence[int], hardware: Hardware, deterministic: bool = False
+) -> int:
     """What learner and env take at their peak: reserved on a GPU, under PYTORCH_ALLOC_CONF; by tensors on a CPU."""
     if hardware.is_gpu:
-        workspace_bytes = cublas_workspace_bytes(hardware.compute_capability_major)
+        workspace_bytes = cublas_workspace_bytes(hardware.compute_capability_major, deterministic)
         return replay(events, settings_of_this_process(), workspace_bytes, matmul_starts).reserved_peak_bytes
     sizes: dict[int, int] = {}
     alive_bytes = peak_bytes = 0
@@ -147,7 +149,7 @@ def need(
     learner_peak_bytes: int, simulator: SimulatorMemory, num_envs: int, hardware: Hardware, overhead_bytes: int = 0
 ) -> Need:
     """Adds up what is on the device at once."""
-    return Need(learner_peak_bytes, simulator.bytes(num_envs, hardware.cores), overhead_bytes)
+    return Need(learner_peak_bytes, simulator.bytes(num_envs, hardware), overhead_bytes)
 
 
 def largest_num_envs(cfg: ExperimentConfig, hardware: Hardware, calibration: Calibration | None = None) -> Fit:
@@ -189,7 +191,7 @@ def smallest_num_mini_batches(cfg: ExperimentConfig, hardware: Hardware, calibra
         MeasurementError: the env was never counted, and cannot be built.
     """
     device = _Device(hardware, cfg, _simulator(cfg), calibration)
-    fixed_bytes = total_bytes(rollout_storage(cfg)) + device.simulator.bytes(cfg.num_envs, hardware.cores)
+    fixed_bytes = total_bytes(rollout_storage(cfg)) + device.simulator.bytes(cfg.num_envs, hardware)
     if fixed_bytes > hardware.memory_bytes:  # or else the search would go through them all
         raise ConfigError(
             f"num_envs={cfg.num_envs}: rollout and simulator alone need {_mib(fixed_bytes)}, and {hardware.name} has "
@@ -284,12 +286,18 @@ class _Device:
         return "cuda" if self.hardware.is_gpu else "cpu"
 
     def need(self, events: Sequence[Event], matmul_starts: Sequence[int], num_envs: int) -> Need:
-        peak_bytes = learner_peak_bytes(events, matmul_starts, self.hardware)
+        peak_bytes = learner_peak_bytes(events, matmul_starts, self.hardware, self.cfg.deterministic)
         found = need(peak_bytes, self.simulator, num_envs, self.hardware)
         if self.calibration is None:
             return found
         freed_bytes = 0 if self.hardware.is_gpu else largest_freed_bytes(events)
-        whole = whole_device(_with_envs(self.cfg, num_envs), found.device_low_bytes, freed_bytes, self.calibration)
+        whole = whole_device(
+            _with_envs(self.cfg, num_envs),
+            found.device_low_bytes,
+            freed_bytes,
+            self.calibration,
+            rounding_bytes=self.simulator.rounding_bytes(self.hardware),
+        )
         return replace(found, overhead_bytes=whole.needed - found.device_low_bytes)
 
     def traced(self, runs: Sequence[ExperimentConfig]) -> list[Need]:

@@ -11,6 +11,8 @@ from ppo_lab.config import INT32_MAX, count, setting
 from ppo_lab.preflight import cpu_name
 
 MIB = 2**20
+BLOCKS_PER_MULTIPROCESSOR = {"7.5": 16, "8.6": 16, "8.7": 16, "8.9": 24}
+"""By compute capability, where it is not 32; 24 from 12.0 on (CUDA C++ Programming Guide, technical specifications)."""
 
 
 @dataclass
@@ -21,9 +23,9 @@ class Hardware:
     memory_mib: int = count()
     """What CUDA may use, "total capacity" in torch's messages, which is less than nvidia-smi shows; or the host's."""
     compute_capability: str = setting(pattern=r"[0-9]{1,3}\.[0-9]|cpu")
-    """Decides the size of cuBLAS workspaces."""
+    """Decides the size of cuBLAS workspaces and of the simulator's random states."""
     multiprocessors: int = setting(at_least=0, at_most=INT32_MAX)
-    """Decide how much scratch the simulator keeps."""
+    """Decide how much scratch and how many random states the simulator keeps."""
 
     @property
     def is_gpu(self) -> bool:
@@ -36,6 +38,11 @@ class Hardware:
     @property
     def compute_capability_major(self) -> int:
         return int(self.compute_capability.partition(".")[0])
+
+    @property
+    def blocks_per_multiprocessor(self) -> int:
+        """The most that are resident at once; 32 for a compute capability that is not in the table."""
+        return BLOCKS_PER_MULTIPROCESSOR.get(self.compute_capability, 24 if self.compute_capability_major == 12 else 32)
 
     @property
     def cores(self) -> int:

@@ -90,7 +90,7 @@ def draw_iteration(
         f"update: {algorithm.num_learning_epochs} epochs x {algorithm.num_mini_batches} mini-batches",
     )
     if estimate.hardware.is_gpu:
-        workspace_bytes = cublas_workspace_bytes(estimate.hardware.compute_capability_major)
+        workspace_bytes = cublas_workspace_bytes(estimate.hardware.compute_capability_major, cfg.deterministic)
         _draw_reserved(axes, trace, replay(trace.events, settings, workspace_bytes, trace.matmul_starts))
     axes.set_ylim(0, 1.06 * axes.get_ylim()[1])
     axes.set_xlabel("allocations and frees since the iteration began (order, not time)")

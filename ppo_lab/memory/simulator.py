@@ -27,6 +27,7 @@ from typing import Any
 
 from ppo_lab.config import ExperimentConfig, to_json
 from ppo_lab.files import write_json
+from ppo_lab.memory.hardware import Hardware
 
 STORED = Path(__file__).with_name("simulator.json")
 ENVS = Path(__file__).parent.parent / "envs"
@@ -41,6 +42,12 @@ LINES = {
 }
 """Quantity as it is counted -> prefix of its line's fields in `SimulatorMemory`."""
 INT32_MAX = 2**31 - 1
+RANDOM_STATE_BYTES = 20
+STARTUP_SCRATCH_BYTES = 2**20
+PAGE_BYTES = 4096
+POOL_GROWTH_BYTES = 32 * 2**20
+FIXED_BLOCK_BYTES = 2**30
+"""What Quadrants takes once for all arrays where the driver has no memory pools, and cannot go beyond."""
 
 
 class MeasurementError(RuntimeError):
@@ -52,7 +59,8 @@ class SimulatorMemory:
     """Bytes held with N envs: of each quantity a constant, and a share of every env.
 
     On a GPU the simulator's collider keeps scratch for each of the GPU's cores, and less for each env. Those figures
-    are the sizes that Genesis' own allocators give for a GPU, called on a CPU; no GPU has confirmed them yet.
+    are the sizes that Genesis' own allocators give for a GPU, called on a CPU; no GPU has confirmed them yet. Left out
+    is the stack that the driver reserves for the kernels, which nothing but a measurement tells.
     """
 
     constant_bytes: int
@@ -65,6 +73,8 @@ class SimulatorMemory:
     """Scratch of each thread of the collider's first pass: as many whole times the envs as fill the cores."""
     gpu_core_bytes: int
     """Scratch of each core in the collider's second pass."""
+    gpu_arrays: int
+    """How many arrays these are; each is an allocation of its own."""
     env_constant_bytes: int
     env_per_env_bytes: int
     """The env's tensors between steps, the newest observations among them."""
@@ -82,13 +92,24 @@ class SimulatorMemory:
     known: str
     """How the figures are known."""
 
-    def bytes(self, num_envs: int, gpu_cores: int = 0) -> int:
-        """The simulator's arrays, on a GPU of so many cores (NVIDIA: 128 per multiprocessor) or else on a CPU."""
-        if gpu_cores == 0:
+    def bytes(self, num_envs: int, hardware: Hardware) -> int:
+        """What the simulator holds on `hardware`: its arrays, and on a GPU what it takes when it starts."""
+        return self.array_bytes(num_envs, hardware) + startup_bytes(hardware)
+
+    def array_bytes(self, num_envs: int, hardware: Hardware) -> int:
+        """The simulator's arrays on `hardware`."""
+        if not hardware.is_gpu:
             return self.constant_bytes + self.per_env_bytes * num_envs
-        threads = num_envs * math.ceil(gpu_cores / num_envs)
-        scratch = self.gpu_thread_bytes * threads + self.gpu_core_bytes * gpu_cores
-        return self.gpu_constant_bytes + self.gpu_per_env_bytes * num_envs + scratch
+        threads = num_envs * math.ceil(hardware.cores / num_envs)
+        scratch_bytes = self.gpu_thread_bytes * threads + self.gpu_core_bytes * hardware.cores
+        return self.gpu_constant_bytes + self.gpu_per_env_bytes * num_envs + scratch_bytes
+
+    def rounding_bytes(self, hardware: Hardware) -> int:
+        """The most that a GPU's driver adds to the arrays: up to a page for each, and what its pool grows by at once.
+
+        A bound, from how Quadrants allocates: each array is one cuMemAllocAsync. Nothing on a CPU, or without arrays.
+        """
+        return self.gpu_arrays * PAGE_BYTES + POOL_GROWTH_BYTES if hardware.is_gpu and self.gpu_arrays else 0
 
     def env_bytes(self, num_envs: int) -> int:
         """The env's tensors between steps."""
@@ -105,6 +126,18 @@ class SimulatorMemory:
     def max_num_envs(self) -> int:
         """The most envs that Genesis builds: its constraint Jacobian may have 2^31 - 1 elements."""
         return INT32_MAX // max(1, self.len_constraints * self.n_dofs)
+
+
+def startup_bytes(hardware: Hardware) -> int:
+    """What Quadrants takes of a GPU when it starts, scene or not: the states of its random generators, and scratch.
+
+    20 B for each of 2 x 1024 threads of as many blocks as can be resident at once, used or not. From its source
+    (quadrants/runtime/llvm/llvm_runtime_executor.cpp); no GPU has confirmed it yet. Nothing on a CPU.
+    """
+    if not hardware.is_gpu:
+        return 0
+    states = 2 * 1024 * hardware.multiprocessors * hardware.blocks_per_multiprocessor
+    return RANDOM_STATE_BYTES * states + STARTUP_SCRATCH_BYTES
 
 
 def simulator_memory(cfg: ExperimentConfig) -> SimulatorMemory | None:
@@ -165,7 +198,8 @@ def fit(counted: dict[str, Any], known: str) -> SimulatorMemory:
         lines |= {f"{prefix}constant_bytes": constant, f"{prefix}per_env_bytes": slope}
         misfits = (abs(total - constant - slope * n) for n, total in zip(sizes, totals, strict=True))
         misfit_bytes = max(misfit_bytes, *misfits)
-    once = {name: counted[name] for name in ("gpu_thread_bytes", "gpu_core_bytes", "len_constraints", "n_dofs")}
+    names = ("gpu_thread_bytes", "gpu_core_bytes", "gpu_arrays", "len_constraints", "n_dofs")
+    once = {name: counted[name] for name in names}
     return SimulatorMemory(**lines, **once, misfit_bytes=misfit_bytes, known=known)
 
 

@@ -30,7 +30,11 @@ from ppo_lab.memory.trace import Allocation, DeviceType, Event, Free, Trace
 
 aten = torch.ops.aten
 HOST_READS = {aten._local_scalar_dense.default, aten.item.default, aten.is_nonzero.default}
-MATMULS = {aten.mm.default, aten.addmm.default}
+MATMULS = {
+    *(aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.mv.default),
+    *(aten.addmv.default, aten.dot.default, aten.linear.default, aten.matmul.default),
+}
+"""What takes a cuBLAS handle. Inference mode dispatches the last two whole, where autograd sees `addmm` or `mm`."""
 GATHERS = {aten.index.Tensor, aten.randperm.default}
 
 
@@ -49,16 +53,18 @@ class StandInEnv:
         self.reward_names = tuple(dataclasses.asdict(cfg.env).get("reward_scales", ()))
         self.episode_length_buf = torch.zeros(cfg.num_envs, dtype=torch.int32)
         self._obs = self._new_obs()
-        counted = simulator_memory(cfg)
-        held_bytes = self._obs.nbytes + self.episode_length_buf.nbytes
-        self._rest = _bytes(counted.env_bytes(cfg.num_envs) - held_bytes if counted else 0)
-        self._step_peak_bytes = counted.step_peak_bytes(cfg.num_envs) if counted else 0
+        self._counted = counted = simulator_memory(cfg)
+        if counted:
+            held_bytes = self._obs.nbytes + self.episode_length_buf.nbytes
+            rest_per_env_bytes = counted.env_per_env_bytes - held_bytes // cfg.num_envs
+            self._rest = self._blocks(counted.env_constant_bytes, rest_per_env_bytes)
 
     def get_observations(self) -> TensorDict:
         return TensorDict({"policy": self._obs}, batch_size=[self.num_envs], device=self.device)
 
     def step(self, actions: Tensor) -> tuple[TensorDict, Tensor, Tensor, dict[str, Tensor]]:
-        _bytes(self._step_peak_bytes)  # comes and goes
+        if self._counted:  # comes and goes
+            self._blocks(self._counted.step_peak_constant_bytes, self._counted.step_peak_per_env_bytes)
         self._obs = self._new_obs()
         rewards = torch.zeros(self.num_envs)
         dones = torch.zeros(self.num_envs, dtype=torch.bool)
@@ -71,16 +77,24 @@ class StandInEnv:
     def _new_obs(self) -> Tensor:
         return torch.zeros(self.num_envs, self.cfg.num_obs)
 
+    def _blocks(self, constant_bytes: int, per_env_bytes: int) -> list[Tensor]:
+        """So many bytes, in tensors as wide as the actions, the widest of an env's own; what is left over in the last.
 
-def _bytes(size: int) -> Tensor:
-    return torch.zeros(size, dtype=torch.uint8)
+        An allocator for a GPU serves them from other segments than one large block.
+        """
+        width_bytes = 4 * self.num_actions
+        count, rest_bytes = divmod(per_env_bytes, width_bytes)
+        sizes = [width_bytes * self.num_envs] * count + [constant_bytes + rest_bytes * self.num_envs]
+        return [torch.zeros(size, dtype=torch.uint8) for size in sizes]
 
 
 class Recorder(LiveTensors):
     """Writes down every storage that comes and goes, and answers what fake tensors cannot."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, device_type: DeviceType = "cpu") -> None:
+        """`device`: of the fake tensors. `device_type`: what is traced for."""
         super().__init__(device)
+        self._device_type = device_type
         self._matmul_starts: dict[bool, int] = {}  # in the backward pass? -> events before
         self._events: list[int] = []  # a block that comes alive, or ~block when it goes
         self._sizes: list[int] = []
@@ -109,6 +123,15 @@ class Recorder(LiveTensors):
         if self._operation in MATMULS:
             in_backward = torch._C._current_graph_task_id() != -1
             self._matmul_starts.setdefault(in_backward, len(self._events))
+        if self._operation is aten.randperm.default and self._device_type == "cuda":
+            self._come_and_go(randperm_on_cuda_bytes(size))
+
+    def _come_and_go(self, sizes: list[int]) -> None:
+        """What an operation allocates and frees inside itself."""
+        blocks = range(len(self._sizes), len(self._sizes) + len(sizes))
+        self._sizes += sizes
+        self._categories += ["temporary"] * len(sizes)
+        self._events += [*blocks, *(~block for block in blocks)]
 
     def freed(self, key: int) -> None:
         self._events.append(~self._blocks.pop(key))
@@ -181,7 +204,7 @@ def run(cfg: ExperimentConfig, device_type: DeviceType) -> Trace:
 
     The first makes do with one step and one epoch. What is changed in torch is put back.
     """
-    recorder = Recorder(torch.device("cpu"))
+    recorder = Recorder(torch.device("cpu"), device_type)
     saving = saved_tensors_hooks(recorder.label_saved, lambda saved: saved)
     with _modules_stay(), FakeTensorMode(), recorder, saving:
         with recorder.labelling("env"):
@@ -214,6 +237,16 @@ def run(cfg: ExperimentConfig, device_type: DeviceType) -> Trace:
         label()
         events = recorder.events()[: phases.end]
     return trace.summarize(events, phases.marks["rollout"], phases.marks["update"], recorder.matmul_starts())
+
+
+def randperm_on_cuda_bytes(result_bytes: int) -> list[int]:
+    """What torch.randperm holds on a GPU beside its result, of int64 (ATen/native/cuda/Randperm.cu).
+
+    A range, random keys and sorted keys, and what CUB's radix sort takes, which is keys and values once more; its
+    counters, some kilobytes, are left out. Keys are of 64 bits here whatever their number, so that sizes grow along
+    straight lines: torch takes 32 bits for up to 30,083 transitions, and a third less.
+    """
+    return [result_bytes, result_bytes, result_bytes, 2 * result_bytes]
 
 
 @contextmanager

@@ -1,0 +1,30 @@
+"""How Genesis is started: what `deterministic` makes of its own switch, on a GPU and on a CPU."""
+
+from typing import Any
+
+import genesis as gs
+import pytest
+import torch
+
+from ppo_lab.envs import base
+
+
+@pytest.mark.parametrize(
+    ("device", "deterministic", "passed"),
+    [
+        ("cuda:0", True, True),
+        ("cuda:0", False, False),  # None would turn it on, outside performance_mode
+        ("cpu", True, True),
+        ("cpu", False, None),  # there it changes nothing, and all results are with this
+    ],
+)
+@pytest.mark.parametrize("performance_mode", [False, True])
+def test_deterministic_false_turns_genesis_switch_off_on_a_gpu(
+    device: str, deterministic: bool, passed: bool | None, performance_mode: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: dict[str, Any] = {}
+    monkeypatch.setattr(gs, "init", lambda **settings: started.update(settings))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    base.start_simulator(torch.device(device), 3, performance_mode, deterministic)
+    assert started["use_deterministic_algorithms"] is passed
+    assert started["performance_mode"] is performance_mode
