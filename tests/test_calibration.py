@@ -125,7 +125,15 @@ def test_how_long_a_run_takes_is_its_start_and_its_iterations() -> None:
 
 def test_an_env_that_was_not_measured_is_not_known() -> None:
     assert calibrated().overhead_bytes("backflip", 64, 100 * MIB) is None
+    assert calibrated().overhead_bytes("go2 in performance mode", 64, 100 * MIB) is None, "it compiles other kernels"
     assert calibrated().wall_s(dataclasses.replace(RUNS[0], env="backflip"), 10) is None
+
+
+def test_an_env_in_performance_mode_is_another_to_a_calibration(experiment: Callable[..., ExperimentConfig]) -> None:
+    words = "env=go2", "env.performance_mode=true"
+    assert calibration.workload(experiment(*words)).env == calibration.env_of(experiment(*words))
+    assert calibration.env_of(experiment(*words)) == "go2 in performance mode"
+    assert calibration.env_of(experiment("env=go2")) == "go2"
 
 
 def test_an_estimate_uses_the_calibration_of_its_device_and_says_so(

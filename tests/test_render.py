@@ -148,7 +148,7 @@ def test_the_conclusion_says_what_is_needed_what_there_is_and_whether_it_fits(
 
 
 CONTEXT_UNKNOWN = (
-    "the CUDA context and kernels: on that machine, estimate.py calibrate=true measures it in three minutes."
+    "the CUDA context and kernels: on that machine, estimate.py calibrate=true measures it in minutes."
 )
 
 

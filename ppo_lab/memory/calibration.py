@@ -65,6 +65,7 @@ class Workload:
     """What of an experiment decides how long an iteration takes."""
 
     env: str
+    """See `env_of`."""
     num_envs: int
     num_steps_per_env: int
     mini_batches: int
@@ -319,13 +320,18 @@ def _learning_terms(work: Workload) -> list[float]:
     return [*map(float, terms)]
 
 
+def env_of(cfg: ExperimentConfig) -> str:
+    """What runs have in common that hold the same code: the env, and how the simulator compiles it."""
+    return cfg.env.name + " in performance mode" * cfg.env.performance_mode
+
+
 def workload(cfg: ExperimentConfig) -> Workload:
     """What of `cfg` decides how long an iteration takes."""
     mini_batches = cfg.algorithm.num_learning_epochs * cfg.algorithm.num_mini_batches
     saved = saved_activations(cfg)
     networks = (cfg.network.actor, cfg.network.critic)
     return Workload(
-        env=cfg.env.name,
+        env=env_of(cfg),
         num_envs=cfg.num_envs,
         num_steps_per_env=cfg.num_steps_per_env,
         mini_batches=mini_batches,

@@ -8,7 +8,7 @@ from typing import Literal
 
 from ppo_lab.config import ConfigError, ExperimentConfig
 from ppo_lab.memory import allocator, calibration, closed_form, simulator
-from ppo_lab.memory.calibration import Calibration, Range
+from ppo_lab.memory.calibration import Calibration, Range, env_of
 from ppo_lab.memory.closed_form import total_bytes
 from ppo_lab.memory.hardware import MIB, Hardware
 from ppo_lab.memory.host import largest_freed_bytes
@@ -177,7 +177,7 @@ def estimate(
     rows.append(Row("overhead", what, overhead, "unknown" if overhead is None else "calibrated"))
     host: Span | None = device
     if hardware.is_gpu:
-        host_bytes = calibrated.host_bytes(cfg.env.name, cfg.num_envs) if calibrated else None
+        host_bytes = calibrated.host_bytes(env_of(cfg), cfg.num_envs) if calibrated else None
         host = Span(*map(round, host_bytes)) if host_bytes else None
     return Estimate(
         transitions=cfg.transitions,
@@ -225,7 +225,7 @@ def whole_device(
         carries_over: they are of another processor, and tell what is likely alone.
         rounding_bytes: what the simulator's arrays may take beyond their sizes; in `high` alone.
     """
-    beyond = calibration.overhead_bytes(cfg.env.name, cfg.num_envs, known_bytes, largest_freed_bytes)
+    beyond = calibration.overhead_bytes(env_of(cfg), cfg.num_envs, known_bytes, largest_freed_bytes)
     if beyond is None:
         return Span(known_bytes, None, None)
     low, likely, high = map(round, beyond.around(known_bytes))

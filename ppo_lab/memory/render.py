@@ -75,7 +75,7 @@ def unknowns(estimate: Estimate) -> list[str]:
     if estimate.device_bytes.high is None:
         what = "the CUDA context and kernels" if hardware.is_gpu else "Python, torch and the simulator's code"
         likely = f"; about as on another processor ({estimate.calibration})" if estimate.calibration else ""
-        found.append(f"{what}{likely}: on that machine, estimate.py calibrate=true measures it in three minutes.")
+        found.append(f"{what}{likely}: on that machine, estimate.py calibrate=true measures it in minutes.")
     return found + list(estimate.notes)
 
 
