@@ -388,7 +388,7 @@ def test_the_plan_is_written_down_and_leaves_out_what_will_not_fit(
     assert plan_line
     share_bytes = int(plan_line[1].replace(",", "")) * hardware.MIB
     assert share_bytes == pytest.approx(hardware.free_bytes("cpu") / 2, rel=0.4), "others here take and give meanwhile"
-    assert re.match(r"  prediction 1 of 2 \| jobs 0, 1 \| num_envs=16 \| needs .*: fits", said[1])
+    assert re.match(r"  prediction 1 of 2 \| jobs 0, 1 \| num_envs=16 \| needs .*; fits: ", said[1])
     assert re.match(r"  prediction 2 of 2 \| jobs 2, 3 \| num_envs=4000000 \| needs .*; fits: no$", said[2])
 
 
