@@ -147,9 +147,7 @@ def test_the_conclusion_says_what_is_needed_what_there_is_and_whether_it_fits(
     assert sentence in " ".join(printed(table(found)).split())
 
 
-CONTEXT_UNKNOWN = (
-    "the CUDA context and kernels: on that machine, estimate.py calibrate=true measures it in minutes."
-)
+CONTEXT_UNKNOWN = "the CUDA context and kernels: on that machine, estimate.py calibrate=true measures it in minutes."
 
 
 def test_what_is_not_known_stands_below_with_how_to_make_it_known() -> None:
