@@ -14,11 +14,15 @@ from pathlib import Path
 import pytest
 import torch
 
+import ppo_lab.memory.estimate
+import ppo_lab.memory.fit
 from ppo_lab import command_line
-from ppo_lab.config import ExperimentConfig
+from ppo_lab.config import ExperimentConfig, to_json
+from ppo_lab.memory import trace
 from tests import fake_nvml
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it, for all it starts
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup this
 os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side, and threads that wait for each other burn the cores
 os.environ["QD_ENABLE_PYBUF"] = "0"  # or the simulator, imported here, would make those started from here talk
 
@@ -42,6 +46,21 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Tests that measure a GPU do not share it."""
     return 1 if selects_gpu_tests(config.option.markexpr) else None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _each_trace_once() -> None:
+    """A trace takes seconds and always comes out the same: an estimate asks for each once in a process of tests."""
+    known: dict[tuple[str, str], trace.Trace] = {}
+
+    def remembered(cfg: ExperimentConfig, device_type: trace.DeviceType = "cpu") -> trace.Trace:
+        key = to_json(cfg), device_type
+        if key not in known:
+            known[key] = trace.trace(cfg, device_type)
+        return known[key]
+
+    vars(ppo_lab.memory.estimate).update(trace=remembered)
+    vars(ppo_lab.memory.fit).update(trace=remembered)
 
 
 @pytest.fixture

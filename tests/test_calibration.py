@@ -148,6 +148,7 @@ def test_an_estimate_uses_the_calibration_of_its_device_and_says_so(
     assert small.fits is False  # by high
 
 
+@pytest.mark.slow
 def test_the_most_envs_that_fit_a_host_leave_room_for_the_process(experiment: Callable[..., ExperimentConfig]) -> None:
     cfg = experiment(
         "env=hover", "network.hidden_dims=[16,8]", "algorithm.num_learning_epochs=1", "num_steps_per_env=4"

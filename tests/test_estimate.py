@@ -235,6 +235,7 @@ def done(found: Estimate) -> Future[Estimate]:
     return future
 
 
+@pytest.mark.slow
 def test_a_run_that_will_not_fit_is_stopped_with_what_would(experiment: Experiment) -> None:
     words = ["experiment=smoke", "num_steps_per_env=2"]
     found = estimate(experiment(*words), Hardware("a CPU", 1024, "cpu", 0))

@@ -315,7 +315,8 @@ def test_memory_on_a_gpu_stands_beside_each_of_its_models(cuda: pytest.MonkeyPat
     assert [name for name, row in found.items() if row.agrees is False] == ["process", "the pool's bytes in use"]
     assert found["process"].measured == 2500 * MIB
     pool = found["the pool's bytes in use"]
-    assert (pool.expected, pool.measured) == ((1_196_569_136, 1_196_569_136 + 4_000_000 + 512 * 4096), 576 * MIB)
+    at_least = 1_196_569_136 + 432 * 4096  # with the islands' arrays of each env; a page for each array
+    assert (pool.expected, pool.measured) == ((at_least, at_least + 671 * 4096), 576 * MIB)
     assert [found[f"Perf/{name}"].agrees for name in ("collection_time", "learning_time", "total_fps")] == [True] * 3
 
 

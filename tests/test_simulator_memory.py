@@ -142,6 +142,7 @@ def test_the_stored_counts_are_exactly_straight(env: str) -> None:
     assert known(experiment(f"env={env}")).misfit_bytes == 0
 
 
+@pytest.mark.slow
 def test_the_stored_line_gives_what_a_fresh_go2_of_another_size_holds() -> None:
     cfg = experiment("env=go2", "env.substeps=3", "env.dt=0.03", "env.clip_actions=0.5", "env.episode_length_s=9")
     memory, fresh = known(cfg), count(cfg, [33])
