@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import predicted_vs_measured, reliability
+from benchmarks import calibration, predicted_vs_measured, reliability
 from ppo_lab import command_line
 from ppo_lab.config import ConfigError
 
@@ -53,6 +53,12 @@ def test_the_readme_shows_the_errors_that_one_gets() -> None:
 def test_the_table_of_predictions_is_the_one_that_was_measured() -> None:
     measured = json.loads(predicted_vs_measured.RESULT.read_text())
     assert predicted_vs_measured.table(measured["runs"]) in (REPOSITORY / "docs" / "estimate.md").read_text()
+
+
+def test_the_score_of_the_calibration_is_the_one_that_was_measured() -> None:
+    measured = json.loads(calibration.RESULT.read_text())
+    assert len(measured["runs"]) == len(calibration.CASES)
+    assert calibration.table(measured["runs"]) in (REPOSITORY / "docs" / "results" / "README.md").read_text()
 
 
 def test_the_figures_of_reliability_are_those_that_were_measured() -> None:

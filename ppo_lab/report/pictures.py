@@ -30,6 +30,7 @@ GREY = "#999999"
 
 ROWS = {
     "reserved": "reserved by torch",
+    "process_device": "the process on the device",
     "device_used": "in use on the device",
     "allocated_peak": "tensors at the peak",
     "host_peak_rss": "the process on the host",
