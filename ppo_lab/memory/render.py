@@ -159,7 +159,7 @@ def calibration_table(runs: Sequence[MeasuredRun], file: Path) -> RenderableType
             f"{iteration_s:.2f}",
             f"{run.num_envs * run.num_steps_per_env / iteration_s:,.0f}",
         )
-        rows.add_row(run.env, *figures, "compiled" if run.is_cold else "loaded")
+        rows.add_row(run.env, *figures, "anew" if run.is_cold else "cached")
     return Group(rows, Text(f"Remembered in {file}", overflow="fold"))
 
 
