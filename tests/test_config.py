@@ -12,6 +12,7 @@ import pytest
 
 from ppo_lab import budget, command_line, envs
 from ppo_lab.config import ConfigError, ExperimentConfig
+from ppo_lab.memory import calibration
 
 Compose = Callable[..., ExperimentConfig]
 
@@ -232,7 +233,10 @@ def test_the_command_ends_with_code_2_one_line_and_no_folder(
     assert not folder.exists()
 
 
-def test_a_long_run_on_a_cpu_is_announced_with_the_experiment_that_is_made_for_one(experiment: Compose) -> None:
+def test_a_long_run_on_a_cpu_is_announced_with_the_experiment_that_is_made_for_one(
+    experiment: Compose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(calibration, "SHIPPED", tmp_path)  # where nobody has measured how long it takes
     hint = budget.hint_at_long_run(experiment("device=cpu")) or ""
     # 4096 envs x 24 steps x 101 iterations = 9,928,704 steps, at 7,200 a second 1379 s
     assert "no GPU: 9.9 million steps take about 23 min on two cores of a CPU" in hint
