@@ -123,21 +123,20 @@ def overhead_bytes(run: FinishedRun, estimate: Mapping[str, Any]) -> int | None:
 
     On a GPU, only what the driver counts for this very process: the device as a whole may have others' memory.
     """
-    measured_mib = run.peak_mib.get("Memory/process_device_mib" if run.hardware.is_gpu else "Memory/host_peak_rss_mib")
-    known_bytes = _known_bytes(estimate)
-    return None if measured_mib is None or known_bytes is None else round(measured_mib * MIB) - known_bytes
+    peak_bytes, known_bytes = _process_bytes(run), _known_bytes(estimate)
+    return None if peak_bytes is None or known_bytes is None else peak_bytes - known_bytes
 
 
 def measured_run(run: FinishedRun, estimate: Mapping[str, Any], is_cold: bool = False) -> MeasuredRun | None:
     """The run as a calibration keeps it. None where it lacks something: two iterations, or the process's memory."""
-    beyond_bytes, known_bytes = overhead_bytes(run, estimate), _known_bytes(estimate)
+    peak_bytes, known_bytes = _process_bytes(run), _known_bytes(estimate)
     times_s = [
         (row["Perf/collection_time"], row["Perf/learning_time"])
         for row in run.rows[1:]
         if row.get("Perf/collection_time") and row.get("Perf/learning_time")
     ]
     host_peak_mib = run.peak_mib.get("Memory/host_peak_rss_mib")
-    if beyond_bytes is None or known_bytes is None or not times_s or host_peak_mib is None or run.startup_s is None:
+    if peak_bytes is None or known_bytes is None or not times_s or host_peak_mib is None or run.startup_s is None:
         return None
     collection_s, learning_s = map(statistics.median, zip(*times_s, strict=True))
     return MeasuredRun(
@@ -145,7 +144,7 @@ def measured_run(run: FinishedRun, estimate: Mapping[str, Any], is_cold: bool = 
         started=run.manifest["started"],
         known_bytes=known_bytes,
         largest_freed_bytes=estimate.get("largest_freed_bytes") or 0,
-        peak_bytes=known_bytes + beyond_bytes,
+        peak_bytes=peak_bytes,
         host_peak_bytes=round(host_peak_mib * MIB),
         startup_s=run.startup_s,
         collection_s=collection_s,
@@ -165,6 +164,12 @@ def versions(run: FinishedRun) -> Versions:
         torch=packages["torch"].split("+")[0],
         genesis=packages["genesis-world"],
     )
+
+
+def _process_bytes(run: FinishedRun) -> int | None:
+    """The most that the run's process held of its device."""
+    mib = run.peak_mib.get("Memory/process_device_mib" if run.hardware.is_gpu else "Memory/host_peak_rss_mib")
+    return None if mib is None else round(mib * MIB)
 
 
 def _known_bytes(estimate: Mapping[str, Any]) -> int | None:
