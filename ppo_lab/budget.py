@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 import psutil
 
@@ -32,7 +33,9 @@ def hint_at_long_run(cfg: ExperimentConfig) -> str | None:
     if steps_per_s is None or machine.is_gpu:
         return None
     calibrated, _ = calibration.find(machine.name)
-    wall_s = calibrated.wall_s(calibration.workload(cfg), cfg.max_iterations) if calibrated else None
+    wall_s = None
+    with suppress(ConfigError):  # what has no closed form has no prediction, and trains all the same
+        wall_s = calibrated.wall_s(calibration.workload(cfg), cfg.max_iterations) if calibrated else None
     steps = cfg.transitions * cfg.max_iterations
     likely_s, where = (wall_s.likely, "here") if wall_s else (steps / steps_per_s, "on two cores of a CPU")
     if likely_s < LONG_S:

@@ -56,18 +56,13 @@ class Trial:
 def calibrate(words: Sequence[str], form: str) -> ExitCode:
     """Measures this machine and remembers it after every run. `words`: of the experiment, where some are given.
 
-    Raises:
-        ConfigError: a word that does not go with it, or a run that failed.
+    Raises a ConfigError where a run fails.
     """
-    if given := next((word for word in words if word.startswith("hardware")), None):
-        raise ConfigError(f"{given}: calibrate=true measures the machine that it runs on. Leave it out.")
-    own = ("calibrate", "format", "trace", "explain")
-    theirs = [word for word in words if word.lstrip("+~").partition("=")[0] not in own]
     busy_percent = psutil.cpu_percent(interval=0.5)
     if busy_percent > BUSY_PERCENT:
-        _note(f"the processor is busy ({busy_percent:.0f} %): times will come out too long")
+        print(f"note: the processor is busy ({busy_percent:.0f} %): times will come out too long", file=sys.stderr)
     found: list[MeasuredRun] = []
-    trials = list(plan(theirs))
+    trials = list(plan(words))
     with _progress(len(trials)) as show, tempfile.TemporaryDirectory(prefix="ppo-lab calibration ") as folder:
         for number, trial in enumerate(trials):
             show(number, str(trial))
@@ -128,7 +123,3 @@ def _progress(count: int) -> Iterator[Callable[[int, str], None]]:
                 print(f"{number + 1} of {count}: {text}", file=sys.stderr, flush=True)
 
         yield show
-
-
-def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)

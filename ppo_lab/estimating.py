@@ -52,7 +52,7 @@ def main(words: list[str]) -> ExitCode:
 
 def _answer(cfg: ExperimentConfig, question: Question, words: list[str]) -> ExitCode:
     if question.calibrate:
-        return calibrating.calibrate(words, question.format)
+        return calibrating.calibrate(_words_to_calibrate(words), question.format)
     plot = question.plot or ("memory.png" if question.format == "png" else None)
     if plot and not question.trace:
         raise ConfigError("trace=false leaves nothing to draw. Allowed with plot: trace=true.")
@@ -110,6 +110,15 @@ def _note_what_another_card_has(words: list[str], cfg: DictConfig) -> None:
         f"Give {those} of {as_text(cfg.hardware.name)}, from its data sheet.",
         file=sys.stderr,
     )
+
+
+def _words_to_calibrate(words: list[str]) -> list[str]:
+    """The experiment's words. Raises a ConfigError for one that asks something else at the same time."""
+    keys = {word: word.lstrip("+~").partition("=")[0].partition(".")[0] for word in words}
+    if other := next((word for word, key in keys.items() if key in ("hardware", "fit", "plot", "run")), None):
+        raise ConfigError(f"{other}: calibrate=true measures the machine that it runs on. Leave it out.")
+    own = {f.name for f in dataclasses.fields(Question)}
+    return [word for word, key in keys.items() if key not in own]
 
 
 @contextmanager

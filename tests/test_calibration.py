@@ -174,6 +174,27 @@ def test_another_processors_calibration_tells_what_is_likely_and_not_whether_it_
     assert found.calibration == "8 runs on another CPU, 2026-11-26"
 
 
+def test_how_long_a_run_takes_names_its_calibration_where_the_memory_is_not_known(
+    experiment: Callable[..., ExperimentConfig],
+) -> None:
+    kept("one", calibrated())
+    cfg = experiment("experiment=smoke", "env.max_collision_pairs=33")  # never counted
+    found = estimate(cfg, Hardware("a CPU", 4096, "cpu", 0), with_trace=False)
+    assert found.device_bytes.likely is None
+    assert found.wall_s is not None
+    assert found.calibration == "8 runs on a CPU, 2026-11-26"
+
+
+def test_what_has_no_closed_form_trains_on_a_calibrated_machine_too(
+    experiment: Callable[..., ExperimentConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "this_machine", lambda _: Hardware("a CPU", 4096, "cpu", 0))
+    kept("one", calibrated())
+    words = ["device=cpu", "network.activation=softplus", "algorithm.use_mixed_precision=true"]
+    assert "on two cores of a CPU" in (budget.hint_at_long_run(experiment(*words)) or "")
+    assert " here. " in (budget.hint_at_long_run(experiment("device=cpu", "max_iterations=9999")) or "")
+
+
 def test_a_calibration_of_other_versions_is_named_and_not_used() -> None:
     kept("one", calibrated(torch="2.11.0"))
     found, notes = calibration.find("a CPU")
@@ -243,9 +264,17 @@ def test_both_envs_are_measured_or_the_one_that_is_named() -> None:
     assert {trial.env for trial in calibrating.plan(["experiment=hover_small"])} == {"hover"}
 
 
-def test_it_measures_this_machine_alone() -> None:
-    with pytest.raises(ConfigError, match=r"hardware=h100: calibrate=true measures the machine that it runs on"):
-        estimating.main(["calibrate=true", "hardware=h100"])
+@pytest.mark.parametrize("word", ["hardware=h100", "hardware.memory_mib=5", "fit=num_envs", "run=a", "plot=a.png"])
+def test_it_measures_this_machine_alone(word: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{word}: calibrate=true measures the machine that it runs on"):
+        estimating.main(["calibrate=true", word])
+
+
+def test_the_runs_are_told_the_experiments_words_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[list[str]] = []
+    monkeypatch.setattr(calibrating, "calibrate", lambda words, form: told.append(words))
+    estimating.main(["calibrate=true", "format=json", "trace=false", "env=hover", "device=cpu"])
+    assert told == [["env=hover", "device=cpu"]]
 
 
 def test_a_run_that_fails_is_named_with_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,17 +161,11 @@ def estimate(
     known_bytes = learner + (simulator_bytes or 0)
     freed_bytes = largest_freed_bytes(found.events) if found and not hardware.is_gpu else None
     calibrated, notes = calibration.find(hardware.name)
-    measured_there = calibrated
-    if calibrated is None and not hardware.is_gpu:
-        measured_there = calibration.of_another_cpu()
-    if found is None or simulator_bytes is None:
-        measured_there = None
+    nearest = calibrated or (None if hardware.is_gpu else calibration.of_another_cpu())
     device = Span(known_bytes, None, None)
-    if measured_there:
-        rounding_bytes = counted.rounding_bytes(hardware) if counted else 0
-        device = whole_device(
-            cfg, known_bytes, freed_bytes or 0, measured_there, calibrated is None, rounding_bytes=rounding_bytes
-        )
+    if nearest and found and counted:
+        rounding_bytes = counted.rounding_bytes(hardware)
+        device = whole_device(cfg, known_bytes, freed_bytes or 0, nearest, calibrated is None, rounding_bytes)
     what = "CUDA context, kernels" if hardware.is_gpu else "Python, torch, the simulator's code"
     overhead = None if device.likely is None else device.likely - known_bytes
     rows.append(Row("overhead", what, overhead, "unknown" if overhead is None else "calibrated"))
@@ -179,6 +173,7 @@ def estimate(
     if hardware.is_gpu:
         host_bytes = calibrated.host_bytes(env_of(cfg), cfg.num_envs) if calibrated else None
         host = Span(*map(round, host_bytes)) if host_bytes else None
+    wall_s = calibrated.wall_s(calibration.workload(cfg), cfg.max_iterations) if calibrated else None
     return Estimate(
         transitions=cfg.transitions,
         mini_batch_size=cfg.mini_batch_size,
@@ -198,8 +193,8 @@ def estimate(
         device_bytes=device,
         largest_freed_bytes=freed_bytes,
         host_bytes=host,
-        wall_s=calibrated.wall_s(calibration.workload(cfg), cfg.max_iterations) if calibrated else None,
-        calibration=None if device.likely is None else str(measured_there),
+        wall_s=wall_s,
+        calibration=None if device.likely is None and wall_s is None else str(nearest),
         notes=tuple(notes),
         hardware=hardware,
         fits=FITS[verdict(device, hardware.memory_bytes)],
