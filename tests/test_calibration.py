@@ -77,7 +77,7 @@ def kept(name: str, found: Calibration) -> Path:
     return file
 
 
-def test_holes_go_by_the_largest_block_that_the_heap_takes_back() -> None:
+def test_largest_freed_bytes_is_the_largest_freed_block_below_the_mmap_threshold() -> None:
     kept, mapped, freed = (Allocation(n, size * MIB, "storage") for n, size in enumerate((30, 40, 10)))
     assert largest_freed_bytes([kept, mapped, Free(1), freed, Free(2)]) == 10 * MIB
     assert largest_freed_bytes([kept, mapped]) == 0
@@ -220,7 +220,7 @@ def test_a_calibration_of_another_number_of_cores_is_not_used() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"runs": []}', '{"versions": {}, "runs": [{"env": 1}]}'])
-def test_a_file_that_is_none_is_named_and_stops_nothing(text: str) -> None:
+def test_a_file_that_is_no_calibration_is_named_and_stops_nothing(text: str) -> None:
     kept("one", calibrated())
     (calibration.folder() / "a file.json").write_text(text)
     assert calibration.find("a CPU")[0] == calibrated()
@@ -265,12 +265,12 @@ def test_both_envs_are_measured_or_the_one_that_is_named() -> None:
 
 
 @pytest.mark.parametrize("word", ["hardware=h100", "hardware.memory_mib=5", "fit=num_envs", "run=a", "plot=a.png"])
-def test_it_measures_this_machine_alone(word: str) -> None:
+def test_calibrate_refuses_words_that_ask_something_else(word: str) -> None:
     with pytest.raises(ConfigError, match=rf"{word}: calibrate=true measures the machine that it runs on"):
         estimating.main(["calibrate=true", word])
 
 
-def test_the_runs_are_told_the_experiments_words_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calibrate_hands_the_experiments_words_to_its_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[list[str]] = []
     monkeypatch.setattr(calibrating, "calibrate", lambda words, form: told.append(words))
     estimating.main(["calibrate=true", "format=json", "trace=false", "env=hover", "device=cpu"])

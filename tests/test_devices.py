@@ -262,7 +262,7 @@ def test_torch_is_asked_where_there_is_a_driver_and_nvml_is_silent(
     assert devices.driver_version() is None
 
 
-def test_and_cards_are_then_named_by_the_words_of_the_list(
+def test_where_torch_is_asked_a_card_keeps_its_word_of_the_list(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     machine(None, CUDA_VISIBLE_DEVICES="3, GPU-e5,nothing")
@@ -342,5 +342,5 @@ def test_tests_and_what_they_start_see_no_gpu() -> None:
         "slow or gpu": True,
     }.items(),
 )
-def test_unless_pytest_is_asked_for_those_that_need_one(expression: str, selects: bool) -> None:
+def test_pytest_shows_gpus_only_where_m_asks_for_gpu_tests(expression: str, selects: bool) -> None:
     assert selects_gpu_tests(expression) is selects

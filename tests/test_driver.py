@@ -107,7 +107,7 @@ def test_with_memory_pools_or_on_a_cpu_there_is_no_such_block(
     assert budget.check_budget(experiment("env=go2"), unpredicted, free_bytes=2**40, on_gpu=on_gpu) is None
 
 
-def test_over_budget_warn_starts_it_all_the_same(
+def test_over_budget_warn_starts_a_run_without_memory_pools(
     experiment: Experiment,
     monkeypatch: pytest.MonkeyPatch,
     unpredicted: Future[Estimate],

@@ -148,7 +148,7 @@ def test_from_a_checkout_without_a_gpu_it_runs_dry(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["repeat", "state", "speed"])
-def test_dry_the_larger_parts_come_out_as_expected(part: str) -> None:
+def test_the_larger_parts_agree_with_their_models_in_a_dry_run(part: str) -> None:
     record = gpu.run(PARTS[part], "cpu", 600, Path(os.devnull))
     assert record["error"] is None
     rows = [row for row in record["rows"] if row["check"] != "ours over rsl_rl's"]  # the machine may be busy

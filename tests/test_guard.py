@@ -356,7 +356,7 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("there", "here"), [("cuda", "cpu"), ("cpu", "cuda"), ("cpu", "cpu"), ("cuda", "cuda")])
-def test_all_goes_on_on_another_kind_of_device_but_its_random_numbers_which_is_said(
+def test_on_another_kind_of_device_only_the_random_numbers_begin_anew(
     there: str, here: str, experiment: Experiment, a_gpu: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     cfg = experiment("experiment=smoke", "env=go2")

@@ -58,7 +58,7 @@ def raised(error: Exception, by: Exception | None = None) -> Exception:
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
-def test_it_is_told_by_whom_it_may_be_and_however_deep(error: Exception) -> None:
+def test_out_of_memory_is_recognised_from_every_source_and_every_cause(error: Exception) -> None:
     assert ran_out_of_memory(error)
     assert ran_out_of_memory(raised(SimulatorError("the simulator stopped"), by=raised(error)))
     other = KeyError("on the way out")
@@ -67,11 +67,11 @@ def test_it_is_told_by_whom_it_may_be_and_however_deep(error: Exception) -> None
 
 
 @pytest.mark.parametrize("error", OTHER, ids=str)
-def test_nothing_else_is_taken_for_it(error: Exception) -> None:
+def test_no_other_error_is_taken_for_out_of_memory(error: Exception) -> None:
     assert not ran_out_of_memory(raised(SimulatorError("the simulator stopped"), by=error))
 
 
-def test_what_the_calls_held_through_which_the_error_came_is_let_go() -> None:
+def test_let_go_frees_what_the_failed_calls_held() -> None:
     held: list[weakref.ref[torch.Tensor]] = []
 
     def hold() -> None:
@@ -115,7 +115,7 @@ def predicted(needed_mib: int, simulator_mib: int) -> Any:
         (4000, 3900, 4000),
     ],
 )
-def test_the_room_is_what_was_free_at_the_start_unless_others_have_taken_of_it(
+def test_the_room_is_what_was_free_at_the_start_less_what_others_took(
     at_start_mib: int, now_mib: int, room_mib: int, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = experiment("env=go2")
@@ -130,7 +130,7 @@ def test_the_room_is_what_was_free_at_the_start_unless_others_have_taken_of_it(
     assert asked == [room_mib * MIB]
 
 
-def test_of_what_was_predicted_to_be_too_much_what_fits_is_advised(
+def test_a_run_predicted_not_to_fit_is_advised_what_fits(
     experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg, rooms = experiment("env=go2"), []
@@ -146,7 +146,7 @@ def test_of_what_was_predicted_to_be_too_much_what_fits_is_advised(
     assert rooms == [5000 * MIB] * 2
 
 
-def test_where_the_prediction_was_too_low_or_there_was_none_half_is_advised(experiment: Experiment) -> None:
+def test_a_run_without_a_right_prediction_is_advised_half_of_it(experiment: Experiment) -> None:
     cfg = experiment("env=go2", "num_envs=4096", "algorithm.num_mini_batches=4")
     for foreseen in (predicted(3000, 1000), None):
         assert budget.advice_after(cfg, foreseen, 5000 * MIB, True) == (

@@ -270,7 +270,7 @@ def test_an_envs_tensors_are_as_wide_as_its_actions_whatever_the_number_of_envs(
         assert sizes == [num_envs * width] * blocks + [counted.env_constant_bytes + num_envs * rest]
 
 
-def test_a_permutation_on_a_gpu_holds_three_as_large_and_a_sorts_storage_for_a_moment() -> None:
+def test_a_permutation_on_a_gpu_takes_three_more_tensors_and_the_sorts_storage() -> None:
     def permuted(device_type: DeviceType) -> list[Event]:
         with tracer.Recorder(torch.device("cpu"), device_type) as recorder:
             before = recorder.event_count()
