@@ -89,11 +89,11 @@ def plan(words: Sequence[str]) -> Iterator[Trial]:
 
 
 def measure(trial: Trial, folder: Path) -> tuple[MeasuredRun, Versions]:
-    """Runs the trial in `folder`, with a cache of kernels beside it, which the trials of one folder share.
+    """Runs the trial in `folder`, with its env's cache of kernels beside it: envs have many kernels in common.
 
     Raises a ConfigError where it fails, or does not tell what it held.
     """
-    environment = os.environ | {"QD_OFFLINE_CACHE_FILE_PATH": str(folder.parent / "kernels")}
+    environment = os.environ | {"QD_OFFLINE_CACHE_FILE_PATH": str(folder.parent / f"kernels {trial.env}")}
     command = [sys.executable, str(invocation.REPOSITORY / "train.py"), *trial.words, f"{RUN_DIR}{quoted(folder)}"]
     child = subprocess.run(command, env=environment, capture_output=True, text=True)
     if child.returncode:

@@ -277,6 +277,21 @@ def test_calibrate_hands_the_experiments_words_to_its_runs(monkeypatch: pytest.M
     assert told == [["env=hover", "device=cpu"]]
 
 
+def test_each_env_compiles_its_kernels_into_a_cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    caches: dict[str, set[str]] = {"go2": set(), "hover": set()}
+
+    def run(*_: Any, env: dict[str, str], **__: Any) -> subprocess.CompletedProcess[str]:
+        caches[trial.env].add(env["QD_OFFLINE_CACHE_FILE_PATH"])
+        return subprocess.CompletedProcess([], 1, stdout="", stderr="enough")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    for number, trial in enumerate(calibrating.plan([])):
+        with pytest.raises(ConfigError, match="enough"):
+            calibrating.measure(trial, tmp_path / str(number))
+    assert [len(used) for used in caches.values()] == [1, 1]
+    assert caches["go2"] != caches["hover"]
+
+
 def test_a_run_that_fails_is_named_with_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failed = subprocess.CompletedProcess([], 1, stdout="", stderr="warning: one\nerror: no space left\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
