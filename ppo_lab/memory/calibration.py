@@ -181,8 +181,9 @@ class Calibration:
         off = (abs(fit - beyond(run)) / whole for fit, run, whole in zip(model.fitted, runs, peaks, strict=True))
         likely = model.at(terms(like))
         margin_bytes = max(LEAST_MEMORY_MARGIN, 2 * max(off)) * (known_bytes + likely)
-        compiling = max((beyond(run) for run in self.runs if run.is_cold and run.env == like.env), default=0)
-        return Range(max(0.0, likely - margin_bytes), likely, max(likely + margin_bytes, compiling))
+        cold = (run for run in self.runs if run.is_cold and run.env == like.env)
+        compiling_bytes = max((beyond(run) - model.at(terms(run)) for run in cold), default=0.0)
+        return Range(max(0.0, likely - margin_bytes), likely, likely + margin_bytes + max(0.0, compiling_bytes))
 
 
 def find(device: str) -> tuple[Calibration | None, list[str]]:
