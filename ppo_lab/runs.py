@@ -53,7 +53,9 @@ class Run:
 
     def keep_device(self) -> None:
         """Writes the device into config.yaml, once what was saved is known to fit a run on it."""
-        write_text(self.folder / "config.yaml", as_yaml(self.cfg))
+        config, text = self.folder / "config.yaml", as_yaml(self.cfg)
+        if config.read_text() != text:
+            write_text(config, text)
 
     @contextmanager
     def discarded_unless_begun(self) -> Iterator[None]:
