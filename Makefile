@@ -23,9 +23,9 @@ lint: setup
 	$(BIN)/mypy
 
 setup: .venv/installed
-	@$(BIN)/python -m ppo_lab.preflight libraries 2>/dev/null \
-		|| { $(INSTALL) $$($(BIN)/python -m ppo_lab.preflight packages); } || true
-	@$(BIN)/python -m ppo_lab.preflight
+	@$(BIN)/python -m ppo_lab.machine.preflight libraries 2>/dev/null \
+		|| { $(INSTALL) $$($(BIN)/python -m ppo_lab.machine.preflight packages); } || true
+	@$(BIN)/python -m ppo_lab.machine.preflight
 
 browser:  # without it the tests that look at TensorBoard's pages are skipped
 	@{ command -v chromium && command -v chromedriver; } >/dev/null || { $(INSTALL) --no-install-recommends chromium chromium-driver; } || true

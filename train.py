@@ -4,7 +4,7 @@ import contextlib
 import logging
 import sys
 
-from ppo_lab.preflight import exit_on_wrong_packages, yield_busy_cores
+from ppo_lab.machine.preflight import exit_on_wrong_packages, yield_busy_cores
 
 exit_on_wrong_packages()  # before the imports that would fail
 yield_busy_cores()
@@ -12,29 +12,33 @@ yield_busy_cores()
 import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
-from ppo_lab import budget, command_line, runs, stopping, streams  # noqa: E402
+from ppo_lab.cli.choose_run import prepare  # noqa: E402
+from ppo_lab.cli.compose import is_multirun  # noqa: E402
+from ppo_lab.cli.exits import exit_codes  # noqa: E402
+from ppo_lab.machine import streams  # noqa: E402
 from ppo_lab.sweeps import plan  # noqa: E402
+from ppo_lab.training import budget, stopping  # noqa: E402
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-@command_line.exit_codes()  # within Hydra, which would print more than our one message
+@exit_codes()  # within Hydra, which would print more than our one message
 def main(_: DictConfig) -> None:
     assert run
     if hint := budget.hint_at_long_run(run.cfg):
         logging.getLogger(__name__).warning(hint)
     estimated = budget.estimate_in_background(run.cfg)
-    from ppo_lab.training import train  # loads torch and the simulator
+    from ppo_lab.training.run import train
 
     train(run, estimated)
 
 
 if __name__ == "__main__":
     streams.outlive_readers(and_full_disks=True)
-    with command_line.exit_codes():
+    with exit_codes():
         stopping.stop_at_once()
-        if any(map(command_line.is_multirun, sys.argv[1:])):
+        if any(map(is_multirun, sys.argv[1:])):
             run, sys.argv[1:] = None, plan.prepare(sys.argv[1:])
         else:
-            run, sys.argv[1:] = runs.prepare(sys.argv[1:])
+            run, sys.argv[1:] = prepare(sys.argv[1:])
         with run.discarded_unless_begun() if run else contextlib.nullcontext():
             main()

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from ppo_lab.files import read_rows
-from ppo_lab.telemetry.manifest import describe_machine
+from ppo_lab.runs.files import read_rows
+from ppo_lab.runs.manifest import describe_machine
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SETTINGS: dict[str, dict[str, str]] = {

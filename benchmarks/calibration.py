@@ -18,11 +18,13 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ppo_lab import command_line
-from ppo_lab.files import write_json
-from ppo_lab.memory import calibration, measured
-from ppo_lab.memory.estimate import estimate
-from ppo_lab.memory.hardware import MIB, this_machine
+from ppo_lab.cli.compose import compose
+from ppo_lab.memory.measure import measured
+from ppo_lab.memory.predict import calibration
+from ppo_lab.memory.predict.estimate import estimate
+from ppo_lab.memory.predict.hardware import MIB, this_machine
+from ppo_lab.runs.config import to_experiment
+from ppo_lab.runs.files import write_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULT = REPOSITORY / "docs/results/calibration.json"
@@ -66,10 +68,10 @@ def measure(
 ) -> dict[str, Any]:
     words = [f"env={env}", f"num_envs={num_envs}", f"algorithm.num_mini_batches={num_mini_batches}", "device=cpu"]
     words.append(f"network.hidden_dims={NETWORKS[network]}")
-    iteration_s = found.iteration_s(calibration.workload(command_line.to_experiment(command_line.compose(words))))
+    iteration_s = found.iteration_s(calibration.workload(to_experiment(compose(words))))
     assert iteration_s
     words.append(f"max_iterations={max(4, min(100, round(TRAINING_S / iteration_s.likely)))}")
-    predicted = estimate(command_line.to_experiment(command_line.compose(words)), this_machine("cpu"))
+    predicted = estimate(to_experiment(compose(words)), this_machine("cpu"))
     assert predicted.wall_s
     with tempfile.TemporaryDirectory() as parent:
         run = Path(parent) / "run"

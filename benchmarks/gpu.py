@@ -36,11 +36,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.gpu_checks import PARTS, Part, machine
-from ppo_lab import command_line
-from ppo_lab.config import ConfigError
-from ppo_lab.files import read_json, write_json
-from ppo_lab.memory.hardware import MIB
-from ppo_lab.preflight import yield_busy_cores
+from ppo_lab.cli.exits import exit_codes
+from ppo_lab.errors import ConfigError
+from ppo_lab.machine.preflight import yield_busy_cores
+from ppo_lab.memory.predict.hardware import MIB
+from ppo_lab.runs.files import read_json, write_json
 
 LEAST_S = 10
 """What a part is started with; importing takes as long."""
@@ -209,5 +209,5 @@ def _figure(value: float | str | None, row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    with command_line.exit_codes():
+    with exit_codes():
         main(sys.argv[1:])

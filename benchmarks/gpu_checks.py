@@ -25,15 +25,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from ppo_lab import command_line, devices, envs, preflight
+from ppo_lab import envs
+from ppo_lab.cli.compose import compose
 from ppo_lab.config import ExperimentConfig, flat
-from ppo_lab.files import from_json
-from ppo_lab.memory import allocator
-from ppo_lab.memory.estimate import estimate
-from ppo_lab.memory.hardware import MIB, Hardware, this_machine
-from ppo_lab.memory.measured import highest_mib
-from ppo_lab.memory.simulator import PAGE_BYTES, simulator_memory, startup_bytes
-from ppo_lab.memory.trace import Allocation, trace
+from ppo_lab.machine import devices, preflight
+from ppo_lab.memory.measure.measured import highest_mib
+from ppo_lab.memory.predict import allocator
+from ppo_lab.memory.predict.estimate import estimate
+from ppo_lab.memory.predict.hardware import MIB, Hardware, this_machine
+from ppo_lab.memory.predict.simulator import PAGE_BYTES, simulator_memory, startup_bytes
+from ppo_lab.memory.predict.trace import Allocation, trace
+from ppo_lab.runs.config import to_experiment
+from ppo_lab.runs.files import from_json
 
 if TYPE_CHECKING:
     import torch
@@ -157,7 +160,7 @@ def _succeed(code: int, call: str) -> None:
 
 
 def experiment(*words: str) -> ExperimentConfig:
-    return command_line.to_experiment(command_line.compose(list(words)))
+    return to_experiment(compose(list(words)))
 
 
 def size(device: str) -> tuple[str, ...]:
@@ -284,7 +287,7 @@ def simulator(device: str) -> Iterator[Row]:
     import torch
 
     from ppo_lab.envs import make_env
-    from ppo_lab.envs.base import start_simulator
+    from ppo_lab.envs.genesis.base import start_simulator
 
     cfg, hardware, where = experiment("env=go2", "num_envs=64"), card(device), devices.resolve_device(device)
     _, states = simulator_bytes(cfg, hardware)
@@ -344,8 +347,8 @@ def memory(words: str, device: str) -> Iterator[Row]:
 def train_here(cfg: ExperimentConfig, device: str, iterations: int) -> list[dict[str, float]]:
     """The rows of training in this process, with no folder."""
     from ppo_lab.learning.checkpoint import NoCheckpoints
-    from ppo_lab.memory.monitor import MemoryMonitor
-    from ppo_lab.training import build_runner
+    from ppo_lab.memory.measure.monitor import MemoryMonitor
+    from ppo_lab.training.run import build_runner
 
     where, rows = devices.resolve_device(device), list[dict[str, float]]()
     with MemoryMonitor(where, count_tensors=device == "cpu") as monitor:
@@ -376,7 +379,7 @@ def syncs(device: str) -> Iterator[Row]:
     import torch
 
     from ppo_lab.learning.checkpoint import NoCheckpoints
-    from ppo_lab.training import build_runner
+    from ppo_lab.training.run import build_runner
 
     cfg, where = experiment("env=go2", "num_envs=64"), devices.resolve_device(device)
     with warnings.catch_warnings(record=True) as caught:
@@ -406,7 +409,7 @@ def syncs(device: str) -> Iterator[Row]:
 
 def repeat(device: str) -> Iterator[Row]:
     """The same seed twice, and stopped after 3 iterations and resumed, against 6 straight"""
-    from ppo_lab.reproduction import compare
+    from ppo_lab.training.reproduction import compare
 
     with tempfile.TemporaryDirectory() as folder:
         runs = {name: Path(folder) / name for name in ("straight", "again", "stopped")}
@@ -443,7 +446,7 @@ def finish(process: subprocess.Popen[str]) -> None:
 def state(device: str) -> Iterator[Row]:
     """From a restored state the coming steps are the same bits (tests/test_state.py)"""
     from ppo_lab.envs import make_env
-    from ppo_lab.envs.base import start_simulator
+    from ppo_lab.envs.genesis.base import start_simulator
     from tests.test_state import N
 
     where = devices.resolve_device(device)
@@ -510,10 +513,10 @@ def speed(device: str) -> Iterator[Row]:
     from rsl_rl.runners import OnPolicyRunner
 
     from ppo_lab.learning.checkpoint import NoCheckpoints
-    from ppo_lab.learning.runner import rsl_rl_config
-    from ppo_lab.memory.monitor import MemoryMonitor
-    from ppo_lab.telemetry.metrics import MetricsWriter
-    from ppo_lab.training import build_runner
+    from ppo_lab.learning.loop import rsl_rl_config
+    from ppo_lab.memory.measure.monitor import MemoryMonitor
+    from ppo_lab.runs.metrics import MetricsWriter
+    from ppo_lab.training.run import build_runner
 
     cfg, where = experiment("env=go2", *size(device)), devices.resolve_device(device)
     with tempfile.TemporaryDirectory() as folder, MemoryMonitor(where) as monitor:
@@ -559,7 +562,7 @@ def calibrate(_: str) -> Iterator[Row]:
 
 def machine(device: str) -> Iterator[Row]:
     """Device, versions and commit"""
-    from ppo_lab.telemetry.manifest import PACKAGES, describe_machine, read_checkout
+    from ppo_lab.runs.manifest import PACKAGES, describe_machine, read_checkout
 
     preflight.check_installed()
     found = describe_machine(devices.resolve_device(device)) | {"python": platform.python_version()}

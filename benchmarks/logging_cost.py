@@ -14,17 +14,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ppo_lab import command_line
-from ppo_lab.devices import resolve_device
+from ppo_lab.cli.compose import compose
 from ppo_lab.envs import make_env
-from ppo_lab.envs.base import start_simulator
+from ppo_lab.envs.genesis.base import start_simulator
 from ppo_lab.learning.checkpoint import Checkpoints
-from ppo_lab.learning.runner import Runner
-from ppo_lab.memory.growth import FlatMemoryWatch
-from ppo_lab.memory.monitor import MemoryMonitor
-from ppo_lab.telemetry.console import ProgressDisplay
-from ppo_lab.telemetry.manifest import describe_machine
-from ppo_lab.telemetry.metrics import MetricsWriter
+from ppo_lab.learning.loop import Runner
+from ppo_lab.machine.devices import resolve_device
+from ppo_lab.memory.measure.growth import FlatMemoryWatch
+from ppo_lab.memory.measure.monitor import MemoryMonitor
+from ppo_lab.runs.config import to_experiment
+from ppo_lab.runs.manifest import describe_machine
+from ppo_lab.runs.metrics import MetricsWriter
+from ppo_lab.training.console import ProgressDisplay
 
 spent_s = 0.0
 
@@ -43,9 +44,7 @@ def clocked(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def main() -> None:
-    cfg = command_line.to_experiment(
-        command_line.compose(["experiment=go2_small", "max_iterations=30", "save_interval=1000", *sys.argv[1:]])
-    )
+    cfg = to_experiment(compose(["experiment=go2_small", "max_iterations=30", "save_interval=1000", *sys.argv[1:]]))
     device = resolve_device(cfg.device)
     start_simulator(device, cfg.seed, cfg.env.performance_mode)
     env = make_env(cfg.env, cfg.num_envs, device)

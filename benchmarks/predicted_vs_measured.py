@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ppo_lab.files import write_json
+from ppo_lab.runs.files import write_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULT = REPOSITORY / "docs/results/predicted_vs_measured.json"

@@ -25,7 +25,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from ppo_lab.files import write_json
+from ppo_lab.cli.compose import compose
+from ppo_lab.runs.config import to_experiment
+from ppo_lab.runs.files import write_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULT = REPOSITORY / "docs/results/reliability.json"
@@ -85,7 +87,6 @@ def sizes_of(env: str, num_envs: int) -> dict[str, Any]:
     """Bytes of a real checkpoint, as written and before it is deflated, and of all that Genesis would save."""
     import torch
 
-    from ppo_lab import command_line
     from ppo_lab.learning import checkpoint
 
     with tempfile.TemporaryDirectory() as parent:
@@ -100,9 +101,9 @@ def sizes_of(env: str, num_envs: int) -> dict[str, Any]:
             found[kind] = {"bytes": path.stat().st_size, "raw_bytes": len(raw.getvalue())}
 
     from ppo_lab.envs import make_env
-    from ppo_lab.envs.base import start_simulator
+    from ppo_lab.envs.genesis.base import start_simulator
 
-    cfg = command_line.to_experiment(command_line.compose(words))
+    cfg = to_experiment(compose(words))
     start_simulator(torch.device("cpu"), 1, performance_mode=False)
     built: Any = make_env(cfg.env, num_envs, torch.device("cpu"))
     whole = io.BytesIO()
@@ -112,18 +113,17 @@ def sizes_of(env: str, num_envs: int) -> dict[str, Any]:
 
 def cost() -> dict[str, Any]:
     """Seconds of iterations that end in a checkpoint, and of the next, in which the thread that writes is at work."""
-    from ppo_lab import command_line
-    from ppo_lab.devices import resolve_device
     from ppo_lab.envs import make_env
-    from ppo_lab.envs.base import start_simulator
+    from ppo_lab.envs.genesis.base import start_simulator
     from ppo_lab.learning.checkpoint import Checkpoints
-    from ppo_lab.learning.runner import Runner
-    from ppo_lab.memory.monitor import MemoryMonitor
-    from ppo_lab.telemetry.metrics import MetricsWriter
+    from ppo_lab.learning.loop import Runner
+    from ppo_lab.machine.devices import resolve_device
+    from ppo_lab.memory.measure.monitor import MemoryMonitor
+    from ppo_lab.runs.metrics import MetricsWriter
 
-    default = command_line.to_experiment(command_line.compose([])).save_interval
+    default = to_experiment(compose([])).save_interval
     words = ["experiment=go2_small", f"max_iterations={2 * (WARM_UP + PAIRS)}"]
-    cfg = command_line.to_experiment(command_line.compose(words))
+    cfg = to_experiment(compose(words))
     device = resolve_device(cfg.device)
     start_simulator(device, cfg.seed, cfg.env.performance_mode)
     env = make_env(cfg.env, cfg.num_envs, device)
@@ -164,7 +164,7 @@ def cost() -> dict[str, Any]:
 def circumstances() -> dict[str, Any]:
     import torch
 
-    from ppo_lab.telemetry.manifest import describe_machine
+    from ppo_lab.runs.manifest import describe_machine
 
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     return {

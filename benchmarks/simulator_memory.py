@@ -18,10 +18,11 @@ from typing import Any
 
 import psutil
 
-from ppo_lab import command_line
+from ppo_lab.cli.compose import compose
 from ppo_lab.config import ExperimentConfig, to_json
-from ppo_lab.files import write_json, write_text
-from ppo_lab.memory import simulator
+from ppo_lab.memory.predict import simulator
+from ppo_lab.runs.config import from_json, to_experiment
+from ppo_lab.runs.files import write_json, write_text
 
 OPTIONS = {"go2": ["name", "performance_mode", "max_collision_pairs"], "hover": ["name", "performance_mode"]}
 """The settings that change what the simulator holds."""
@@ -37,7 +38,7 @@ def main(command: str) -> None:
         case "growth":
             write_json(RESULT, _about() | {env: growth(_experiment(env)) for env in OPTIONS})
         case "resident":
-            print(resident_bytes(command_line.from_json(sys.stdin.read())))
+            print(resident_bytes(from_json(sys.stdin.read())))
         case _:
             sys.exit(__doc__)
 
@@ -72,7 +73,7 @@ def resident_bytes(cfg: ExperimentConfig) -> int:
     import torch
 
     from ppo_lab.envs import make_env
-    from ppo_lab.envs.base import start_simulator
+    from ppo_lab.envs.genesis.base import start_simulator
 
     cpu = torch.device("cpu")
     start_simulator(cpu, seed=1, performance_mode=cfg.env.performance_mode)
@@ -84,7 +85,7 @@ def resident_bytes(cfg: ExperimentConfig) -> int:
 
 
 def _experiment(env: str) -> ExperimentConfig:
-    return command_line.to_experiment(command_line.compose([f"env={env}"]))
+    return to_experiment(compose([f"env={env}"]))
 
 
 def _about() -> dict[str, Any]:

@@ -20,7 +20,7 @@ class PpoLabLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Ends the process with the sweep's exit code where a job is missing at the end."""
-        from ppo_lab.sweeps.launcher import launch  # every use of Hydra imports this file
+        from ppo_lab.sweeps.launcher import launch
 
         exit_code = launch(Path(self._config.hydra.sweep.dir))
         if exit_code:

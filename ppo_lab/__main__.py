@@ -1,19 +1,40 @@
-"""Lists the project's commands: `python -m ppo_lab`."""
+"""The project's commands: `python -m ppo_lab`, or `ppo-lab` where the package is installed."""
+
+from __future__ import annotations
 
 import sys
+from importlib import import_module
+
+from ppo_lab.machine.preflight import exit_on_wrong_packages, yield_busy_cores
 
 COMMANDS = {
-    "python train.py": "train a robot; with -m, many runs at once",
-    "python estimate.py": "what a run will hold in memory, before it starts",
-    "python -m ppo_lab.dashboard": "TensorBoard on a run, a sweep, or all of outputs/",
-    "python -m ppo_lab.report": "a sweep, or runs side by side, as one page",
-    "python -m ppo_lab.replay": "what led a run to NaN, and the same again",
-    "python -m ppo_lab.import_run": "an old run of rsl-rl-lib 2.2.4 becomes a run folder",
-    "python -m ppo_lab.preflight": "whether this machine has what it takes",
+    "dashboard": "TensorBoard on a run, a sweep, or all of outputs/",
+    "report": "a sweep, or runs side by side, as one page",
+    "replay": "what led a run to NaN, and the same again",
+    "import": "an old run of rsl-rl-lib 2.2.4 becomes a run folder",
 }
+"""Command -> what it does. Its module is `ppo_lab.cli.<command>`."""
+MODULES = {"import": "import_run"}
+"""The modules that cannot have the command's name."""
+
+
+def main() -> None:
+    name, *words = sys.argv[1:] or [""]
+    if name not in COMMANDS:
+        print("python train.py               train a robot; with -m, many runs at once")
+        print("python estimate.py            what a run will hold in memory, before it starts")
+        for command, what in COMMANDS.items():
+            print(f"python -m ppo_lab {command:<11} {what}")
+        print("\nEach explains itself with --help.")
+        sys.exit(2 if name else 0)
+    exit_on_wrong_packages()  # before the imports that would fail
+    yield_busy_cores()
+    module = import_module(f"ppo_lab.cli.{MODULES.get(name, name)}")
+    from ppo_lab.cli.exits import exit_codes
+
+    with exit_codes():
+        module.main(words)
+
 
 if __name__ == "__main__":
-    for command, what in COMMANDS.items():
-        print(f"{command:<30} {what}")
-    print("\nEach but the last explains itself with --help.")
-    sys.exit(2 if sys.argv[1:] else 0)
+    main()

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import ppo_lab.memory.estimate
-import ppo_lab.memory.fit
-from ppo_lab import command_line
+import ppo_lab.memory.predict.estimate
+import ppo_lab.memory.predict.fit
+from ppo_lab.cli.compose import compose
 from ppo_lab.config import ExperimentConfig, to_json
-from ppo_lab.memory import trace
+from ppo_lab.memory.predict import trace
+from ppo_lab.runs.config import to_experiment
 from tests import fake_nvml
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it, for all it starts
@@ -59,14 +60,14 @@ def _each_trace_once() -> None:
             known[key] = trace.trace(cfg, device_type)
         return known[key]
 
-    vars(ppo_lab.memory.estimate).update(trace=remembered)
-    vars(ppo_lab.memory.fit).update(trace=remembered)
+    vars(ppo_lab.memory.predict.estimate).update(trace=remembered)
+    vars(ppo_lab.memory.predict.fit).update(trace=remembered)
 
 
 @pytest.fixture
 def experiment() -> Callable[..., ExperimentConfig]:
     """Composes an experiment from words of the command line."""
-    return lambda *words: command_line.to_experiment(command_line.compose(list(words)))
+    return lambda *words: to_experiment(compose(list(words)))
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 @pytest.fixture(scope="session")
 def simulator() -> torch.device:
     """The simulator on the CPU. One process can start it once."""
-    from ppo_lab.envs.base import start_simulator
+    from ppo_lab.envs.genesis.base import start_simulator
 
     device = torch.device("cpu")
     start_simulator(device, seed=1, performance_mode=False)
@@ -104,11 +105,11 @@ def train() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="session")
 def dashboard() -> Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str]]]:
-    """Runs `python -m ppo_lab.dashboard` with words: its process and its address, once it serves."""
+    """Runs `python -m ppo_lab.cli.dashboard` with words: its process and its address, once it serves."""
 
     @contextmanager
     def run(*words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-        command = [sys.executable, "-m", "ppo_lab.dashboard", *words]
+        command = [sys.executable, "-m", "ppo_lab", "dashboard", *words]
         with subprocess.Popen(
             command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as process:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-import ppo_lab.devices
+import ppo_lab.machine.devices
 
 MIB = 2**20
 CUDA_SAYS = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
@@ -125,5 +125,5 @@ def install(monkeypatch: pytest.MonkeyPatch, devices: list[Device] | None, has_v
 
 def forget() -> None:
     """Lets the cards be looked for anew, as in a new process."""
-    ppo_lab.devices.card.cache_clear()
-    ppo_lab.devices._cards_by_torch.cache_clear()
+    ppo_lab.machine.devices.card.cache_clear()
+    ppo_lab.machine.devices._cards_by_torch.cache_clear()

@@ -63,15 +63,17 @@ def build_envs() -> None:
     """Loads everything, starts the simulator and builds every env, once."""
     import torch
 
-    import ppo_lab.training  # noqa: F401
-    from ppo_lab import command_line, envs
-    from ppo_lab.envs.base import start_simulator
+    import ppo_lab.training.run  # noqa: F401
+    from ppo_lab import envs
+    from ppo_lab.cli.compose import compose
+    from ppo_lab.envs.genesis.base import start_simulator
     from ppo_lab.learning.checkpoint import random_state
+    from ppo_lab.runs.config import to_experiment
 
     device = torch.device("cpu")
     start_simulator(device, SEED, performance_mode=False)
     for name in envs.names():
-        cfg = command_line.to_experiment(command_line.compose([f"env={name}"])).env
+        cfg = to_experiment(compose([f"env={name}"])).env
         _seed(SEED)
         env, left = envs.make_env(cfg, NUM_ENVS, device), random_state(device)
         compile_kernels(env)
@@ -108,8 +110,9 @@ def _live(words: list[str], output: Path, fault: Fault | None, cwd: Path) -> Non
 def _use_what_is_built() -> None:
     import torch
 
-    from ppo_lab import budget, training
     from ppo_lab.learning.checkpoint import set_random_state
+    from ppo_lab.training import budget
+    from ppo_lab.training import run as training
 
     def start_simulator(device: torch.device, seed: int, *_: bool) -> None:
         assert seed == SEED

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from ppo_lab.config import ConfigError
-from ppo_lab.memory.allocator import (
+from ppo_lab.errors import ConfigError
+from ppo_lab.memory.predict.allocator import (
     MIB,
     AllocatorSettings,
     Replay,
@@ -16,7 +16,7 @@ from ppo_lab.memory.allocator import (
     replay,
     rounded,
 )
-from ppo_lab.memory.trace import Allocation, Event, Free
+from ppo_lab.memory.predict.trace import Allocation, Event, Free
 
 
 def take(block: int, mib: float) -> Allocation:

@@ -11,15 +11,19 @@ from typing import Any
 
 import pytest
 
-from ppo_lab import budget, calibrating, estimating
-from ppo_lab.config import ConfigError, ExperimentConfig
-from ppo_lab.memory import calibration, hardware, measured
-from ppo_lab.memory.calibration import Calibration, MeasuredRun, Workload
-from ppo_lab.memory.estimate import estimate
-from ppo_lab.memory.fit import largest_num_envs
-from ppo_lab.memory.hardware import MIB, Hardware
-from ppo_lab.memory.host import largest_freed_bytes
-from ppo_lab.memory.trace import Allocation, Free
+from ppo_lab.cli import calibrate
+from ppo_lab.cli import estimate as estimating
+from ppo_lab.config import ExperimentConfig
+from ppo_lab.errors import ConfigError
+from ppo_lab.memory.measure import measured
+from ppo_lab.memory.predict import calibration, hardware
+from ppo_lab.memory.predict.calibration import Calibration, MeasuredRun, Workload
+from ppo_lab.memory.predict.estimate import estimate
+from ppo_lab.memory.predict.fit import largest_num_envs
+from ppo_lab.memory.predict.hardware import MIB, Hardware
+from ppo_lab.memory.predict.host import largest_freed_bytes
+from ppo_lab.memory.predict.trace import Allocation, Free
+from ppo_lab.training import budget
 from tests import fake_nvml
 
 BASE_BYTES = {"go2": 1000 * MIB, "hover": 900 * MIB}
@@ -260,12 +264,12 @@ def test_what_the_process_holds_already_is_part_of_what_a_run_may_come_to(monkey
 
 
 def test_both_envs_are_measured_or_the_one_that_is_named() -> None:
-    trials = list(calibrating.plan(["device=cpu"]))
+    trials = list(calibrate.plan(["device=cpu"]))
     assert {trial.env for trial in trials} == {"go2", "hover"}
     assert [trial.is_cold for trial in trials] == [True, False, False, False] * 2
     assert all("device=cpu" in trial.words for trial in trials)
-    assert {trial.env for trial in calibrating.plan(["env=hover"])} == {"hover"}
-    assert {trial.env for trial in calibrating.plan(["experiment=hover_small"])} == {"hover"}
+    assert {trial.env for trial in calibrate.plan(["env=hover"])} == {"hover"}
+    assert {trial.env for trial in calibrate.plan(["experiment=hover_small"])} == {"hover"}
 
 
 @pytest.mark.parametrize("word", ["hardware=h100", "hardware.memory_mib=5", "fit=num_envs", "run=a", "plot=a.png"])
@@ -276,7 +280,7 @@ def test_calibrate_refuses_words_that_ask_something_else(word: str) -> None:
 
 def test_calibrate_hands_the_experiments_words_to_its_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[list[str]] = []
-    monkeypatch.setattr(calibrating, "calibrate", lambda words, form: told.append(words))
+    monkeypatch.setattr(calibrate, "calibrate", lambda words, form: told.append(words))
     estimating.main(["calibrate=true", "format=json", "trace=false", "env=hover", "device=cpu"])
     assert told == [["env=hover", "device=cpu"]]
 
@@ -289,9 +293,9 @@ def test_each_env_compiles_its_kernels_into_a_cache_of_its_own(tmp_path: Path, m
         return subprocess.CompletedProcess([], 1, stdout="", stderr="enough")
 
     monkeypatch.setattr(subprocess, "run", run)
-    for number, trial in enumerate(calibrating.plan([])):
+    for number, trial in enumerate(calibrate.plan([])):
         with pytest.raises(ConfigError, match="enough"):
-            calibrating.measure(trial, tmp_path / str(number))
+            calibrate.measure(trial, tmp_path / str(number))
     assert [len(used) for used in caches.values()] == [1, 1]
     assert caches["go2"] != caches["hover"]
 
@@ -300,14 +304,14 @@ def test_a_run_that_fails_is_named_with_what_it_said(tmp_path: Path, monkeypatch
     failed = subprocess.CompletedProcess([], 1, stdout="", stderr="warning: one\nerror: no space left\n")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(ConfigError, match=r"the run with go2, num_envs=64, .* failed: no space left"):
-        calibrating.measure(next(calibrating.plan(["env=go2"])), tmp_path / "run")
+        calibrate.measure(next(calibrate.plan(["env=go2"])), tmp_path / "run")
 
 
 @pytest.mark.slow
 def test_a_calibrated_machine_knows_whether_a_run_fits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experiment: Callable[..., ExperimentConfig]
 ) -> None:
-    monkeypatch.setattr(calibrating, "SIZES", calibrating.SIZES[:1])
+    monkeypatch.setattr(calibrate, "SIZES", calibrate.SIZES[:1])
     estimating.main(["calibrate=true", "env=hover", "device=cpu", "format=json"])
     found, _ = calibration.find(hardware.this_machine("cpu").name)
     assert found is not None

@@ -19,13 +19,15 @@ from rsl_rl.algorithms import PPO
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from ppo_lab import command_line
-from ppo_lab.config import ACTIVATIONS, ConfigError, ExperimentConfig, check
+from benchmarks.source_figures import source_comparison
+from ppo_lab.cli.compose import compose
+from ppo_lab.config import ACTIVATIONS, ExperimentConfig, check
+from ppo_lab.errors import ConfigError
 from ppo_lab.learning.episodes import EpisodeStatistics
-from ppo_lab.learning.runner import rsl_rl_config
-from ppo_lab.memory import closed_form
-from ppo_lab.memory.closed_form import TensorSpec, total_bytes
-from ppo_lab.memory.source_figures import source_comparison
+from ppo_lab.learning.loop import rsl_rl_config
+from ppo_lab.memory.predict import closed_form
+from ppo_lab.memory.predict.closed_form import TensorSpec, total_bytes
+from ppo_lab.runs.config import to_experiment
 
 DOC = Path(__file__).parent.parent / "docs" / "memory.md"
 RANDOM_CONFIGS = range(48)
@@ -92,7 +94,7 @@ def train_once(cfg: ExperimentConfig) -> Reality:
 
 @cache
 def composed(*words: str) -> ExperimentConfig:
-    return command_line.to_experiment(command_line.compose(list(words)))
+    return to_experiment(compose(list(words)))
 
 
 def random_config(seed: int) -> ExperimentConfig:

@@ -10,15 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from ppo_lab import budget, command_line, envs
-from ppo_lab.config import ConfigError, ExperimentConfig
-from ppo_lab.memory import calibration
+from ppo_lab import envs
+from ppo_lab.cli.compose import CONF, parse, words_of
+from ppo_lab.config import ExperimentConfig
+from ppo_lab.errors import ConfigError
+from ppo_lab.memory.predict import calibration
+from ppo_lab.training import budget
 
 Compose = Callable[..., ExperimentConfig]
 
 
 def choices(group: str) -> list[str]:
-    return sorted(path.stem for path in (command_line.CONF / group).glob("*.yaml"))
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
 GROUPS = ("env", "algorithm", "network")
@@ -34,7 +37,7 @@ def test_every_choice_on_disk_composes_with_every_other(
 @pytest.mark.parametrize("name", choices("experiment"))
 def test_every_experiment_on_disk_composes_and_says_why_it_exists(experiment: Compose, name: str) -> None:
     assert experiment(f"experiment={name}").run_name != experiment().run_name
-    lines = (command_line.CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
+    lines = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
     assert len(lines[1].strip("# ").split()) >= 8
 
 
@@ -174,19 +177,19 @@ def test_a_wrong_word_is_refused_with_what_was_got_and_what_is_allowed(
 )
 def test_a_setting_that_the_shell_took_apart_is_shown_in_one_piece(words: list[str], mend: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(mend)):
-        command_line.words_of(words)
+        words_of(words)
 
 
 @pytest.mark.parametrize("path", ["a b", "a=1,b=2", "it's", "a'", "[1", "größer", '"x', "a\\\\'b", "(x)$", "~x"])
 def test_a_path_is_what_the_shell_gave(path: str) -> None:
     for key in ("resume", "reproduce", "hydra.run.dir"):
-        (word,) = command_line.words_of([f"{key}={path}"])
-        assert command_line.parse(word).value() == path
-        assert command_line.words_of([word]) == [word], "quoted for Hydra by hand, it is left alone"
+        (word,) = words_of([f"{key}={path}"])
+        assert parse(word).value() == path
+        assert words_of([word]) == [word], "quoted for Hydra by hand, it is left alone"
 
 
 def test_no_path_is_none_and_the_home_is_meant_by_a_tilde() -> None:
-    words = command_line.words_of(["resume=null", "sweep.resume=~/runs", "resume=auto"])
+    words = words_of(["resume=null", "sweep.resume=~/runs", "resume=auto"])
     assert words == ["resume=null", f"sweep.resume='{Path.home()}/runs'", "resume=auto"]
 
 
@@ -204,7 +207,8 @@ def test_mini_batches_of_one_transition_cannot_be_normalized_each(experiment: Co
 
 def test_words_are_judged_before_torch_or_the_simulator_are_loaded() -> None:
     code = (
-        "import sys; from ppo_lab import command_line as c; c.to_experiment(c.compose(['env=hover', 'num_envs=8']))\n"
+        "import sys; from ppo_lab.cli.compose import compose; from ppo_lab.runs.config import to_experiment\n"
+        "to_experiment(compose(['env=hover', 'num_envs=8']))\n"
         "print([m for m in ('torch', 'genesis', 'rsl_rl', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

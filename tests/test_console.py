@@ -21,8 +21,8 @@ from pathlib import Path
 
 import pytest
 
-from ppo_lab.files import is_locked
-from ppo_lab.telemetry.console import fitted
+from ppo_lab.runs.files import is_locked
+from ppo_lab.training.console import fitted
 from tests.lives import Fault, Life
 from tests.test_faults import begin, is_complete, rows_so_far, until
 
@@ -90,7 +90,8 @@ def test_a_run_goes_on_to_its_end_when_its_output_is_on_a_full_disk(tmp_path: Pa
 
 
 def test_a_run_without_standard_output_and_error_is_trained(tmp_path: Path) -> None:
-    code = "import sys; from ppo_lab import streams; streams.outlive_readers(); print('x'); print('y', file=sys.stderr)"
+    code = "import sys; from ppo_lab.machine.streams import outlive_readers; outlive_readers()\n"
+    code += "print('x'); print('y', file=sys.stderr)"
     done = subprocess.run(["bash", "-c", f"{shlex.join([sys.executable, '-c', code])} >&- 2>&-"], cwd=REPOSITORY)
     assert done.returncode == 0
 

@@ -18,9 +18,9 @@ from typing import Any
 import psutil
 import pytest
 
-from ppo_lab import dashboard as program
-from ppo_lab.telemetry.hparams import write_hparams
-from ppo_lab.telemetry.metrics import MetricsWriter, layout
+from ppo_lab.cli import dashboard as program
+from ppo_lab.runs.hparams import write_hparams
+from ppo_lab.runs.metrics import MetricsWriter, layout
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -38,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refusal(*words: str) -> str:
-    command = [sys.executable, "-m", "ppo_lab.dashboard", *words]
+    command = [sys.executable, "-m", "ppo_lab", "dashboard", *words]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done
     return done.stderr

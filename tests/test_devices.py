@@ -13,13 +13,14 @@ import psutil
 import pytest
 import torch
 
-from ppo_lab import devices, runs
-from ppo_lab.devices import Card
-from ppo_lab.memory import hardware
-from ppo_lab.memory.monitor import AcceleratorMemory
-from ppo_lab.preflight import MachineError
+from ppo_lab.cli.choose_run import prepare
+from ppo_lab.errors import MachineError
+from ppo_lab.machine import devices
+from ppo_lab.machine.devices import Card
+from ppo_lab.memory.measure.monitor import AcceleratorMemory
+from ppo_lab.memory.predict import hardware
+from ppo_lab.runs.manifest import describe_machine
 from ppo_lab.sweeps import places
-from ppo_lab.telemetry.manifest import describe_machine
 from tests.conftest import selects_gpu_tests
 from tests.fake_nvml import MIB, Device
 
@@ -173,7 +174,7 @@ def test_a_card_beyond_those_that_are_visible_is_refused_before_torch_is_asked(
     monkeypatch.setattr(torch.cuda, "is_available", asked)
     machine([Device(A), Device(B), Device(C)], CUDA_VISIBLE_DEVICES="0,2")
     with pytest.raises(MachineError) as refused:
-        runs.prepare(["experiment=smoke", "device=cuda:2", f"hydra.run.dir={tmp_path / 'run'}"])
+        prepare(["experiment=smoke", "device=cuda:2", f"hydra.run.dir={tmp_path / 'run'}"])
     assert str(refused.value) == (
         "device=cuda:2: this machine has 2 CUDA GPUs with CUDA_VISIBLE_DEVICES=0,2 to take; "
         "allowed: auto, cpu, cuda:0, cuda:1."

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import calibration, predicted_vs_measured, reliability
-from ppo_lab import command_line
-from ppo_lab.config import ConfigError
+from ppo_lab.cli.compose import compose
+from ppo_lab.errors import ConfigError
+from ppo_lab.runs.config import to_experiment
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -19,7 +20,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def test_the_worked_example_of_a_new_env_trains_as_it_stands(tmp_path: Path) -> None:
     page = (REPOSITORY / "docs" / "add_an_env.md").read_text()
     files = dict(re.findall(r"`(\S+\.(?:yaml|py))`\n\n```\w+\n(.*?)```", page, re.DOTALL))
-    assert set(files) == {"conf/env/puck.yaml", "ppo_lab/envs/puck.py"}
+    assert set(files) == {"conf/env/puck.yaml", "ppo_lab/envs/tasks/puck.py"}
     for name in ("conf", "ppo_lab"):
         shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPOSITORY / "train.py", tmp_path)
@@ -46,7 +47,7 @@ def test_the_readme_shows_the_errors_that_one_gets() -> None:
     assert len(shown) >= 2
     for word, message in shown:
         with pytest.raises(ConfigError) as refused:
-            command_line.to_experiment(command_line.compose([word]))
+            to_experiment(compose([word]))
         assert f"error: {refused.value}" == message
 
 

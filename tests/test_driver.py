@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from ppo_lab import budget
-from ppo_lab.command_line import OverBudgetError
-from ppo_lab.config import ConfigError, ExperimentConfig
-from ppo_lab.memory import driver
-from ppo_lab.memory.estimate import Estimate
-from ppo_lab.memory.hardware import Hardware
-from ppo_lab.memory.simulator import simulator_memory
+from ppo_lab.config import ExperimentConfig
+from ppo_lab.errors import ConfigError, OverBudgetError
+from ppo_lab.memory.predict import driver
+from ppo_lab.memory.predict.estimate import Estimate
+from ppo_lab.memory.predict.hardware import Hardware
+from ppo_lab.memory.predict.simulator import simulator_memory
+from ppo_lab.training import budget
 
 Experiment = Callable[..., ExperimentConfig]
 VGPU = Hardware("GRID A100-40C", 40 * 1024, "8.0", 108)

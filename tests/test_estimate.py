@@ -16,14 +16,17 @@ from pathlib import Path
 
 import pytest
 
-from ppo_lab import budget, command_line, estimating
-from ppo_lab.command_line import OverBudgetError
-from ppo_lab.config import ConfigError, ExperimentConfig
-from ppo_lab.memory import calibration, fit, measured, render, simulator
-from ppo_lab.memory.estimate import FITS, Estimate, Span, Verdict, estimate, need, verdict
-from ppo_lab.memory.hardware import MIB, Hardware
-from ppo_lab.memory.trace import trace
+from ppo_lab.cli import estimate as estimating
+from ppo_lab.config import ExperimentConfig
+from ppo_lab.errors import ConfigError, OverBudgetError
+from ppo_lab.memory.measure import measured
+from ppo_lab.memory.predict import calibration, fit, simulator
+from ppo_lab.memory.predict.estimate import FITS, Estimate, Span, Verdict, estimate, need, verdict
+from ppo_lab.memory.predict.hardware import MIB, Hardware
+from ppo_lab.memory.predict.trace import trace
+from ppo_lab.memory.show import table
 from ppo_lab.sweeps import plan
+from ppo_lab.training import budget
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 Experiment = Callable[..., ExperimentConfig]
@@ -121,7 +124,7 @@ def test_train_estimate_and_the_plan_of_a_sweep_say_the_same(
     with caplog.at_level(logging.INFO):
         budget.check_budget(experiment("experiment=smoke"), done(found), 2**30)
     assert f"the run {need_mib}1,024 MiB free on a CPU; fits: not known (" in caplog.text
-    assert render.conclusion(found) == f"The run {need_mib}1,024 MiB on a CPU; fits: not known."
+    assert table.conclusion(found) == f"The run {need_mib}1,024 MiB on a CPU; fits: not known."
     plan.prepare(["-m", "experiment=smoke", "device=cpu", "seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}"])
     said = capsys.readouterr().out.splitlines()[1]
     assert re.fullmatch(rf".* \| {need_mib}[\d,]+ MiB free; fits: not known", said)
@@ -187,7 +190,7 @@ def test_the_map_has_the_card_that_was_asked_for_and_leaves_out_a_file_that_is_n
         "bad": "\t{",
     }.items():
         (tmp_path / "hardware" / f"{name}.yaml").write_text(text)
-    monkeypatch.setattr(command_line, "CONF", tmp_path)
+    monkeypatch.setattr(estimating, "CONF", tmp_path)
     assert estimating._cards(Hardware("a card", 12288, "8.9", 24)) == {
         "big (24 GB)": 24_576 * MIB,
         "this card (12 GB)": 12_288 * MIB,
@@ -322,7 +325,8 @@ def test_an_iteration_too_long_to_trace_is_not_traced(experiment: Experiment) ->
 
 def finished_run(folder: Path, peak_rss_mib: float) -> Path:
     from ppo_lab import config
-    from ppo_lab.command_line import compose, to_experiment
+    from ppo_lab.cli.compose import compose
+    from ppo_lab.runs.config import to_experiment
 
     folder.mkdir()
     (folder / "config.yaml").write_text(config.to_json(to_experiment(compose(["experiment=smoke"]))))
@@ -340,7 +344,7 @@ def finished_run(folder: Path, peak_rss_mib: float) -> Path:
 
 def test_a_finished_run_teaches_the_overhead_of_its_device(experiment: Experiment, tmp_path: Path) -> None:
     before = smoke_estimate(experiment)
-    prediction = render.as_json(before)
+    prediction = table.as_json(before)
     for name, peak_rss_mib in (("one", 500), ("two", 520)):
         run = measured.read_run(finished_run(tmp_path / name, peak_rss_mib))
         assert measured.overhead_bytes(run, prediction) == peak_rss_mib * MIB - before.device_bytes.low
@@ -357,7 +361,7 @@ def test_a_finished_run_teaches_the_overhead_of_its_device(experiment: Experimen
     assert after.calibration == "2 runs on a CPU, 2026-11-26"
     [overhead] = [row.bytes for row in after.rows if row.name == "overhead"]
     assert overhead == (after.device_bytes.likely or 0) - before.device_bytes.low
-    comparison = measured.compare(render.as_json(after), run.peak_mib)
+    comparison = measured.compare(table.as_json(after), run.peak_mib)
     assert [(one.name, round(one.error_percent, 1)) for one in comparison] == [("host_peak_rss", -2.0)]
     # start-up and 2 iterations of 3 s each
     assert after.wall_s is not None

@@ -21,11 +21,15 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ppo_lab import command_line, envs, reproduction, runs
-from ppo_lab.config import ConfigError
-from ppo_lab.files import lock, numbered, read_rows
+from ppo_lab import envs
+from ppo_lab.cli.choose_run import _newest, prepare
+from ppo_lab.cli.compose import compose
+from ppo_lab.errors import ConfigError
 from ppo_lab.learning import checkpoint
-from ppo_lab.stopping import AGAIN_AFTER_S
+from ppo_lab.runs.config import read_experiment, to_experiment
+from ppo_lab.runs.files import lock, numbered, read_rows
+from ppo_lab.training import reproduction
+from ppo_lab.training.stopping import AGAIN_AFTER_S
 from tests.lives import (
     Fault,
     Life,
@@ -450,7 +454,7 @@ def test_a_broken_file_is_named_and_the_one_before_taken(
     newest = max(numbered(run / "checkpoints", "state"))
     broken = run / "checkpoints" / f"{kind}_{newest}.pt"
     break_it(broken)
-    found, _ = runs.prepare([f"resume={run}"])
+    found, _ = prepare([f"resume={run}"])
     assert found
     assert found.checkpoint == newest - 1
     (warning,) = found.warnings
@@ -458,7 +462,7 @@ def test_a_broken_file_is_named_and_the_one_before_taken(
     found.lock.close()
 
     with pytest.raises(ConfigError) as refused:
-        runs.prepare([f"resume={broken}"])
+        prepare([f"resume={broken}"])
     assert str(broken) in str(refused.value)
     assert f"Allowed: those of iteration {newest - 1}." in str(refused.value)
 
@@ -497,7 +501,7 @@ def test_where_all_are_broken_it_is_refused_and_says_what_to_do(stopped: Path, t
 
 def test_a_checkpoint_without_its_state_is_refused(stopped: Path) -> None:
     with pytest.raises(ConfigError, match=r"iteration 0 has weights alone.*Allowed: those of iteration \d+ or \d+\."):
-        runs.prepare([f"resume={stopped}/checkpoints/model_0.pt"])
+        prepare([f"resume={stopped}/checkpoints/model_0.pt"])
 
 
 # What may change
@@ -512,19 +516,19 @@ def test_a_word_that_would_change_the_run_is_refused_by_name(word: str, stopped:
     with pytest.raises(
         ConfigError, match=rf"{key}\S*=\S+ would change the run, which has .* Allowed to change: max_it"
     ):
-        runs.prepare([f"resume={stopped}", word])
+        prepare([f"resume={stopped}", word])
 
 
 def test_words_beside_resume_are_of_the_runs_own_env(stopped: Path) -> None:
-    found, _ = runs.prepare([f"resume={stopped}", "env.yaw_lambda=-10.0"])
+    found, _ = prepare([f"resume={stopped}", "env.yaw_lambda=-10.0"])
     assert found
     found.lock.close()
     with pytest.raises(ConfigError, match=r"env\.yaw_lambda=-5 would change the run, which has -10\.0"):
-        runs.prepare([f"resume={stopped}", "env.yaw_lambda=-5"])
+        prepare([f"resume={stopped}", "env.yaw_lambda=-5"])
     with pytest.raises(ConfigError, match=r"unknown key env\.yaw_lamda\. Did you mean env\.yaw_lambda\?"):
-        runs.prepare([f"resume={stopped}", "env.yaw_lamda=-5"])
+        prepare([f"resume={stopped}", "env.yaw_lamda=-5"])
     with pytest.raises(ConfigError, match=r"unknown key env\.kp\."):
-        runs.prepare([f"resume={stopped}", "env.kp=30"])
+        prepare([f"resume={stopped}", "env.kp=30"])
 
 
 @pytest.mark.parametrize("start", ["resume", "reproduce"])
@@ -536,12 +540,12 @@ def test_a_config_that_was_changed_since_the_run_began_is_refused_with_what_diff
     config["algorithm"]["learning_rate"], config["num_envs"] = 0.01, 32
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(ConfigError) as refused:
-        runs.prepare([f"{start}={run}"])
+        prepare([f"{start}={run}"])
     message = str(refused.value)
     assert "num_envs was 16 and is 32" in message
     assert "algorithm.learning_rate was 0.0003 and is 0.01" in message
     words = shlex.split(message.partition("train a new run: ")[2])[2:]
-    new = command_line.to_experiment(command_line.compose(words))
+    new = to_experiment(compose(words))
     assert (new.env.name, new.num_envs, new.algorithm.learning_rate) == ("hover", 32, 0.01)
 
 
@@ -549,7 +553,7 @@ def test_iterations_may_be_added_in_the_config_as_well(stopped: Path, tmp_path: 
     run = shutil.copytree(stopped, tmp_path / "run")
     config = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump(config | {"max_iterations": 99}))
-    found, _ = runs.prepare([f"resume={run}"])
+    found, _ = prepare([f"resume={run}"])
     assert found
     assert found.cfg.max_iterations == 99
     found.lock.close()
@@ -558,7 +562,7 @@ def test_iterations_may_be_added_in_the_config_as_well(stopped: Path, tmp_path: 
 def test_fewer_iterations_than_are_done_are_refused(stopped: Path) -> None:
     done = rows_so_far(stopped)
     with pytest.raises(ConfigError, match=rf"{done} iterations are done.* Try max_iterations={2 * done} "):
-        runs.prepare([f"resume={stopped}", f"max_iterations={done - 1}"])
+        prepare([f"resume={stopped}", f"max_iterations={done - 1}"])
 
 
 def test_what_touches_nothing_learned_may_change(
@@ -597,7 +601,7 @@ def test_a_run_goes_on_on_another_kind_of_device_and_says_so_and_goes_on_there(o
     manifest = json.loads((on_a_gpu / "manifest.json").read_text())
     assert manifest["exact"] == f"not claimed: trained on cuda:0, from iteration {done} on cpu"
     assert manifest["continued"][-1]["exact"] == manifest["exact"]
-    assert command_line.read_experiment(on_a_gpu / "config.yaml").device == "cpu"
+    assert read_experiment(on_a_gpu / "config.yaml").device == "cpu"
     printed = go_on(on_a_gpu, tmp_path, f"max_iterations={done + 2}")
     assert "begin anew" not in printed
     assert rows_so_far(on_a_gpu) == done + 2
@@ -618,18 +622,18 @@ def test_a_state_that_the_other_kind_of_device_has_no_place_for_is_refused_and_n
         assert error.startswith("error: ")
         assert "the simulator has no rigid_solver.of_a_gpu, which the saved state has. It was saved on cuda" in error
         assert "it can go on with device=cuda alone" in error
-        assert command_line.read_experiment(on_a_gpu / "config.yaml").device == "auto"
+        assert read_experiment(on_a_gpu / "config.yaml").device == "auto"
         assert {path.name: path.read_bytes() for path in (on_a_gpu / "checkpoints").iterdir()} == kept
 
 
 def test_resume_auto_takes_no_run_with_another_word_for_the_device(stopped: Path, tmp_path: Path) -> None:
     run = shutil.copytree(stopped, tmp_path / "outputs" / "hover" / "run")
-    asked = command_line.to_experiment(command_line.compose([*WORDS, "env=hover", "device=cpu"]))
-    found, why = runs._newest(asked, run, by_hand=False)
+    asked = to_experiment(compose([*WORDS, "env=hover", "device=cpu"]))
+    found, why = _newest(asked, run, by_hand=False)
     assert found is None
     assert "differs in device" in why
     asked.device = "auto"
-    assert runs._newest(asked, run, by_hand=False)[0] == run
+    assert _newest(asked, run, by_hand=False)[0] == run
 
 
 # One folder, one process

@@ -8,9 +8,9 @@ from typing import Any, NoReturn
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ppo_lab.files import from_json, read_json, read_rows, to_json, write_json
-from ppo_lab.telemetry.metrics import MetricsWriter
-from ppo_lab.telemetry.summary import Summary
+from ppo_lab.runs.files import from_json, read_json, read_rows, to_json, write_json
+from ppo_lab.runs.metrics import MetricsWriter
+from ppo_lab.runs.summary import Summary
 
 NAN, INF = math.nan, math.inf
 

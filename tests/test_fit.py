@@ -9,12 +9,12 @@ from itertools import count
 
 import pytest
 
-from ppo_lab import command_line
-from ppo_lab.config import ConfigError, ExperimentConfig
-from ppo_lab.memory import tracer
-from ppo_lab.memory.allocator import MIB
-from ppo_lab.memory.calibration import Calibration, Range, installed_versions
-from ppo_lab.memory.fit import (
+from ppo_lab.cli.compose import compose
+from ppo_lab.config import ExperimentConfig
+from ppo_lab.errors import ConfigError
+from ppo_lab.memory.predict.allocator import MIB
+from ppo_lab.memory.predict.calibration import Calibration, Range, installed_versions
+from ppo_lab.memory.predict.fit import (
     JACOBIAN,
     NOTHING,
     RESERVED,
@@ -28,21 +28,23 @@ from ppo_lab.memory.fit import (
     scaling,
     smallest_num_mini_batches,
 )
-from ppo_lab.memory.hardware import Hardware
-from ppo_lab.memory.simulator import simulator_memory
-from ppo_lab.memory.trace import Allocation, DeviceType, Event, Free, Trace
+from ppo_lab.memory.predict.hardware import Hardware
+from ppo_lab.memory.predict.simulator import simulator_memory
+from ppo_lab.memory.predict.trace import Allocation, DeviceType, Event, Free, Trace
+from ppo_lab.probes import learner
+from ppo_lab.runs.config import to_experiment
 
 HUGE = Hardware("huge", 10**9, "9.0", 132)
 SMALL_NETWORK = "network.hidden_dims=[16,8]"
 
 
 def experiment(*overrides: str) -> ExperimentConfig:
-    return command_line.to_experiment(command_line.compose(["experiment=smoke", *overrides]))
+    return to_experiment(compose(["experiment=smoke", *overrides]))
 
 
 def traced(cfg: ExperimentConfig, device_type: DeviceType) -> Trace:
     gc.collect()
-    return tracer.run(cfg, device_type)
+    return learner.run(cfg, device_type)
 
 
 def cpu(memory_mib: int) -> Hardware:

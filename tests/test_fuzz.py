@@ -18,9 +18,14 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from ppo_lab import command_line, config, envs, estimating, runs
-from ppo_lab.command_line import read_experiment
-from ppo_lab.config import ConfigError, ExperimentConfig
+from ppo_lab import config, envs
+from ppo_lab.cli import estimate as estimating
+from ppo_lab.cli.choose_run import prepare
+from ppo_lab.cli.compose import compose
+from ppo_lab.cli.exits import exit_codes
+from ppo_lab.config import ExperimentConfig
+from ppo_lab.errors import ConfigError
+from ppo_lab.runs.config import from_json, read_experiment, to_experiment
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -63,7 +68,7 @@ def outcome(command: Callable[[list[str]], Any], words: list[str]) -> tuple[int,
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
         try:
-            with command_line.exit_codes():
+            with exit_codes():
                 command(words)
         except SystemExit as end:
             return int(end.code or 0), said.getvalue()
@@ -77,9 +82,7 @@ def assert_one_message(said: str) -> None:
     assert len(said) < 2500
 
 
-GO2, HOVER = (
-    dataclasses.asdict(command_line.to_experiment(command_line.compose([f"env={name}"]))) for name in ("go2", "hover")
-)
+GO2, HOVER = (dataclasses.asdict(to_experiment(compose([f"env={name}"]))) for name in ("go2", "hover"))
 
 KEYS = sorted({".".join(path) for path in (*paths(GO2), *paths(HOVER))})
 HYDRA_KEYS = (
@@ -210,7 +213,7 @@ COMMAND_LINES = st.lists(WORDS, min_size=1, max_size=3)
 
 
 def begin(words: list[str]) -> None:
-    run, _ = runs.prepare(words)
+    run, _ = prepare(words)
     if run:
         run.lock.close()
 
@@ -298,12 +301,12 @@ OF_HYDRA_ALONE = (
 @pytest.mark.parametrize("word", [*OF_HYDRA_ALONE, "+hydra.callbacks.x={_target_: os.system}"])
 def test_of_hydras_settings_only_the_runs_folder_can_be_set(word: str) -> None:
     with pytest.raises(ConfigError, match="only the run's folder can be set"):
-        runs.prepare([word])
+        prepare([word])
 
 
 def test_a_group_cannot_be_moved_to_another_place() -> None:
     with pytest.raises(ConfigError, match=r"moves experiment to another place"):
-        runs.prepare(["+experiment@hydra.job.env_set=smoke"])
+        prepare(["+experiment@hydra.job.env_set=smoke"])
 
 
 REFUSED = [
@@ -350,11 +353,11 @@ NAMES = ["a run", "it's", "a=b,c", "[a]", "{a}", "x:y", "é", "名", "$HOME", "-
 def test_a_folder_of_any_printable_name_is_made_and_handed_on_to_hydra(name: str) -> None:
     with empty_folder() as here:
         escaped = name.replace("'", r"\'")
-        run, words = runs.prepare([f"hydra.run.dir='{escaped}'"])
+        run, words = prepare([f"hydra.run.dir='{escaped}'"])
         assert run
         run.lock.close()
         assert [path.name for path in here.iterdir()] == [name]
-        assert command_line.compose(words).hydra.run.dir == name
+        assert compose(words).hydra.run.dir == name
 
 
 # Values that are valid by kind but not by size
@@ -380,7 +383,7 @@ def test_a_folder_of_any_printable_name_is_made_and_handed_on_to_hydra(name: str
 )  # fmt: skip
 def test_what_no_machine_can_run_is_refused_before_the_simulator(words: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        runs.prepare(list(words))
+        prepare(list(words))
     assert message in str(refused.value)
 
 
@@ -390,7 +393,7 @@ def test_the_nearest_divisors_of_large_numbers_are_found_at_once() -> None:
     with pytest.raises(
         ConfigError, match=r"Try algorithm.num_mini_batches=2 or algorithm.num_mini_batches=1000000007\."
     ):
-        runs.prepare(words)
+        prepare(words)
 
 
 # Valid experiments
@@ -434,8 +437,8 @@ def overrides(draw: st.DrawFn) -> list[str]:
 @settings(SHORT, max_examples=30)
 @given(overrides())
 def test_a_valid_experiment_is_taken_and_comes_back_equal_from_json_and_from_its_file(words: list[str]) -> None:
-    cfg = command_line.to_experiment(command_line.compose(words))
-    assert command_line.from_json(config.to_json(cfg)) == cfg
+    cfg = to_experiment(compose(words))
+    assert from_json(config.to_json(cfg)) == cfg
     with empty_folder() as here:
         (here / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(cfg), sort_keys=False))
         assert read_experiment(here / "config.yaml") == cfg

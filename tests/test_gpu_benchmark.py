@@ -18,10 +18,11 @@ import torch
 
 from benchmarks import gpu, gpu_checks
 from benchmarks.gpu_checks import PARTS, Part
-from ppo_lab.config import ConfigError, ExperimentConfig
-from ppo_lab.memory import allocator
-from ppo_lab.memory.hardware import MIB, Hardware
-from ppo_lab.memory.trace import Allocation, Event, Free, trace
+from ppo_lab.config import ExperimentConfig
+from ppo_lab.errors import ConfigError
+from ppo_lab.memory.predict import allocator
+from ppo_lab.memory.predict.hardware import MIB, Hardware
+from ppo_lab.memory.predict.trace import Allocation, Event, Free, trace
 from tests.gpu_parts import broken, good, killed, stuck, this_machine_is
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -161,7 +162,7 @@ def test_all_that_is_expected_of_a_card_is_worked_out_for_it(
 ) -> None:
     cfg = experiment("env=go2", "num_envs=64", "num_steps_per_env=4")
     traced = trace(cfg, "cuda")
-    monkeypatch.setattr("ppo_lab.memory.estimate.trace", lambda *_: traced)
+    monkeypatch.setattr("ppo_lab.memory.predict.estimate.trace", lambda *_: traced)
     spans = gpu_checks.memory_spans(cfg, H100)
     assert spans.keys() == {"rollout_peak", "update_peak", "resident", "reserved", "process"}
     workspaces = 2 * gpu_checks.workspace_bytes(H100)
@@ -266,7 +267,7 @@ def test_the_first_event_at_which_the_allocator_differs_is_told(
 def test_the_simulators_part_runs_to_its_end_with_a_fake_card(
     cuda: pytest.MonkeyPatch, simulator: torch.device
 ) -> None:
-    from ppo_lab.envs import base
+    from ppo_lab.envs.genesis import base
 
     cuda.setattr(base, "start_simulator", lambda *_, **__: None)  # once in a process
     rows = {row.check: row for row in gpu_checks.simulator("cpu")}
@@ -279,8 +280,8 @@ def test_the_simulators_part_runs_to_its_end_with_a_fake_card(
 
 @pytest.mark.slow
 def test_reads_of_the_host_are_counted_by_phase(cuda: pytest.MonkeyPatch, simulator: torch.device) -> None:
-    from ppo_lab import training
     from ppo_lab.learning import guard
+    from ppo_lab.training import run as training
 
     mode = ["default"]
     check = guard.check

@@ -19,14 +19,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ppo_lab import invocation, replay
+from ppo_lab.cli import replay
 from ppo_lab.config import ExperimentConfig
-from ppo_lab.envs import SimulatorError, make_env
+from ppo_lab.envs import make_env
+from ppo_lab.errors import SimulatorError
 from ppo_lab.learning import checkpoint, guard
 from ppo_lab.learning.guard import Fault, NonFiniteError
-from ppo_lab.learning.runner import Runner
-from ppo_lab.memory.monitor import MemoryMonitor
-from ppo_lab.memory.tracer import StandInEnv
+from ppo_lab.learning.loop import Runner
+from ppo_lab.machine import commands
+from ppo_lab.memory.measure.monitor import MemoryMonitor
+from ppo_lab.probes.learner import StandInEnv
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 T, N = 8, 16
@@ -416,7 +418,7 @@ def test_a_simulator_that_does_not_fit_says_on_which_kind_of_device_it_does(
 FAULT_AT = 2 * T + 5
 HOVER_WITH_A_FAULT = f"""
 import runpy, sys, torch
-from ppo_lab.envs import hover
+from ppo_lab.envs.tasks import hover
 make = hover.make
 def make_with_a_fault(cfg, num_envs, device):
     env = make(cfg, num_envs, device)
@@ -434,7 +436,7 @@ run, sys.argv = sys.argv[1], sys.argv[1:]
 if run == "train.py":
     runpy.run_path(run, run_name="__main__")
 else:
-    runpy.run_module(run, run_name="__main__")
+    runpy.run_module("ppo_lab", run_name="__main__")
 """
 
 
@@ -470,7 +472,7 @@ def test_the_run_says_what_where_and_how_to_go_on_in_one_line(failed: Failed) ->
     assert len(done.stderr.splitlines()) == 1, done.stderr
     message = (
         "rewards are not finite in iteration 2: nan first at step 5 in 2 envs: 3, 11; "
-        f"{invocation.module('replay', f'{folder}/nan_2.pt')} shows and repeats it; last good checkpoint: iteration 1; "
+        f"{commands.module('replay', f'{folder}/nan_2.pt')} shows and repeats it; last good checkpoint: iteration 1; "
         "look at the env's reward terms; a larger env.substeps steadies a simulation"
     )
     assert done.stderr == f"error: {message}\n"
@@ -501,7 +503,7 @@ def test_nan_reaches_neither_checkpoint_nor_metrics(failed: Failed) -> None:
 def test_the_dump_happens_again_bit_for_bit_and_nothing_is_written(failed: Failed) -> None:
     folder, _ = failed
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    again = with_a_fault("ppo_lab.replay", str(folder / "nan_2.pt"))
+    again = with_a_fault("ppo_lab", "replay", str(folder / "nan_2.pt"))
     assert again.returncode == 0, again.stderr
     *_, last = again.stdout.splitlines()
     assert last == (
@@ -517,16 +519,16 @@ def test_the_dump_happens_again_bit_for_bit_and_nothing_is_written(failed: Faile
 @pytest.mark.slow
 def test_what_does_not_happen_again_is_said(failed: Failed) -> None:
     folder, _ = failed
-    mended = with_a_fault("ppo_lab.replay", str(folder / "nan_2.pt"), value="0.5")
+    mended = with_a_fault("ppo_lab", "replay", str(folder / "nan_2.pt"), value="0.5")
     assert mended.returncode == 1
     assert mended.stderr == "error: from the checkpoint of iteration 1 on, all was finite up to iteration 2\n"
-    another = with_a_fault("ppo_lab.replay", str(folder / "nan_2.pt"), value="inf")
+    another = with_a_fault("ppo_lab", "replay", str(folder / "nan_2.pt"), value="inf")
     assert another.returncode == 1
     assert re.fullmatch(
         r"error: .* rewards are not finite in iteration 2: inf .*; not bit for bit the same: fault, rewards.*\n",
         another.stderr,
     )
-    changed = command("-m", "ppo_lab.replay", str(folder / "nan_2.pt"))
+    changed = command("-m", "ppo_lab", "replay", str(folder / "nan_2.pt"))
     assert changed.returncode == 1
     assert changed.stderr == "error: not repeated: HoverEnv has no steps, which the saved state has\n"
 
@@ -554,7 +556,7 @@ def test_without_a_full_state_the_table_is_all(
 
 @pytest.mark.parametrize("name", ["nan_9.pt", "config.yaml", "checkpoints/model_1.pt"])
 def test_a_file_that_is_no_dump_is_refused(failed: Failed, name: str) -> None:
-    done = command("-m", "ppo_lab.replay", str(failed[0] / name))
+    done = command("-m", "ppo_lab", "replay", str(failed[0] / name))
     assert done.returncode == 2
     assert done.stdout == ""
     assert re.fullmatch(rf"error: .*{re.escape(name)} .*\n", done.stderr)

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 from omegaconf import OmegaConf
 
-from ppo_lab import command_line
-from ppo_lab.memory.allocator import cublas_workspace_bytes
-from ppo_lab.memory.hardware import Hardware
+from ppo_lab.cli.compose import CONF
+from ppo_lab.memory.predict.allocator import cublas_workspace_bytes
+from ppo_lab.memory.predict.hardware import Hardware
 
 SOLD_AS_GB = {
     "rtx_4060": 8,
@@ -22,7 +22,7 @@ SOLD_AS_GB = {
 
 
 def card(name: str) -> Hardware:
-    settings = OmegaConf.load(command_line.CONF / "hardware" / f"{name}.yaml")
+    settings = OmegaConf.load(CONF / "hardware" / f"{name}.yaml")
     found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Hardware), settings))
     assert isinstance(found, Hardware)
     return found
@@ -41,7 +41,7 @@ def test_a_card_has_values_in_range_and_about_the_memory_it_is_sold_with(name: s
 
 def test_the_cards_cover_the_sizes_that_are_sold() -> None:
     assert sorted({*SOLD_AS_GB.values()}) == [8, 12, 16, 24, 48, 80, 141]
-    assert set(SOLD_AS_GB) <= {path.stem for path in (command_line.CONF / "hardware").glob("*.yaml")}
+    assert set(SOLD_AS_GB) <= {path.stem for path in (CONF / "hardware").glob("*.yaml")}
 
 
 def test_the_card_decides_workspace_and_cores() -> None:

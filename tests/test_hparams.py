@@ -20,10 +20,10 @@ from tensorboard.plugins.hparams.get_experiment import Handler as Experiment
 from tensorboard.plugins.hparams.list_session_groups import Handler as SessionGroups
 
 from ppo_lab.config import ExperimentConfig, flat
-from ppo_lab.record import Record
-from ppo_lab.runs import Run
-from ppo_lab.telemetry.hparams import EVENT_FILES, RESULTS, SETTINGS, write_hparams
-from ppo_lab.telemetry.metrics import MetricsWriter, layout
+from ppo_lab.runs.folder import Run
+from ppo_lab.runs.hparams import EVENT_FILES, RESULTS, SETTINGS, write_hparams
+from ppo_lab.runs.metrics import MetricsWriter, layout
+from ppo_lab.training.recording import Record
 
 
 def train(folder: Path, rewards: list[float]) -> None:

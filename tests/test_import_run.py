@@ -23,12 +23,14 @@ import torch
 from rsl_rl.algorithms import PPO
 from tensordict import TensorDict
 
-from ppo_lab import command_line
-from ppo_lab.config import ConfigError, ExperimentConfig
-from ppo_lab.import_run import old_checkpoint, old_settings, plain_pickle
-from ppo_lab.import_run.__main__ import main
+from ppo_lab.cli.exits import exit_codes
+from ppo_lab.cli.import_run import main
+from ppo_lab.config import ExperimentConfig
+from ppo_lab.errors import ConfigError
+from ppo_lab.importers.rsl_rl_2_2 import old_checkpoint, old_settings, plain_pickle
 from ppo_lab.learning.checkpoint import load
-from ppo_lab.learning.runner import rsl_rl_config
+from ppo_lab.learning.loop import rsl_rl_config
+from ppo_lab.runs.config import read_experiment
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 OLD_RUNS = REPOSITORY / "tests" / "fixtures" / "old_runs"
@@ -60,7 +62,7 @@ def refusal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     def answer(*words: object) -> str:
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
         capsys.readouterr()
-        with pytest.raises(SystemExit) as ended, command_line.exit_codes():
+        with pytest.raises(SystemExit) as ended, exit_codes():
             main(list(map(str, words)))
         assert ended.value.code == 2
         captured = capsys.readouterr()
@@ -86,7 +88,7 @@ def cfgs_of(old: Path) -> list[dict[str, Any]]:
 
 
 def experiment_of(run: Path) -> ExperimentConfig:
-    return command_line.read_experiment(run / "config.yaml")
+    return read_experiment(run / "config.yaml")
 
 
 def learner(run: Path, checkpoint: str) -> PPO:
@@ -142,7 +144,7 @@ def test_the_folder_has_the_papers_of_a_run_and_says_where_it_comes_from(importe
     assert origin["sha256"] == {name: hashlib.sha256((old / name).read_bytes()).hexdigest() for name in files}
     assert (origin["from"], origin["folder"]) == ("rsl-rl-lib 2.2.4", old.name)
     assert origin["not_recorded"]["num_envs"] == experiment_of(run).num_envs
-    assert manifest["repeat"].startswith("python -m ppo_lab.import_run")
+    assert manifest["repeat"].startswith("python -m ppo_lab import")
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["status"], summary["iterations"]) == ("imported", 3)
     assert "no state" in summary["message"]
@@ -488,7 +490,7 @@ def test_a_folder_that_is_no_old_run_is_refused(old: Path, tmp_path: Path, refus
 
 def test_the_command_prints_what_became_of_each_setting(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "ppo_lab.import_run", str(OLD_RUNS / "hover_log")],
+        [sys.executable, "-m", "ppo_lab", "import", str(OLD_RUNS / "hover_log")],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
@@ -509,7 +511,7 @@ def test_the_command_prints_what_became_of_each_setting(tmp_path: Path) -> None:
 def test_the_command_answers_a_hostile_run_in_one_line(old: Path, tmp_path: Path) -> None:
     (old / "cfgs.pkl").write_bytes(pickle.dumps(Reduced(os.system, "touch ran")))
     done = subprocess.run(
-        [sys.executable, "-m", "ppo_lab.import_run", str(old)],
+        [sys.executable, "-m", "ppo_lab", "import", str(old)],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         capture_output=True,

@@ -11,9 +11,8 @@ from typing import Any, NoReturn
 import pytest
 import torch
 
-from ppo_lab.files import write_atomically
+from ppo_lab.errors import CheckpointError
 from ppo_lab.learning.checkpoint import (
-    CheckpointError,
     Checkpoints,
     begin_anew,
     kind_of_device,
@@ -23,6 +22,7 @@ from ppo_lab.learning.checkpoint import (
     set_random_state,
 )
 from ppo_lab.learning.episodes import EpisodeStatistics
+from ppo_lab.runs.files import write_atomically
 
 
 def statistics() -> EpisodeStatistics:

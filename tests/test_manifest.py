@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from ppo_lab.telemetry.manifest import (
+from ppo_lab.runs.manifest import (
     MAX_NEW_BYTES,
     REPOSITORY,
     describe_machine,

@@ -12,9 +12,9 @@ import psutil
 import pytest
 import torch
 
-from ppo_lab.memory.growth import FlatMemoryWatch, steady_rise
-from ppo_lab.memory.live_tensors import LiveTensors
-from ppo_lab.memory.monitor import MemoryMonitor, free_bytes, host_peak_rss_bytes
+from ppo_lab.memory.measure.growth import FlatMemoryWatch, steady_rise
+from ppo_lab.memory.measure.live_tensors import LiveTensors
+from ppo_lab.memory.measure.monitor import MemoryMonitor, free_bytes, host_peak_rss_bytes
 
 CPU = torch.device("cpu")
 MIB = 2**20

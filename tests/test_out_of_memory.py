@@ -15,12 +15,13 @@ import genesis as gs
 import pytest
 import torch
 
-from ppo_lab import budget, training
 from ppo_lab.config import ExperimentConfig
-from ppo_lab.envs import SimulatorError
-from ppo_lab.memory.estimate import Span
-from ppo_lab.memory.hardware import MIB, Hardware
-from ppo_lab.memory.out_of_memory import let_go, ran_out_of_memory
+from ppo_lab.errors import SimulatorError
+from ppo_lab.memory.measure.out_of_memory import let_go, ran_out_of_memory
+from ppo_lab.memory.predict.estimate import Span
+from ppo_lab.memory.predict.hardware import MIB, Hardware
+from ppo_lab.training import budget
+from ppo_lab.training import run as training
 from tests.lives import Fault, Life
 
 Experiment = Callable[..., ExperimentConfig]
@@ -168,7 +169,7 @@ def in_iteration(number: int, text: str) -> Fault:
 
 
 def _run_out(number: int, text: str) -> None:
-    from ppo_lab.learning.runner import Runner
+    from ppo_lab.learning.loop import Runner
 
     rollout, held = Runner._rollout, []
 

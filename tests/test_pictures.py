@@ -10,14 +10,15 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Annotation
 
-from ppo_lab import command_line
-from ppo_lab.memory.allocator import MIB, cublas_workspace_bytes, replay
-from ppo_lab.memory.estimate import Estimate, Span
-from ppo_lab.memory.hardware import Hardware
-from ppo_lab.memory.pictures import LAYERS, course, draw_iteration, draw_map
-from ppo_lab.memory.trace import CATEGORIES, Allocation, Event, Free, Trace, summarize, trace
+from ppo_lab.cli.compose import compose
+from ppo_lab.memory.predict.allocator import MIB, cublas_workspace_bytes, replay
+from ppo_lab.memory.predict.estimate import Estimate, Span
+from ppo_lab.memory.predict.hardware import Hardware
+from ppo_lab.memory.predict.trace import CATEGORIES, Allocation, Event, Free, Trace, summarize, trace
+from ppo_lab.memory.show.pictures import LAYERS, course, draw_iteration, draw_map
+from ppo_lab.runs.config import to_experiment
 
-SMOKE = command_line.to_experiment(command_line.compose(["experiment=smoke", "env=hover"]))
+SMOKE = to_experiment(compose(["experiment=smoke", "env=hover"]))
 GPU = Hardware("Card", 4096, "8.9", 10)
 
 

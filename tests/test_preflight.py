@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from ppo_lab import preflight, runs
 from ppo_lab.__main__ import COMMANDS
+from ppo_lab.cli.choose_run import prepare
+from ppo_lab.errors import MachineError
+from ppo_lab.machine import preflight
 from ppo_lab.sweeps import plan
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -30,7 +32,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, **changes: str | None) -> None:
 
 
 def complaint() -> str:
-    with pytest.raises(preflight.MachineError) as refused:
+    with pytest.raises(MachineError) as refused:
         preflight.check_installed()
     assert "\n" not in str(refused.value)
     return str(refused.value)
@@ -121,9 +123,7 @@ def test_missing_opengl_names_the_packages(monkeypatch: pytest.MonkeyPatch) -> N
         raise OSError(name)
 
     monkeypatch.setattr(ctypes, "CDLL", fails)
-    with pytest.raises(
-        preflight.MachineError, match=r"libGL\.so\.1 and libEGL\.so\.1 not found.*apt-get install libgl1"
-    ):
+    with pytest.raises(MachineError, match=r"libGL\.so\.1 and libEGL\.so\.1 not found.*apt-get install libgl1"):
         preflight.check_system_libraries()
 
 
@@ -146,7 +146,7 @@ def test_one_of_several_processes_of_a_launcher_is_refused(
 ) -> None:
     environment(WORLD_SIZE="4", **rank)
     name, value = next(iter(rank.items()))
-    with pytest.raises(preflight.MachineError) as refused:
+    with pytest.raises(MachineError) as refused:
         preflight.check_single_process()
     assert str(refused.value) == (
         f"WORLD_SIZE=4 and {name}={value}: a launcher such as torchrun started several processes, and each would train "
@@ -175,8 +175,8 @@ def test_neither_a_run_nor_a_sweep_starts_as_one_of_several_processes(
     environment: Callable[..., None], tmp_path: Path
 ) -> None:
     environment(WORLD_SIZE="2", RANK="1")
-    with pytest.raises(preflight.MachineError, match="WORLD_SIZE=2 and RANK=1"):
-        runs.prepare(["experiment=smoke", f"hydra.run.dir={tmp_path / 'run'}"])
-    with pytest.raises(preflight.MachineError, match="WORLD_SIZE=2 and RANK=1"):
+    with pytest.raises(MachineError, match="WORLD_SIZE=2 and RANK=1"):
+        prepare(["experiment=smoke", f"hydra.run.dir={tmp_path / 'run'}"])
+    with pytest.raises(MachineError, match="WORLD_SIZE=2 and RANK=1"):
         plan.prepare(["-m", "experiment=smoke", "seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}"])
     assert list(tmp_path.iterdir()) == []

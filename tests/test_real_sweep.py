@@ -17,10 +17,10 @@ from selenium.common.exceptions import StaleElementReferenceException, TimeoutEx
 from selenium.webdriver.support.wait import WebDriverWait
 
 from benchmarks.screenshots import CHROMIUM, DRIVER, EVERYWHERE, open_chromium
-from ppo_lab.command_line import ExitCode
-from ppo_lab.memory import calibration
+from ppo_lab.errors import ExitCode
+from ppo_lab.memory.predict import calibration
+from ppo_lab.runs import hparams
 from ppo_lab.sweeps import jobs
-from ppo_lab.telemetry import hparams
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = ["experiment=smoke", "env=hover", "device=cpu"]

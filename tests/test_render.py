@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console, RenderableType
 
 from ppo_lab.config import ExperimentConfig
-from ppo_lab.memory.estimate import Estimate, Row, Span
-from ppo_lab.memory.hardware import MIB, Hardware
-from ppo_lab.memory.render import as_json, conclusion, explanation, table
-from ppo_lab.memory.trace import Allocation, Free, summarize
+from ppo_lab.memory.predict.estimate import Estimate, Row, Span
+from ppo_lab.memory.predict.hardware import MIB, Hardware
+from ppo_lab.memory.predict.trace import Allocation, Free, summarize
+from ppo_lab.memory.show.table import as_json, conclusion, explanation, table
 
 CARD = Hardware("Card", 4096, "8.9", 10)
 CONTEXT = Row("CUDA context", "not measured on this card", None, "unknown")

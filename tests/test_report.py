@@ -20,9 +20,10 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ppo_lab import command_line, report
-from ppo_lab.config import ConfigError
-from ppo_lab.report import __main__ as program
+from ppo_lab import report
+from ppo_lab.cli import report as program
+from ppo_lab.cli.exits import exit_codes
+from ppo_lab.errors import ConfigError
 from ppo_lab.report import page, pictures, results
 from ppo_lab.report.jobs import read_runs, read_sweep
 
@@ -545,7 +546,7 @@ def test_another_env_is_one_difference(tmp_path: Path) -> None:
 
 def run_report(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "ppo_lab.report", *map(str, words)],
+        [sys.executable, "-m", "ppo_lab", "report", *map(str, words)],
         cwd=REPOSITORY,
         env={"PYTHONPATH": str(REPOSITORY), "PATH": ""},
         capture_output=True,
@@ -563,11 +564,10 @@ def here(
     monkeypatch.chdir(tmp_path)
 
     def run(*words: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["report", *map(str, words)])
         code = 0
         try:
-            with command_line.exit_codes():
-                program.main()
+            with exit_codes():
+                program.main([*map(str, words)])
         except SystemExit as end:
             code = int(end.code or 0)
         return code, *capsys.readouterr()

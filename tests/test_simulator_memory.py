@@ -9,12 +9,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ppo_lab import command_line
+from ppo_lab.cli.compose import compose
 from ppo_lab.config import ExperimentConfig
-from ppo_lab.memory import calibration, simulator
-from ppo_lab.memory.estimate import Row, Span, estimate
-from ppo_lab.memory.hardware import Hardware
-from ppo_lab.memory.simulator import MeasurementError, SimulatorMemory, count, fit, simulator_memory, startup_bytes
+from ppo_lab.errors import MeasurementError
+from ppo_lab.memory.predict import calibration, simulator
+from ppo_lab.memory.predict.estimate import Row, Span, estimate
+from ppo_lab.memory.predict.hardware import Hardware
+from ppo_lab.memory.predict.simulator import SimulatorMemory, count, fit, simulator_memory, startup_bytes
+from ppo_lab.probes import simulator as counting
+from ppo_lab.runs.config import to_experiment
 
 TOY = {
     "num_envs": [2, 4, 3],
@@ -47,7 +50,7 @@ def toy() -> SimulatorMemory:
 
 
 def experiment(*words: str) -> ExperimentConfig:
-    return command_line.to_experiment(command_line.compose(list(words)))
+    return to_experiment(compose(list(words)))
 
 
 def known(cfg: ExperimentConfig) -> SimulatorMemory:
@@ -220,13 +223,12 @@ BALL = {
 
 
 def test_an_env_without_a_scene_holds_its_own_tensors_and_no_simulator(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ppo_lab.envs import footprint
-    from ppo_lab.memory.live_tensors import LiveTensors
+    from ppo_lab.memory.measure.live_tensors import LiveTensors
 
-    monkeypatch.setattr(footprint, "start_simulator", lambda *_, **__: None)
+    monkeypatch.setattr(counting, "start_simulator", lambda *_, **__: None)
     monkeypatch.setattr(LiveTensors, "see_what_is_alive", lambda _: None)  # of other tests
-    monkeypatch.setattr(footprint, "make_env", lambda cfg, num_envs, device: Ball(num_envs))
-    assert footprint.count(experiment("env=hover").env, [100, 10, 30]) == BALL
+    monkeypatch.setattr(counting, "make_env", lambda cfg, num_envs, device: Ball(num_envs))
+    assert counting.count(experiment("env=hover").env, [100, 10, 30]) == BALL
 
 
 def test_an_env_without_a_scene_can_be_estimated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -250,7 +252,7 @@ def test_the_lookup_imports_neither_torch_nor_the_simulator() -> None:
 import json, sys
 from ppo_lab import command_line
 from ppo_lab.memory.simulator import simulator_memory
-memory = simulator_memory(command_line.to_experiment(command_line.compose(["env=hover"])))
+memory = simulator_memory(to_experiment(compose(["env=hover"])))
 print(json.dumps([memory.n_dofs, sorted({"torch", "genesis", "numpy"} & set(sys.modules))]))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

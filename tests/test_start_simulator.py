@@ -6,7 +6,7 @@ import genesis as gs
 import pytest
 import torch
 
-from ppo_lab.envs import base
+from ppo_lab.envs.genesis import base
 
 
 @pytest.mark.parametrize(

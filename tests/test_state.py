@@ -15,7 +15,7 @@ from genesis.utils.array_class import ArrayItem, DataKind
 from ppo_lab import envs
 from ppo_lab.config import EnvConfig, ExperimentConfig
 from ppo_lab.envs import VecEnv, make_env
-from ppo_lab.envs.base import CARRIED_OVER, BatchedEnv
+from ppo_lab.envs.genesis.base import CARRIED_OVER, BatchedEnv
 from ppo_lab.states import check_fits
 
 STEPS, EVERY, AHEAD, N = 150, 15, 8, 16
@@ -97,7 +97,7 @@ def tiny() -> TinyEnv:
 
 
 def made(monkeypatch: pytest.MonkeyPatch, env: Any) -> VecEnv:
-    monkeypatch.setitem(sys.modules, "ppo_lab.envs.tiny", SimpleNamespace(make=lambda *_: env))
+    monkeypatch.setitem(sys.modules, "ppo_lab.envs.tasks.tiny", SimpleNamespace(make=lambda *_: env))
     return make_env(TINY, 4, CPU)
 
 

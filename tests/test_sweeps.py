@@ -26,15 +26,18 @@ from hydra._internal.utils import create_automatic_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from rich.console import Console
 
-from ppo_lab import command_line, invocation, runs
-from ppo_lab.command_line import ExitCode, OverBudgetError
-from ppo_lab.config import ConfigError, ExperimentConfig
-from ppo_lab.memory import hardware
-from ppo_lab.stopping import AGAIN_AFTER_S
+from ppo_lab.cli.compose import CONF, compose, parse
+from ppo_lab.config import ExperimentConfig
+from ppo_lab.errors import ConfigError, ExitCode, OverBudgetError
+from ppo_lab.machine import commands
+from ppo_lab.memory.predict import hardware
+from ppo_lab.runs.config import to_experiment
+from ppo_lab.runs.folder import take
 from ppo_lab.sweeps import jobs, launcher, places, plan, schedule, table
 from ppo_lab.sweeps.jobs import Job, Sweep
 from ppo_lab.sweeps.places import LocalPlace
 from ppo_lab.sweeps.table import Progress
+from ppo_lab.training.stopping import AGAIN_AFTER_S
 from tests.fake_nvml import Device
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -312,13 +315,13 @@ def test_what_passes_the_plan_starts(words: list[str], tmp_path: Path, monkeypat
     multirun(for_hydra[1:])
     assert launched == [folder]
     for job in jobs.read(folder).jobs:
-        cfg = command_line.compose([*job.overrides, f"hydra.run.dir='{folder / job.folder}'"])
-        assert command_line.to_experiment(cfg).env.name == "hover"
+        cfg = compose([*job.overrides, f"hydra.run.dir='{folder / job.folder}'"])
+        assert to_experiment(cfg).env.name == "hover"
 
 
 def multirun(words: list[str]) -> None:
     """What `hydra.main` does with the words after -m."""
-    path = create_automatic_config_search_path(None, None, str(command_line.CONF))
+    path = create_automatic_config_search_path(None, None, str(CONF))
     try:
         Hydra.create_main_hydra2("train", path).multirun("config", lambda _: None, words, with_log_configuration=False)
     finally:
@@ -488,7 +491,7 @@ def test_one_bad_job_stops_no_other_and_each_says_what_became_of_it(
     assert sweep.log(ended[1]).read_text() == "error: it broke\n"
     said = capsys.readouterr().out
     assert "missing: 4 of 6 jobs" in said
-    assert f"to run what is missing: {invocation.train('-m', 'do=...', f'sweep.resume={sweep.folder}')}\n" in said
+    assert f"to run what is missing: {commands.train('-m', 'do=...', f'sweep.resume={sweep.folder}')}\n" in said
 
 
 def test_a_sweep_is_done_when_all_is_completed_or_was_left_out_as_planned(tmp_path: Path) -> None:
@@ -663,7 +666,7 @@ def test_a_job_whose_folder_is_in_use_waits_while_others_run(
     folder = sweep.run_folder(sweep.jobs[0])
     folder.mkdir()
     (folder / "config.yaml").touch()
-    held = runs.take(folder)
+    held = take(folder)
     seen: set[tuple[str, str | None]] = set()
 
     def look() -> None:
@@ -689,7 +692,7 @@ def test_a_sweep_that_is_stopped_waits_for_no_folder(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path / "sweep", "succeed")
     folder = sweep.run_folder(sweep.jobs[0])
     folder.mkdir()
-    with runs.take(folder):
+    with take(folder):
         assert schedule.run(sweep, tiny_places(), lambda: os.kill(os.getpid(), signal.SIGTERM)) == signal.SIGTERM
     assert statuses(sweep) == ["planned"]
 
@@ -726,7 +729,7 @@ def test_resume_plans_what_is_missing_and_keeps_what_is_done(planned: tuple[Path
     (over / "summary.json").write_text('{"status": "completed"}')
     printed = launcher._how_to_go_on(sweep).partition("train.py ")[2]
     for_hydra = plan.prepare([*shlex.split(printed), "sweep.jobs_per_device=2"])
-    assert command_line.parse(for_hydra[-1]).value() == str(folder)
+    assert parse(for_hydra[-1]).value() == str(folder)
     again = jobs.read(folder)
     assert [job.status for job in again.jobs] == ["completed", "planned", "planned", "planned", "completed", "planned"]
     assert again.jobs[0] == sweep.jobs[0]
@@ -771,7 +774,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from ppo_lab import runs
-with runs.take(Path(sys.argv[1])):
+with take(Path(sys.argv[1])):
     print("held", flush=True)
     input()
 """
@@ -786,7 +789,7 @@ def test_a_sweep_that_is_running_is_not_run_twice(planned: tuple[Path, list[str]
         with pytest.raises(ConfigError, match="is in use: process"):
             plan.prepare([*words, f"sweep.resume={folder}"])
         other.kill()
-    runs.take(folder).close()  # it is gone with its process
+    take(folder).close()  # it is gone with its process
 
 
 # what is shown
@@ -915,4 +918,4 @@ def test_the_launcher_is_found_by_hydra_and_is_the_one_for_sweeps() -> None:
     from hydra.plugins.launcher import Launcher
 
     names = {f"{found.__module__}.{found.__name__}" for found in Plugins.instance().discover(Launcher)}
-    assert command_line.compose([]).hydra.launcher._target_ in names
+    assert compose([]).hydra.launcher._target_ in names

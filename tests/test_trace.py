@@ -12,18 +12,19 @@ from typing import Any, cast
 import pytest
 import torch
 
-from ppo_lab import command_line, envs
-from ppo_lab.config import ACTIVATIONS, ConfigError, ExperimentConfig
+from ppo_lab import envs
+from ppo_lab.cli.compose import compose
+from ppo_lab.config import ACTIVATIONS, ExperimentConfig
 from ppo_lab.config import to_json as experiment_to_json
+from ppo_lab.errors import ConfigError
 from ppo_lab.learning.checkpoint import NoCheckpoints
-from ppo_lab.learning.runner import Runner
-from ppo_lab.memory import tracer
-from ppo_lab.memory.allocator import cublas_workspace_bytes, replay
-from ppo_lab.memory.estimate import estimate
-from ppo_lab.memory.hardware import Hardware
-from ppo_lab.memory.monitor import MIB, MemoryMonitor
-from ppo_lab.memory.simulator import simulator_memory
-from ppo_lab.memory.trace import (
+from ppo_lab.learning.loop import Runner
+from ppo_lab.memory.measure.monitor import MIB, MemoryMonitor
+from ppo_lab.memory.predict.allocator import cublas_workspace_bytes, replay
+from ppo_lab.memory.predict.estimate import estimate
+from ppo_lab.memory.predict.hardware import Hardware
+from ppo_lab.memory.predict.simulator import simulator_memory
+from ppo_lab.memory.predict.trace import (
     CATEGORIES,
     Allocation,
     DeviceType,
@@ -35,10 +36,13 @@ from ppo_lab.memory.trace import (
     to_json,
     trace,
 )
+from ppo_lab.probes import learner
+from ppo_lab.runs.config import from_json as experiment_from_json
+from ppo_lab.runs.config import to_experiment
 
 
 def experiment(*overrides: str) -> ExperimentConfig:
-    return command_line.to_experiment(command_line.compose(["experiment=smoke", *overrides]))
+    return to_experiment(compose(["experiment=smoke", *overrides]))
 
 
 def random_overrides(seed: int) -> list[str]:
@@ -78,7 +82,7 @@ def measured(cfg: ExperimentConfig) -> dict[str, int]:
     rows: dict[str, float] = {}
     with MemoryMonitor(torch.device("cpu"), count_tensors=True) as monitor:
         others_mib = monitor.scalars()["Memory/resident_mib"]
-        env, checkpoints = cast(Any, tracer.StandInEnv(cfg)), cast(Any, NoCheckpoints())
+        env, checkpoints = cast(Any, learner.StandInEnv(cfg)), cast(Any, NoCheckpoints())
         runner = Runner(env, cfg, monitor, checkpoints, lambda _, scalars: rows.update(scalars))
         runner.learn(3, init_at_random_ep_len=True)
     return {
@@ -89,7 +93,7 @@ def measured(cfg: ExperimentConfig) -> dict[str, int]:
 
 def traced(cfg: ExperimentConfig, device_type: DeviceType = "cpu") -> Trace:
     gc.collect()
-    return tracer.run(cfg, device_type)
+    return learner.run(cfg, device_type)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -168,7 +172,7 @@ def test_a_peak_counts_what_is_alive_when_its_phase_starts() -> None:
 
 
 def test_a_storage_that_grows_goes_and_comes_again() -> None:
-    with tracer.Recorder(torch.device("cpu")) as recorder:
+    with learner.Recorder(torch.device("cpu")) as recorder:
         before = recorder.event_count()
         tensor = torch.zeros(10)
         tensor.resize_(20)
@@ -189,7 +193,7 @@ def test_torch_is_as_it_was_after_a_trace() -> None:
 
 def test_an_experiment_survives_the_way_to_the_tracer() -> None:
     cfg = experiment("env=go2", "algorithm.num_mini_batches=2")
-    assert command_line.from_json(experiment_to_json(cfg)) == cfg
+    assert experiment_from_json(experiment_to_json(cfg)) == cfg
 
 
 def test_mixed_precision_on_a_gpu_is_refused_by_name() -> None:
@@ -203,8 +207,8 @@ def test_asking_for_a_trace_or_a_replay_does_not_load_torch() -> None:
 
 
 def test_the_replay_of_go2_reserves_what_a_separate_model_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracer, "simulator_memory", lambda cfg: None)  # that model had the learner alone
-    found = traced(command_line.to_experiment(command_line.compose([])))  # 4096 envs x 24 steps
+    monkeypatch.setattr(learner, "simulator_memory", lambda cfg: None)  # that model had the learner alone
+    found = traced(to_experiment(compose([])))  # 4096 envs x 24 steps
     workspace = 32 * 2**20
     assert replay(found.events).reserved_bytes == 520_093_696
     assert replay(found.events, None, workspace, found.matmul_starts[:1]).reserved_bytes == 553_648_128
@@ -238,7 +242,7 @@ def test_go2_at_full_size_takes_of_a_gpu_what_a_separate_model_found(
 
 @pytest.fixture(scope="module")
 def go2_on_cuda() -> Trace:
-    return trace(command_line.to_experiment(command_line.compose([])), "cuda")  # 4096 envs x 24 steps
+    return trace(to_experiment(compose([])), "cuda")  # 4096 envs x 24 steps
 
 
 def test_the_first_workspace_is_taken_by_the_first_act_and_the_second_by_the_first_backward_pass(
@@ -266,13 +270,13 @@ def test_an_envs_tensors_are_as_wide_as_its_actions_whatever_the_number_of_envs(
         cfg = experiment(f"env={env}", f"num_envs={num_envs}")
         counted = simulator_memory(cfg)
         assert counted
-        sizes = [tensor.nbytes for tensor in tracer.StandInEnv(cfg)._rest]
+        sizes = [tensor.nbytes for tensor in learner.StandInEnv(cfg)._rest]
         assert sizes == [num_envs * width] * blocks + [counted.env_constant_bytes + num_envs * rest]
 
 
 def test_a_permutation_on_a_gpu_takes_three_more_tensors_and_the_sorts_storage() -> None:
     def permuted(device_type: DeviceType) -> list[Event]:
-        with tracer.Recorder(torch.device("cpu"), device_type) as recorder:
+        with learner.Recorder(torch.device("cpu"), device_type) as recorder:
             before = recorder.event_count()
             permutation = torch.randperm(1000)
             events = recorder.events()[before:]

@@ -19,7 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from ppo_lab import command_line, envs
+from ppo_lab import envs
+from ppo_lab.cli.compose import compose
+from ppo_lab.runs.config import to_experiment
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -36,7 +38,7 @@ def run(request: pytest.FixtureRequest, train: Train, tmp_path_factory: pytest.T
     done = train(*words, f"hydra.run.dir={folder}")
     assert done.returncode == 0, done.stderr
     assert "iteration 2/2" in done.stdout
-    assert f"-m ppo_lab.dashboard '{folder}'" in done.stdout
+    assert f"-m ppo_lab dashboard '{folder}'" in done.stdout
     return folder
 
 
@@ -68,9 +70,9 @@ def test_the_run_folder_has_its_papers(run: Path) -> None:
 def test_the_saved_config_is_the_one_that_ran(run: Path) -> None:
     saved = yaml.safe_load((run / "config.yaml").read_text())
     words = yaml.safe_load((run / ".hydra" / "overrides.yaml").read_text())
-    again = command_line.to_experiment(command_line.compose(words))
+    again = to_experiment(compose(words))
     assert OmegaConf.to_container(OmegaConf.structured(again)) == saved
-    assert command_line.to_experiment(DictConfig(saved)) == again
+    assert to_experiment(DictConfig(saved)) == again
 
 
 def test_the_manifest_says_where_the_run_comes_from(run: Path) -> None:

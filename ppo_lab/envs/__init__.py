@@ -1,6 +1,6 @@
 """The envs: the only room that knows the simulator.
 
-An env called NAME is `conf/env/NAME.yaml` and the module `ppo_lab.envs.NAME`, which defines
+An env called NAME is `conf/env/NAME.yaml` and the module `ppo_lab.envs.tasks.NAME`, which defines
 
     Config                        its settings, a dataclass derived from `ppo_lab.config.EnvConfig`
     make(cfg, num_envs, device)   the env itself, a `VecEnv`
@@ -15,14 +15,11 @@ from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ppo_lab.config import EnvConfig
+from ppo_lab.envs import tasks
 
 if TYPE_CHECKING:
     import torch
     from tensordict import TensorDict
-
-
-class SimulatorError(RuntimeError):
-    """The simulator could not do its work; the text says why, and the setting that mends it."""
 
 
 class VecEnv(Protocol):
@@ -73,32 +70,28 @@ class VecEnv(Protocol):
         ...
 
 
-SHARED = {"base", "footprint", "rewards"}
-"""The modules here that are not envs."""
-
-
 def names() -> list[str]:
     """The envs there are."""
-    return sorted(module.name for module in iter_modules(__path__) if module.name not in SHARED)
+    return sorted(module.name for module in iter_modules(tasks.__path__))
 
 
 def config_class(name: str) -> type[EnvConfig]:
     """The settings' class of the env called `name`. Imports neither torch nor the simulator."""
-    return import_module(f"ppo_lab.envs.{name}").Config
+    return import_module(f"ppo_lab.envs.tasks.{name}").Config
 
 
 def make_env(cfg: EnvConfig, num_envs: int, device: torch.device) -> VecEnv:
-    """Builds the env that `cfg` describes on `device`. Start the simulator first: `base.start_simulator`.
+    """Builds the env that `cfg` describes on `device`. Start the simulator first: `genesis.base.start_simulator`.
 
     Raises a ValueError where the env's observations or actions are not of the sizes that its Config says.
     """
-    env: VecEnv = import_module(f"ppo_lab.envs.{cfg.name}").make(cfg, num_envs, device)
+    env: VecEnv = import_module(f"ppo_lab.envs.tasks.{cfg.name}").make(cfg, num_envs, device)
     has = {"num_obs": env.get_observations()["policy"].shape[-1], "num_actions": env.num_actions}
     for name, found in has.items():
         said = getattr(cfg, name)
         if found != said:
             raise ValueError(
                 f"env {cfg.name} has {name}={found}, and its Config says {said}. Set {name}: ClassVar[int] = {found} "
-                f"in Config of ppo_lab.envs.{cfg.name}, or mend what the env observes."
+                f"in Config of ppo_lab.envs.tasks.{cfg.name}, or mend what the env observes."
             )
     return env

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppo_lab.files import flaw, numbered, seal, with_state, write_atomically
+from ppo_lab.errors import CheckpointError
+from ppo_lab.runs.files import flaw, numbered, seal, with_state, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +35,6 @@ State = dict[str, Any]
 Of a model: rsl_rl's actor_state_dict, critic_state_dict, optimizer_state_dict, iter, infos; and learning_rate.
 Of a state: iteration, env, episodes, random, best_reward.
 """
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or read; the text says which and why."""
 
 
 class Checkpoints:

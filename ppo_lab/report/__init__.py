@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ppo_lab.files import write_atomically, write_json, write_text
 from ppo_lab.report import page, pictures, results
 from ppo_lab.report.jobs import Sweep, read_sweep
-from ppo_lab.telemetry.hparams import RESULTS, write_hparams
+from ppo_lab.runs.files import write_atomically, write_json, write_text
+from ppo_lab.runs.hparams import RESULTS, write_hparams
 
 
 def write(folder: Path) -> Path:

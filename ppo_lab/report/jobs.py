@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from ppo_lab.command_line import read_plain
-from ppo_lab.config import ConfigError, flat
-from ppo_lab.files import read_rows
-from ppo_lab.memory import measured
-from ppo_lab.memory.hardware import MIB
+from ppo_lab.config import flat
+from ppo_lab.errors import ConfigError
+from ppo_lab.memory.measure import measured
+from ppo_lab.memory.predict.hardware import MIB
+from ppo_lab.runs.config import read_plain
+from ppo_lab.runs.files import read_rows
 
 JOBS = "jobs.json"
 """The launcher's record of a sweep."""

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ppo_lab.config import ConfigError
-from ppo_lab.files import write_json
+from ppo_lab.errors import ConfigError
+from ppo_lab.runs.files import write_json
 
 Status = Literal["planned", "running", "completed", "failed", "killed", "interrupted", "over_budget"]
 """failed: it said why. killed: by a signal, or it ended without saying why. interrupted: stopped after a checkpoint.

@@ -6,14 +6,15 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from ppo_lab import invocation, runs
-from ppo_lab.command_line import STOPS, ExitCode, RunFailedError
-from ppo_lab.files import shown
+from ppo_lab.errors import STOPS, ExitCode, RunFailedError
+from ppo_lab.machine import commands
+from ppo_lab.runs.files import shown
+from ppo_lab.runs.folder import take
 from ppo_lab.sweeps import jobs, schedule
 from ppo_lab.sweeps.jobs import Sweep
 from ppo_lab.sweeps.places import Place, local_places
 from ppo_lab.sweeps.table import Board
-from ppo_lab.telemetry.console import say
+from ppo_lab.training.console import say
 
 
 def launch(folder: Path) -> ExitCode:
@@ -21,7 +22,7 @@ def launch(folder: Path) -> ExitCode:
 
     Raises a ConfigError where another process runs this sweep.
     """
-    with runs.take(folder):
+    with take(folder):
         sweep = jobs.read(folder)
         return run(sweep, local_places(sweep.device, sweep.settings["jobs_per_device"]))
 
@@ -59,15 +60,15 @@ def run(sweep: Sweep, places: Sequence[Place]) -> ExitCode:
 
 def _how_to_go_on(sweep: Sweep) -> str:
     words = shlex.split(sweep.command)[2:]  # after python train.py
-    return f"to run what is missing: {invocation.train(*words, f'sweep.resume={shown(sweep.folder)}')}"
+    return f"to run what is missing: {commands.train(*words, f'sweep.resume={shown(sweep.folder)}')}"
 
 
 def _write_report(folder: Path) -> Path | None:
     """A report that cannot be written must not hide how the sweep went."""
     try:
-        from ppo_lab import report  # loads matplotlib
+        from ppo_lab import report
 
         return report.write(folder)
     except Exception as error:
-        say(f"no report: {error}; {invocation.module('report', str(folder))} tries again")
+        say(f"no report: {error}; {commands.module('report', str(folder))} tries again")
         return None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-from ppo_lab.command_line import ExitCode
-from ppo_lab.files import read_json
+from ppo_lab.errors import ExitCode
+from ppo_lab.runs.files import read_json
 from ppo_lab.sweeps.jobs import Status
 
 LOG_TAIL_BYTES = 8192

@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from ppo_lab import command_line, devices
-from ppo_lab.config import ConfigError
+from ppo_lab.cli.compose import CONF
+from ppo_lab.errors import ConfigError
+from ppo_lab.machine import devices
 
-TRAIN = (sys.executable, str(command_line.CONF.parent / "train.py"))
+TRAIN = (sys.executable, str(CONF.parent / "train.py"))
 
 
 class Running(Protocol):

@@ -19,17 +19,22 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from ppo_lab import command_line, config, preflight, runs
-from ppo_lab.command_line import SWEEP_DIR, OverBudgetError, quoted
-from ppo_lab.config import ConfigError, ExperimentConfig, SweepConfig, setting
-from ppo_lab.memory import hardware
-from ppo_lab.memory.estimate import Span, estimate, need, verdict
-from ppo_lab.memory.hardware import MIB
-from ppo_lab.memory.simulator import too_many_envs
+from ppo_lab import config
+from ppo_lab.cli.compose import CONF, check_question, compose, folder_of, is_for_hydra, is_multirun, parse, words_of
+from ppo_lab.config import ExperimentConfig, SweepConfig, setting
+from ppo_lab.config.overrides import SWEEP_DIR, quoted
+from ppo_lab.errors import ConfigError, OverBudgetError
+from ppo_lab.machine import preflight
+from ppo_lab.memory.predict import hardware
+from ppo_lab.memory.predict.estimate import Span, estimate, need, verdict
+from ppo_lab.memory.predict.hardware import MIB
+from ppo_lab.memory.predict.simulator import too_many_envs
+from ppo_lab.runs.config import from_json, to_experiment, to_settings
+from ppo_lab.runs.folder import is_complete, make_new_folder, take
 from ppo_lab.sweeps import jobs as records
 from ppo_lab.sweeps.jobs import Job, Sweep
 from ppo_lab.sweeps.places import local_places
-from ppo_lab.telemetry.console import say
+from ppo_lab.training.console import say
 
 MAX_JOBS = 10_000
 FOLDER_NAME_LENGTH = 120
@@ -56,20 +61,18 @@ def prepare(argv: list[str]) -> list[str]:
         MachineError: the machine cannot run it.
         OverBudgetError: a job is predicted not to fit, and sweep.over_budget=stop.
     """
-    words = [word for word in argv if not command_line.is_multirun(word)]
-    if command_line.is_for_hydra(words):
-        command_line.check_question(words)
+    words = [word for word in argv if not is_multirun(word)]
+    if is_for_hydra(words):
+        check_question(words)
         return words
     preflight.check_single_process()
-    words = command_line.words_of(words)
+    words = words_of(words)
     theirs, ours = _split(words)
     combinations = expand(theirs)
     experiments = _experiments(combinations)
-    cfg = command_line.compose([*combinations[0], *ours])
+    cfg = compose([*combinations[0], *ours])
     settings = _settings(cfg)
-    if settings.resume is None and not any(
-        command_line.parse(word, several=True).is_sweep_override() for word in theirs
-    ):
+    if settings.resume is None and not any(parse(word, several=True).is_sweep_override() for word in theirs):
         raise ConfigError(
             "-m asks for a sweep, and no key has several values. Give some, as in: python train.py -m seed=1,2; "
             "or leave out -m to train once."
@@ -88,9 +91,7 @@ def prepare(argv: list[str]) -> list[str]:
         folder, started, command = earlier.folder, earlier.started, earlier.command
     else:
         by_hand = any(word.startswith(SWEEP_DIR) for word in ours)
-        folder = runs.make_new_folder(
-            command_line.folder_of(cfg, SWEEP_DIR), may_be_renamed=not by_hand, word=SWEEP_DIR
-        )
+        folder = make_new_folder(folder_of(cfg, SWEEP_DIR), may_be_renamed=not by_hand, word=SWEEP_DIR)
         started = datetime.now().astimezone().isoformat(timespec="seconds")
         command = shlex.join(["python", "train.py", *argv])
     try:
@@ -111,8 +112,8 @@ def expand(words: list[str]) -> list[tuple[str, ...]]:
     single run. Raises a ConfigError.
     """
     for word in words:
-        command_line.parse(word, several=True)
-    with hydra.initialize_config_dir(str(command_line.CONF), version_base="1.3"):
+        parse(word, several=True)
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         try:
             overrides = parser.parse_overrides(words)
@@ -186,7 +187,7 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
     theirs: list[str] = []
     ours: list[str] = []
     for word in words:
-        override = command_line.parse(word, several=True)
+        override = parse(word, several=True)
         key = override.key_or_group
         if key in ("resume", "reproduce"):
             raise ConfigError(f"{word} is for one run. To go on with a sweep: sweep.resume=FOLDER.")
@@ -204,7 +205,7 @@ def _experiments(combinations: list[tuple[str, ...]]) -> list[ExperimentConfig]:
     experiments, refused = [], []
     for combination in combinations:
         try:
-            experiments.append(command_line.to_experiment(command_line.compose(list(combination))))
+            experiments.append(to_experiment(compose(list(combination))))
         except ConfigError as error:
             refused.append((combination, str(error)))
     if refused:
@@ -230,7 +231,7 @@ def _refuse_equal(experiments: list[ExperimentConfig], names: list[str]) -> None
 
 
 def _settings(cfg: DictConfig) -> SweepConfig:
-    words: _Words = command_line.to_settings(OmegaConf.masked_copy(cfg, ["sweep"]), OmegaConf.structured(_Words))
+    words: _Words = to_settings(OmegaConf.masked_copy(cfg, ["sweep"]), OmegaConf.structured(_Words))
     return words.sweep
 
 
@@ -266,7 +267,7 @@ def _earlier(folder: Path, combinations: list[tuple[str, ...]]) -> Sweep:
     """The sweep in `folder`, if it is of these combinations. Raises a ConfigError."""
     try:
         sweep = records.read(folder)
-        runs.take(folder).close()
+        take(folder).close()
     except ConfigError as error:
         raise ConfigError(f"sweep.resume: {error}") from None
     theirs = [job.overrides for job in sweep.jobs]
@@ -290,7 +291,7 @@ def _continued(earlier: Sweep, job: Job) -> Job:
         raise ConfigError(f"sweep.resume: job {job.number} is in {before.folder}; expected: {job.folder}.")
     if before.status == "completed":
         return before
-    if runs.is_complete(earlier.run_folder(job)):  # and nobody was left to write it down
+    if is_complete(earlier.run_folder(job)):  # and nobody was left to write it down
         return dataclasses.replace(before, status="completed", exit_code=0, message=None)
     return dataclasses.replace(job, started=before.started, wall_s=before.wall_s)
 
@@ -311,7 +312,7 @@ def _predicted(jobs: list[Job], experiments: list[ExperimentConfig], settings: S
         same.setdefault(config.to_json(dataclasses.replace(experiments[job.number], seed=0)), []).append(job)
     jobs, too_large = [*jobs], []
     for number, (text, alike) in enumerate(same.items(), 1):
-        experiment = command_line.from_json(text)
+        experiment = from_json(text)
         impossible = too_many_envs(experiment)
         needs = None if impossible else _estimate(experiment, machine)
         fits = verdict(needs, free_bytes) if needs else "no" if impossible else "not known"

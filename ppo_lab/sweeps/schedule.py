@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from ppo_lab import runs
-from ppo_lab.command_line import RUN_DIR, quoted
 from ppo_lab.config import as_text
-from ppo_lab.files import is_locked
-from ppo_lab.stopping import StopRequest
+from ppo_lab.config.overrides import RUN_DIR, quoted
+from ppo_lab.runs.files import is_locked
+from ppo_lab.runs.folder import is_complete
 from ppo_lab.sweeps.jobs import Job, Sweep
 from ppo_lab.sweeps.outcomes import outcome
 from ppo_lab.sweeps.places import Place, Running
+from ppo_lab.training.stopping import StopRequest
 
 POLL_EVERY_S = 0.2
 
@@ -86,7 +86,7 @@ def _next_job(sweep: Sweep, waiting: list[int]) -> Job | None:
                 sweep.update(job, message=message)
             continue
         waiting.remove(number)
-        if not runs.is_complete(folder):
+        if not is_complete(folder):
             return job
         sweep.update(job, status="completed", exit_code=0, message=None)
     return None

@@ -18,9 +18,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from ppo_lab.memory.hardware import MIB
+from ppo_lab.memory.predict.hardware import MIB
 from ppo_lab.sweeps.jobs import Job, Sweep
-from ppo_lab.telemetry.console import say
+from ppo_lab.training.console import say
 
 METRICS_TAIL_BYTES = 65536
 MEASURED = ("Memory/process_device_mib", "Memory/device_used_mib", "Memory/host_peak_rss_mib")

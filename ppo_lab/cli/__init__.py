@@ -1,0 +1,1 @@
+"""The commands: the only user of Hydra and of the command line."""

@@ -1,0 +1,282 @@
+"""Which run a command starts, continues or repeats, and in which folder. Loads neither torch nor the simulator."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ppo_lab.cli.compose import check_question, compose, folder_of, is_for_hydra, parse, words_of
+from ppo_lab.config import ExperimentConfig, as_text, flat
+from ppo_lab.config.overrides import RUN_DIR, SWEEP_DIR, quoted
+from ppo_lab.errors import ConfigError, NothingToDo, StoppedError
+from ppo_lab.machine import commands, devices, preflight
+from ppo_lab.runs.config import as_yaml, read_experiment, to_experiment, without_start
+from ppo_lab.runs.files import flaw, is_locked, numbered, read_json, shown, with_state, write_text
+from ppo_lab.runs.folder import Run, cannot_write, is_complete, make_new_folder, started_s, take
+
+ON_REQUEST = ("max_iterations", "device")
+"""Settings that a run may go on with changed where it is named; resume=auto takes a run that has the same."""
+
+
+MAY_CHANGE = (*ON_REQUEST, "save_interval", "checkpoint", "memory", "quiet")
+"""Settings that a run may go on with changed: none of them touches what is learned, but for another kind of device."""
+
+
+AUTO = "auto"
+"""As in resume=auto."""
+
+
+def prepare(words: list[str]) -> tuple[Run | None, list[str]]:
+    """Checks the words (without the program's name) and this machine, and takes the run's folder.
+
+    Returns the run, and the words for Hydra; None where Hydra answers by itself. Nothing is left on disk when it
+    raises.
+
+    Raises:
+        ConfigError: the words do not make a run.
+        MachineError: the machine cannot run it.
+        NothingToDo: the run to go on with is complete.
+    """
+    if is_for_hydra(words):
+        check_question(words)
+        return None, words
+    words = words_of(words)
+    for word in words:
+        if word.lstrip("+~").startswith(("sweep.", SWEEP_DIR)):
+            raise ConfigError(f"{word} is for sweeps. Add -m: python train.py -m ...")
+    preflight.check_single_process()
+    typed = {override.key_or_group: override.value() for override in map(parse, words)}
+    resume, reproduce = typed.get("resume"), typed.get("reproduce")
+    if resume is not None and reproduce is not None:
+        raise ConfigError("resume= and reproduce= exclude each other: one goes on in a folder, the other begins anew.")
+    by_hand = RUN_DIR[:-1] in typed
+    if by_hand and resume not in (None, AUTO):
+        raise ConfigError(f"resume={resume} goes on in the run's own folder. Leave out hydra.run.dir=.")
+
+    start, notes = None, []
+    if resume == AUTO:
+        cfg = compose(words)
+        found, note = _newest(to_experiment(cfg), folder_of(cfg), by_hand)
+        notes.append(f"resume=auto: {note}")
+        start = _start("resume=auto", found) if found else None
+    elif resume is not None or reproduce is not None:
+        key, value = ("resume", resume) if reproduce is None else ("reproduce", reproduce)
+        start = _start(f"{key}={as_text(value)}", Path(str(value)))
+    overrides = [word for word in words if not word.startswith("hydra.")]
+    if start and not {"env", "experiment"} & typed.keys():
+        words = [f"env={start.saved.env.name}", *words]  # whose keys the words are about
+    cfg = compose(words)
+    preflight.check_system_libraries()
+    for_hydra = [word for word in words if not word.startswith(RUN_DIR)]
+    if start and reproduce is None:
+        run = _continue(start, cfg, overrides, notes)
+        for_hydra.append("hydra.output_subdir=null")  # the run has its .hydra already
+    else:
+        run = _begin(start, cfg, overrides, notes, may_be_renamed=not by_hand)
+    return run, [*for_hydra, f"{RUN_DIR}{quoted(run.folder)}"]
+
+
+@dataclass(frozen=True)
+class _Start:
+    """The run that another goes on from, or repeats."""
+
+    asked: str
+    """The word that names it."""
+    folder: Path
+    saved: ExperimentConfig
+    at: int | None
+    """The iteration of the checkpoint that was named; None: that of the newest."""
+
+
+def _start(asked: str, path: Path) -> _Start:
+    try:
+        folder, at = path, None
+        if path.is_file() and path.parent.name == "checkpoints":
+            folder = path.parent.parent
+            at = next(
+                (n for kind in ("model", "state") for n, p in numbered(path.parent, kind).items() if p == path), None
+            )
+            if at is None:
+                raise ConfigError(f"{asked}: {path.name} is no checkpoint to go on from. {_resumable(folder)}")
+        elif not path.is_dir():
+            raise ConfigError(
+                f"{asked}: there is no such folder or file. Allowed: a run folder, a checkpoint in one, auto."
+            )
+    except OSError as error:
+        raise ConfigError(f"{asked}: {error.strerror}. Allowed: a run folder.") from None
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(f"{asked}: {folder} is not a run folder: it has no config.yaml.")
+    return _Start(asked, folder, read_unchanged(folder, asked), at)
+
+
+def read_unchanged(folder: Path, asked: str) -> ExperimentConfig:
+    """The experiment of the run in `folder`, as it began. Raises a ConfigError, also where config.yaml was changed."""
+    saved = read_experiment(folder / "config.yaml")
+    manifest = read_json(folder / "manifest.json")
+    began = manifest.get("config")
+    if not isinstance(began, dict):
+        return saved
+    was = flat(began)
+    now = {key: value for key, value in _settings_that_matter(saved).items() if key not in ON_REQUEST}
+    changed = {key: value for key, value in now.items() if was.get(key, value) != value}
+    if not changed:
+        return saved
+    differs = ", ".join(f"{key} was {as_text(was[key])} and is {as_text(value)}" for key, value in changed.items())
+    new = [f"{key}={as_text(value)}" for key, value in changed.items()]
+    raise ConfigError(
+        f"{asked}: its config.yaml was changed since the run began: {differs}. A run goes on, and is repeated, as it "
+        f"began: put that back, or train a new run: {commands.train(f'env={saved.env.name}', *new)}"
+    )
+
+
+def _begin(start: _Start | None, cfg: DictConfig, overrides: list[str], notes: list[str], may_be_renamed: bool) -> Run:
+    if start is None:
+        experiment = to_experiment(cfg)
+    else:
+        if not (start.folder / "metrics.jsonl").is_file():
+            raise ConfigError(f"{start.asked}: it has no metrics.jsonl, and so nothing to compare with.")
+        experiment = _with_changes(start, cfg, overrides, ("quiet", "run_name"))
+    _take_device(experiment)
+    folder = make_new_folder(folder_of(cfg), may_be_renamed)
+    try:
+        held = take(folder)
+        write_text(folder / "config.yaml", as_yaml(experiment))  # from here on the run can be gone on with
+    except OSError as error:
+        shutil.rmtree(folder)
+        raise cannot_write(folder, error) from None
+    except (KeyboardInterrupt, StoppedError):
+        shutil.rmtree(folder)
+        raise
+    return Run(experiment, folder, overrides, held, reproduces=start.folder if start else None, notes=notes)
+
+
+def _continue(start: _Start, cfg: DictConfig, overrides: list[str], notes: list[str]) -> Run:
+    folder, asked = start.folder, start.asked
+    experiment = _with_changes(start, cfg, overrides, MAY_CHANGE)
+    _take_device(experiment)
+    warnings: list[str] = []
+    held = take(folder)
+    try:
+        checkpoint = _newest_whole(folder, start.at, asked, warnings)
+        done = 0 if checkpoint is None else checkpoint + 1
+        left = experiment.max_iterations - done
+        more = f"max_iterations={2 * done}"
+        if left == 0 and is_complete(folder):  # killed at the very end, it is completed
+            train_on = commands.train(f"resume={shown(folder)}", more)
+            raise NothingToDo(f"{shown(folder)} is complete: all {done} iterations are done. To train on: {train_on}")
+        if left < 0:
+            raise ConfigError(
+                f"{asked}: {done} iterations are done, and max_iterations={experiment.max_iterations} is the total. "
+                f"Try {more} to train on."
+            )
+        write_text(folder / "config.yaml", as_yaml(replace(experiment, device=start.saved.device)))
+    except (ConfigError, NothingToDo):
+        held.close()
+        raise
+    except OSError as error:
+        held.close()
+        raise cannot_write(folder, error) from None
+    return Run(experiment, folder, overrides, held, True, checkpoint, notes=notes, warnings=warnings)
+
+
+def _newest(asked: ExperimentConfig, folder: Path, by_hand: bool) -> tuple[Path | None, str]:
+    """The run of this very experiment to go on with, and why that one or none.
+
+    Of those that no process trains it is the unfinished one that started last, or else the complete one that did. By
+    hand, only the folder that was named counts.
+    """
+    if by_hand:
+        has_run = (folder / "config.yaml").exists()
+        return folder if has_run else None, "goes on" if has_run else f"a new run begins, as {folder} holds none"
+    outputs, wanted = shown(folder.parent), _settings_that_matter(asked)
+    free: list[Path] = []
+    in_use = ""
+    why = f"there is no run in {outputs}"
+    for run in sorted(folder.parent.iterdir(), key=started_s) if folder.parent.is_dir() else ():
+        try:
+            settings = _settings_that_matter(read_experiment(run / "config.yaml"))
+        except ConfigError:
+            continue
+        if settings != wanted:
+            differing = ", ".join(key for key in wanted if settings.get(key) != wanted[key])
+            why = f"none in {outputs} has these settings; the newest, {run.name}, differs in {differing}"
+        elif is_locked(run):
+            in_use = f"another process trains {outputs / run.name}"
+        else:
+            free.append(run)
+    if not free:
+        return None, f"a new run begins, as {in_use or why}"
+    newest = ([run for run in free if not is_complete(run)] or free)[-1]
+    return newest, f"goes on with {shown(newest)}, the unfinished run of these settings that started last"
+
+
+def _settings_that_matter(cfg: ExperimentConfig) -> dict[str, Any]:
+    settings = flat(asdict(cfg))
+    return {key: value for key, value in settings.items() if key in ON_REQUEST or not _is_among(key, MAY_CHANGE)}
+
+
+def _with_changes(
+    start: _Start, cfg: DictConfig, overrides: list[str], may_change: tuple[str, ...]
+) -> ExperimentConfig:
+    """What was saved, with what the words set and may set. A word that says what was saved changes nothing."""
+    said, unsaid = _settings(cfg), _settings(compose([f"env={start.saved.env.name}"]))
+    named = tuple(word.lstrip("+~").partition("=")[0] for word in overrides)
+    settings, changes = flat(asdict(start.saved)), {}
+    for key, value in said.items():
+        is_said = value != unsaid.get(key) or _is_among(key, named)
+        if not is_said or (key in settings and value == settings[key]):
+            continue
+        if not _is_among(key, may_change):
+            raise ConfigError(
+                f"{start.asked}: {key}={as_text(value)} would change the run, which has {as_text(settings.get(key))}. "
+                f"Allowed to change: {', '.join(may_change)}."
+            )
+        changes[key] = value
+    merged = OmegaConf.create(asdict(start.saved))
+    for key, value in changes.items():
+        OmegaConf.update(merged, key, value)
+    return to_experiment(merged)
+
+
+def _newest_whole(folder: Path, at: int | None, asked: str, warnings: list[str]) -> int | None:
+    """The newest iteration of which model and state are whole, or `at`. None where nothing was saved yet."""
+    resumable = with_state(folder / "checkpoints")
+    if at is None and not numbered(folder / "checkpoints", "model"):
+        return None
+    for number in reversed(resumable) if at is None else [at]:
+        if number not in resumable:
+            raise ConfigError(
+                f"{asked}: iteration {number} has weights alone, no state to go on from. {_resumable(folder)}"
+            )
+        flaws = [f"{path} {why}" for path in resumable[number] if (why := flaw(path.read_bytes()))]
+        if not flaws:
+            return number
+        warnings += flaws
+    raise ConfigError(f"{asked}: {'; '.join(warnings) or 'no state to go on from'}. {_resumable(folder, warnings)}")
+
+
+def _resumable(folder: Path, broken: list[str] | None = None) -> str:
+    """Which checkpoints there are to go on from, in words."""
+    resumable = with_state(folder / "checkpoints")
+    there = [str(n) for n in resumable if not any(f"_{n}.pt " in why for why in broken or ())]
+    return f"Allowed: those of iteration {' or '.join(there)}." if there else "The weights alone cannot go on exactly."
+
+
+def _take_device(cfg: ExperimentConfig) -> None:
+    devices.take(cfg.device)
+    if cfg.device.startswith("cuda"):
+        devices.resolve_device(cfg.device)  # loads torch, which must be able to use it
+
+
+def _settings(cfg: DictConfig) -> dict[str, Any]:
+    content = OmegaConf.to_container(without_start(cfg), resolve=True)
+    assert isinstance(content, dict)
+    return flat(content)
+
+
+def _is_among(key: str, names: tuple[str, ...]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)

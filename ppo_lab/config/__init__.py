@@ -1,0 +1,50 @@
+"""What an experiment is: types, ranges and rules of its settings. Standard library only.
+
+ranges.py      which values a setting admits
+schema.py      the settings themselves, and combinations that cannot work
+overrides.py   settings as one types them
+"""
+
+from ppo_lab.config.overrides import as_text, did_you_mean, flat, leaves
+from ppo_lab.config.ranges import INT32_MAX, Range, count, setting
+from ppo_lab.config.schema import (
+    ACTIVATIONS,
+    ActorConfig,
+    AlgorithmConfig,
+    CheckpointConfig,
+    EnvConfig,
+    ExperimentConfig,
+    MemoryConfig,
+    ModelConfig,
+    NetworkConfig,
+    SweepConfig,
+    check,
+    nearest_divisors,
+    to_json,
+)
+from ppo_lab.errors import ConfigError
+
+__all__ = [
+    "ACTIVATIONS",
+    "INT32_MAX",
+    "ActorConfig",
+    "AlgorithmConfig",
+    "CheckpointConfig",
+    "ConfigError",
+    "EnvConfig",
+    "ExperimentConfig",
+    "MemoryConfig",
+    "ModelConfig",
+    "NetworkConfig",
+    "Range",
+    "SweepConfig",
+    "as_text",
+    "check",
+    "count",
+    "did_you_mean",
+    "flat",
+    "leaves",
+    "nearest_divisors",
+    "setting",
+    "to_json",
+]

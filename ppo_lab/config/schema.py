@@ -1,0 +1,278 @@
+"""What an experiment is: the typed schema, and every rule its values must obey.
+
+YAML under `conf/` holds the values, the dataclasses here hold types and ranges, and neither repeats the
+other: no field has a default. Standard library only, so that a wrong word on the command line is answered
+before torch or the simulator are loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ppo_lab.config.overrides import as_text, did_you_mean
+from ppo_lab.config.ranges import INT32_MAX, count, setting
+from ppo_lab.contracts import EnvSpec
+from ppo_lab.errors import ConfigError
+
+ACTIVATIONS = tuple("elu selu relu crelu lrelu tanh sigmoid softplus gelu swish mish identity".split())
+
+
+ADDRESS_SPACE_BYTES = 2**47
+"""What a process can address at all on x86-64 and most others."""
+
+
+@dataclass
+class EnvConfig:
+    """What every env is told. An env's own class adds what only that env has."""
+
+    name: str = setting(pattern=r"[a-z][a-z0-9_]*")
+    """The env's file under `conf/env` and its module under `ppo_lab/envs/tasks`."""
+    dt: float = setting(above=0)
+    """Control step, s."""
+    substeps: int = count()
+    """Simulator steps in each control step."""
+    episode_length_s: float = setting(above=0)
+    """An episode that lasts longer ends as a time-out."""
+    clip_actions: float = setting(above=0)
+    """Actions are clipped to +- this."""
+    performance_mode: bool = setting()
+    """Compile the simulator for this very scene: slower to start, faster to step."""
+
+    def spec(self) -> EnvSpec:
+        """What the env observes, does and pays."""
+        raise NotImplementedError(f"{type(self).__module__}.{type(self).__name__} must define spec()")
+
+    @property
+    def num_obs(self) -> int:
+        """Numbers in one observation of the actor."""
+        return self.spec().width()
+
+    @property
+    def num_actions(self) -> int:
+        return len(self.spec().actions)
+
+    @property
+    def max_episode_length(self) -> int:
+        """Steps in an episode that is not cut short."""
+        return math.ceil(self.episode_length_s / self.dt)
+
+    def problems(self) -> Iterator[str]:
+        """Combinations of this env's values that cannot work."""
+        yield from ()
+
+    def unordered_ranges(self, *names: str) -> Iterator[str]:
+        """The settings among `names` whose [low, high] is upside down."""
+        for name in names:
+            low, high = getattr(self, name)
+            if low > high:
+                yield f"env.{name}=[{low},{high}] has low above high. Try env.{name}=[{high},{low}]."
+
+    def too_long(self, name: str) -> Iterator[str]:
+        """Says so when the time `name` has more steps than can be counted."""
+        time_s = getattr(self, name)
+        if time_s / self.dt > INT32_MAX:
+            yield f"env.{name}={time_s} is too many steps of env.dt={self.dt} s. Allowed: up to {INT32_MAX} steps."
+
+    def not_unit(self, name: str) -> Iterator[str]:
+        """Says so when the quaternion `name` is not of length 1."""
+        length = math.hypot(*getattr(self, name))
+        if abs(length - 1) > 1e-3:
+            yield f"env.{name}={as_text(getattr(self, name))} has length {length:.3g}; a quaternion has length 1."
+
+
+@dataclass
+class AlgorithmConfig:
+    """The parameters of rsl_rl's PPO, by rsl_rl's names."""
+
+    num_learning_epochs: int = count()
+    num_mini_batches: int = count()
+    clip_param: float = setting(above=0)
+    gamma: float = setting(at_least=0, at_most=1)
+    lam: float = setting(at_least=0, at_most=1)
+    value_loss_coef: float = setting(at_least=0)
+    entropy_coef: float = setting(at_least=0)
+    learning_rate: float = setting(above=0)
+    max_grad_norm: float = setting(above=0)
+    optimizer: str = setting(choices=("adam", "adamw", "sgd", "rmsprop"))
+    use_clipped_value_loss: bool = setting()
+    schedule: str = setting(choices=("adaptive", "fixed"))
+    desired_kl: float = setting(above=0)
+    normalize_advantage_per_mini_batch: bool = setting()
+    use_mixed_precision: bool = setting()
+
+
+@dataclass
+class ModelConfig:
+    """One multi-layer perceptron."""
+
+    hidden_dims: list[int] = setting(at_least=1)
+    activation: str = setting(choices=ACTIVATIONS)
+    obs_normalization: bool = setting()
+
+
+@dataclass
+class ActorConfig(ModelConfig):
+    """The policy: a perceptron that gives the mean of a Gaussian with a learned deviation."""
+
+    init_std: float = setting(above=0)
+    std_type: str = setting(choices=("scalar", "log"))
+
+
+@dataclass
+class NetworkConfig:
+    """Actor and critic. The first three values set both; each can be set apart."""
+
+    hidden_dims: list[int] = setting(at_least=1)
+    activation: str = setting(choices=ACTIVATIONS)
+    obs_normalization: bool = setting()
+    actor: ActorConfig = setting()
+    critic: ModelConfig = setting()
+
+
+@dataclass
+class MemoryConfig:
+    """What the memory log does beyond reading counters."""
+
+    count_tensors: bool = setting()
+    """On a CPU, count the live tensors' bytes operation by operation. Exact, and slow."""
+    over_budget: str = setting(choices=("stop", "warn"))
+    """What to do before a run that is predicted not to fit."""
+
+
+@dataclass
+class CheckpointConfig:
+    """What is kept for resuming, beside the weights every `save_interval` iterations."""
+
+    keep_state: int = count()
+    """The newest checkpoints from which a run can go on exactly; older ones keep the weights."""
+    every_seconds: float | None = setting(above=0)
+    """Save also when this much time has passed; null: only every save_interval."""
+
+
+@dataclass
+class SweepConfig:
+    """How train.py -m runs its jobs. No part of an experiment."""
+
+    jobs_per_device: int = setting(at_least=1)
+    """Jobs at a time on each GPU; without one, on the CPU."""
+    over_budget: str = setting(choices=("skip", "run", "stop"))
+    """What to do with jobs that are predicted not to fit."""
+    resume: str | None = setting()
+    """The folder of this very sweep: run what is missing."""
+    reward_threshold: float | None = setting()
+    """The report says when each job reached it."""
+
+
+@dataclass
+class ExperimentConfig:
+    """One training run, whole."""
+
+    env: EnvConfig = setting()
+    algorithm: AlgorithmConfig = setting()
+    network: NetworkConfig = setting()
+    memory: MemoryConfig = setting()
+    checkpoint: CheckpointConfig = setting()
+    num_envs: int = count()
+    num_steps_per_env: int = count()
+    """Steps of every env in one rollout."""
+    max_iterations: int = count()
+    save_interval: int = count()
+    """Iterations between checkpoints; see also checkpoint.every_seconds."""
+    seed: int = setting(at_least=0, at_most=2**32 - 1)
+    device: str = setting(pattern=r"auto|cpu|cuda(:[0-9]{1,2})?", examples=("auto", "cpu", "cuda", "cuda:1"))
+    deterministic: bool = setting()
+    """On a GPU, use deterministic algorithms alone, so that the same seed gives the same bits."""
+    run_name: str = setting(pattern=r"[A-Za-z0-9][A-Za-z0-9._-]*", examples=("wide", "kp-20_v2.1"))
+    """The last part of the run folder's name."""
+    quiet: bool = setting()
+    """Print warnings and errors alone."""
+
+    @property
+    def transitions(self) -> int:
+        """Transitions in one rollout."""
+        return self.num_envs * self.num_steps_per_env
+
+    @property
+    def mini_batch_size(self) -> int:
+        """Transitions in one mini-batch."""
+        return self.transitions // self.algorithm.num_mini_batches
+
+
+def check(settings: Any) -> None:
+    """Raises a ConfigError for the first value out of range, or else the first combination that cannot work.
+
+    `settings`: an ExperimentConfig, or any dataclass of `setting` fields.
+    """
+    problems = [_out_of_range(settings)]
+    if isinstance(settings, ExperimentConfig):
+        problems += [_unaddressable(settings), _impossible_combinations(settings)]
+    for problem in itertools.chain(*problems):
+        raise ConfigError(problem)
+
+
+def _out_of_range(node: Any, prefix: str = "") -> Iterator[str]:
+    for f in dataclasses.fields(node):
+        value, allowed = getattr(node, f.name), f.metadata["range"]
+        if dataclasses.is_dataclass(value):
+            yield from _out_of_range(value, f"{prefix}{f.name}.")
+        elif value == [] and allowed.items is None:
+            yield f"{prefix}{f.name}=[] is empty. Allowed: one value or more, each {allowed}."
+        elif not allowed.admits(value):
+            hint = did_you_mean(str(value), allowed.choices or allowed.examples)
+            yield f"{prefix}{f.name}={as_text(value)} is out of range.{hint} Allowed: {allowed}."
+
+
+def _unaddressable(cfg: ExperimentConfig) -> Iterator[str]:
+    """Tensors that no process can hold, on whatever machine."""
+    needs_bytes = {("observations", "num_envs or num_steps_per_env"): 4 * cfg.transitions * cfg.env.num_obs}
+    for name, model, outputs in (("actor", cfg.network.actor, cfg.env.num_actions), ("critic", cfg.network.critic, 1)):
+        widths, smaller = [cfg.env.num_obs, *model.hidden_dims, outputs], f"network.{name}.hidden_dims"
+        needs_bytes[f"{name}'s weights", smaller] = 4 * sum(
+            before * after for before, after in itertools.pairwise(widths)
+        )
+        needs_bytes[f"{name}'s outputs", smaller] = 4 * max(widths) * max(cfg.num_envs, cfg.mini_batch_size)
+    for (what, smaller), size in needs_bytes.items():
+        if size > ADDRESS_SPACE_BYTES:
+            yield f"the {what} would take {size:,} B; a process has {ADDRESS_SPACE_BYTES:,}. Try a smaller {smaller}."
+
+
+def _impossible_combinations(cfg: ExperimentConfig) -> Iterator[str]:
+    rollout = f"{cfg.transitions} transitions ({cfg.num_envs} envs x {cfg.num_steps_per_env} steps)"
+    if cfg.transitions % cfg.algorithm.num_mini_batches:
+        near = " or ".join(f"algorithm.num_mini_batches={n}" for n in nearest_divisors(cfg))
+        yield f"algorithm.num_mini_batches={cfg.algorithm.num_mini_batches} does not divide {rollout}. Try {near}."
+    elif cfg.transitions < 2:
+        yield f"{rollout} have no spread to normalize advantages by. Try num_steps_per_env=2 or more."
+    elif cfg.algorithm.normalize_advantage_per_mini_batch and cfg.mini_batch_size < 2:
+        yield (
+            "algorithm.normalize_advantage_per_mini_batch=true needs mini-batches of at least 2 transitions; "
+            f"got {rollout} in {cfg.algorithm.num_mini_batches}. "
+            f"Try algorithm.num_mini_batches={cfg.transitions // 2}."
+        )
+    yield from cfg.env.too_long("episode_length_s")
+    yield from cfg.env.problems()
+
+
+def nearest_divisors(cfg: ExperimentConfig) -> list[int]:
+    """The numbers of mini-batches nearest to the one asked for, below and above, that divide the rollout."""
+    asked = cfg.algorithm.num_mini_batches
+    divisors = {n * m for n in _divisors(cfg.num_envs) for m in _divisors(cfg.num_steps_per_env)}
+    below = max(n for n in divisors if n <= asked)
+    above = min((n for n in divisors if n >= asked), default=below)
+    return sorted({below, above})
+
+
+def _divisors(number: int) -> set[int]:
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return {*small, *(number // n for n in small)}
+
+
+def to_json(cfg: ExperimentConfig) -> str:
+    """The experiment as text, for another process; `command_line.from_json` reads it."""
+    return json.dumps(dataclasses.asdict(cfg))

@@ -1,0 +1,212 @@
+"""What the parts of ppo-lab promise each other. Typing only: nothing of ours and no library is loaded.
+
+N = num_envs, T = num_steps_per_env, A = number of actions, K = number of reward terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    import torch
+    from tensordict import TensorDict
+    from torch import Tensor
+
+State = dict[str, Any]
+"""Tensors on the CPU, numbers, strings and None alone, in dicts, lists and tuples: what `weights_only=True` reads."""
+
+
+class Deployment(NamedTuple):
+    """What a policy needs on a robot: how actions become targets, and in which conventions it was trained."""
+
+    joints: tuple[str, ...]
+    """The actuated joints, or rotors, in the order of the actions."""
+    default_pose: tuple[float, ...]
+    """Joint positions for an action of 0, rad. Empty for rotors."""
+    kp: float | None
+    """Of the joints' position control, N m / rad."""
+    kd: float | None
+    """N m s / rad."""
+    action_scale: float
+    clip_actions: float
+    latency_steps: int
+    """Control steps until an action takes effect."""
+    quaternion: str = "w x y z"
+
+
+class EnvSpec(NamedTuple):
+    """What an env observes, does and pays. Known from its settings alone, without torch."""
+
+    observations: Mapping[str, Mapping[str, int]]
+    """Group -> term -> width, in order. The actor sees the group "policy"; the critic sees "critic" where there is one,
+    or else "policy"."""
+    actions: tuple[str, ...]
+    rewards: tuple[str, ...]
+    """Names of the reward terms."""
+    dt: float
+    """Control step, s."""
+    max_episode_length: int
+    """Steps in an episode that is not cut short."""
+    deployment: Deployment | None = None
+    """None where there is no robot."""
+
+    def width(self, group: str = "policy") -> int:
+        """Numbers in one observation of `group`."""
+        return sum(self.observations[group].values())
+
+    @property
+    def critic_group(self) -> str:
+        """The group that the critic sees."""
+        return "critic" if "critic" in self.observations else "policy"
+
+
+class StepResult(NamedTuple):
+    """What a step of all envs gives. Every tensor is a fresh one, never written again: the learner keeps references."""
+
+    observations: TensorDict
+    """Group -> (N, width) float32; of the new episode where one began."""
+    rewards: Tensor
+    """(N,) float32."""
+    dones: Tensor
+    """(N,) bool. An episode ended in this step, and the env was reset."""
+    time_outs: Tensor
+    """(N,) bool. It ended by its length alone."""
+    episode_sums: Tensor
+    """(K,) float32. Each reward term, summed over the episodes that ended in this step, per second of a whole one."""
+
+
+class Stateful(Protocol):
+    """Something whose coming steps depend on what it holds."""
+
+    def state(self) -> State:
+        """All that the coming steps depend on."""
+        ...
+
+    def restore(self, state: State) -> None:
+        """Puts back what `state` gave, of an object built alike: the coming steps are identical.
+
+        Raises a ValueError that names what does not fit, before anything is changed.
+        """
+        ...
+
+
+class Env(Stateful, Protocol):
+    """N envs of one kind, stepped together. It draws from a random generator of its own, which is part of its state."""
+
+    spec: EnvSpec
+    num_envs: int
+    device: torch.device
+    episode_length_buf: Tensor
+    """(N,) int32. Steps since each env was reset. The learner may set it before the first step."""
+
+    def get_observations(self) -> TensorDict:
+        """The newest observations, group -> (N, width) float32. Changes nothing."""
+        ...
+
+    def step(self, actions: Tensor) -> StepResult:
+        """Steps every env by `spec.dt`, and resets at once those whose episode ended. actions: (N, A) float32."""
+        ...
+
+    def check(self) -> dict[str, float]:
+        """Asked once an iteration: rows worth logging, none where all went well. Raises a SimulatorError."""
+        ...
+
+
+class Policy(Protocol):
+    """Observations in, actions out."""
+
+    spec: EnvSpec
+
+    def act(self, observations: TensorDict) -> Tensor:
+        """Actions (N, A), sampled as in training."""
+        ...
+
+    def mean(self, observations: TensorDict) -> Tensor:
+        """Actions (N, A), the same for the same observations."""
+        ...
+
+
+class Update(Protocol):
+    """One update of actor and critic from a filled rollout storage."""
+
+    def __call__(self, last_observations: TensorDict) -> dict[str, float]:
+        """Computes returns, takes every optimizer step of an iteration, empties the storage; gives the mean losses."""
+        ...
+
+
+class Ranks(Protocol):
+    """The processes that train one run together."""
+
+    rank: int
+    world_size: int
+
+    def reduce_mean(self, values: Tensor) -> None:
+        """Replaces `values` by its mean over all ranks."""
+        ...
+
+    def broadcast(self, values: Tensor) -> None:
+        """Replaces `values` by what rank 0 has."""
+        ...
+
+    def barrier(self) -> None:
+        """Returns when every rank has come here."""
+        ...
+
+
+class MemoryPhases(Protocol):
+    """Told which phase of an iteration runs; says what memory each took."""
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Around "rollout" and "update"."""
+        ...
+
+    def scalars(self) -> dict[str, float]:
+        """Closes the iteration: "Memory/..._mib" -> MiB."""
+        ...
+
+
+class CheckpointStore(Protocol):
+    """Keeps what a run can go on from."""
+
+    def maybe_save(
+        self,
+        iteration: int,
+        model: Callable[[], State],
+        state: Callable[[], State],
+        reward: float | None,
+        last: bool = False,
+    ) -> None:
+        """Called at the end of every iteration, counted from 0; saves what is due.
+
+        Args:
+            iteration: the one that is complete.
+            model: gives the learner; called only when it is needed.
+            state: gives what else the coming iterations depend on; called only when it is needed.
+            reward: `Train/mean_reward`; None before an episode has ended.
+            last: nothing comes after; returns when all is written.
+
+        Raises:
+            CheckpointError: `last`, and it could not be written. An earlier one that could not is a warning.
+        """
+        ...
+
+
+Report = Callable[[int, dict[str, float]], None]
+"""Takes an iteration's number, counted from 0, and its scalars."""
+
+
+class RunRecord(Protocol):
+    """What a run folder says, as far as it got."""
+
+    config: Mapping[str, Any]
+    """Nested; empty where the run never started."""
+    manifest: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    estimate: Mapping[str, Any]
+    metrics: list[dict[str, Any]]
+    """A row an iteration, up to the first line that cannot be read."""
+    damages: tuple[str, ...]
+    """What could not be read, and why."""

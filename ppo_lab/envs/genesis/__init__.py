@@ -1,0 +1,1 @@
+"""What every env on the Genesis simulator shares."""

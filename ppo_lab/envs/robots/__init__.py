@@ -1,0 +1,1 @@
+"""Robots: asset, joints, gains and default pose."""

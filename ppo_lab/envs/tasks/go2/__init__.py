@@ -1,0 +1,102 @@
+"""Unitree Go2, a quadruped with 12 joints, walks at a commanded velocity: its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from ppo_lab.config import EnvConfig, count, setting
+from ppo_lab.contracts import Deployment, EnvSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from ppo_lab.envs.tasks.go2.env import Go2Env
+
+JOINTS = {f"{leg}_{joint}_joint" for leg in ("FR", "FL", "RR", "RL") for joint in ("hip", "thigh", "calf")}
+
+
+@dataclass
+class ObsScales:
+    """What each measured quantity is multiplied by in the observation."""
+
+    lin_vel: float = setting()
+    ang_vel: float = setting()
+    dof_pos: float = setting()
+    dof_vel: float = setting()
+
+
+@dataclass
+class RewardScales:
+    """Weights per second."""
+
+    tracking_lin_vel: float = setting()
+    tracking_ang_vel: float = setting()
+    lin_vel_z: float = setting()
+    base_height: float = setting()
+    action_rate: float = setting()
+    similar_to_default: float = setting()
+
+
+@dataclass
+class Config(EnvConfig):
+    """Units are in conf/env/go2.yaml, beside the values."""
+
+    max_collision_pairs: int = count()
+    base_init_pos: list[float] = setting(items=3)
+    base_init_quat: list[float] = setting(items=4)
+    default_joint_angles: dict[str, float] = setting()
+    kp: float = setting(at_least=0)
+    kd: float = setting(at_least=0)
+    action_scale: float = setting(above=0)
+    simulate_action_latency: bool = setting()
+    termination_if_roll_greater_than: float = setting(above=0)
+    termination_if_pitch_greater_than: float = setting(above=0)
+    resampling_time_s: float = setting(above=0)
+    lin_vel_x_range: list[float] = setting(items=2)
+    lin_vel_y_range: list[float] = setting(items=2)
+    ang_vel_range: list[float] = setting(items=2)
+    obs_scales: ObsScales = setting()
+    tracking_sigma: float = setting(above=0)
+    base_height_target: float = setting(above=0)
+    reward_scales: RewardScales = setting()
+
+    def spec(self) -> EnvSpec:
+        joints = tuple(self.default_joint_angles)
+        policy = {
+            "base_ang_vel": 3,
+            "projected_gravity": 3,
+            "commands": 3,
+            "dof_pos": len(joints),
+            "dof_vel": len(joints),
+            "actions": len(joints),
+        }
+        deployment = Deployment(
+            joints=joints,
+            default_pose=tuple(self.default_joint_angles.values()),
+            kp=self.kp,
+            kd=self.kd,
+            action_scale=self.action_scale,
+            clip_actions=self.clip_actions,
+            latency_steps=int(self.simulate_action_latency),
+        )
+        rewards = tuple(asdict(self.reward_scales))
+        return EnvSpec({"policy": policy}, joints, rewards, self.dt, self.max_episode_length, deployment)
+
+    def problems(self) -> Iterator[str]:
+        yield from self.unordered_ranges("lin_vel_x_range", "lin_vel_y_range", "ang_vel_range")
+        yield from self.not_unit("base_init_quat")
+        if set(self.default_joint_angles) != JOINTS:
+            wrong = ", ".join(sorted(JOINTS ^ set(self.default_joint_angles)))
+            yield f"env.default_joint_angles must name Go2's {len(JOINTS)} joints; missing or unknown: {wrong}."
+        yield from self.too_long("resampling_time_s")
+        if self.resampling_time_s < self.dt:
+            yield f"env.resampling_time_s={self.resampling_time_s} is shorter than one step. Try {self.dt} or more."
+
+
+def make(cfg: Config, num_envs: int, device: torch.device) -> Go2Env:
+    """Builds the scene and the env."""
+    from ppo_lab.envs.tasks.go2.env import Go2Env
+
+    return Go2Env(cfg, num_envs, device)

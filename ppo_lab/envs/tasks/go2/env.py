@@ -1,0 +1,146 @@
+"""Unitree Go2 walks at a commanded velocity: the MDP of Genesis' public walking example.
+
+Observation (45): base angular velocity (3), gravity in the base frame (3), command (3), joint positions less
+their defaults (12), joint velocities (12), the last actions (12); each scaled by `obs_scales`.
+Action (12): joint positions less their defaults, for PD control at 50 Hz, one step late.
+An episode ends when the base rolls or pitches too far or the simulator loses the env, and by time.
+"""
+
+from __future__ import annotations
+
+import genesis as gs
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from ppo_lab.envs import rewards
+from ppo_lab.envs.genesis.base import BatchedEnv, euler_deg, in_frame
+from ppo_lab.envs.tasks.go2 import Config
+
+JOINT_DOFS = slice(6, 18)  # after the free base
+
+
+class Go2Env(BatchedEnv):
+    """See the module's text; `ppo_lab.envs.VecEnv` is the contract."""
+
+    cfg: Config
+
+    def __init__(self, cfg: Config, num_envs: int, device: torch.device) -> None:
+        super().__init__(cfg, num_envs, device, cfg.reward_scales)
+        self._build_scene()
+
+        scales = cfg.obs_scales
+        self._commands_scale = self._tensor([scales.lin_vel, scales.lin_vel, scales.ang_vel])
+        ranges = [cfg.lin_vel_x_range, cfg.lin_vel_y_range, cfg.ang_vel_range]
+        self._commands_low, self._commands_high = self._tensor(ranges).T.contiguous()
+        self._resampling_steps = int(cfg.resampling_time_s / cfg.dt)
+
+        self._gravity = self._tensor([0.0, 0.0, -1.0])
+        self._init_quat = self._tensor(cfg.base_init_quat)
+        self._default_dof_pos = self._tensor(list(cfg.default_joint_angles.values()))
+        self._init_gravity = in_frame(self._init_quat, self._gravity)
+        in_dof_order = [cfg.default_joint_angles[joint.name] for joint in self._robot.joints[1:]]
+        self._init_qpos = self._tensor([*cfg.base_init_pos, *cfg.base_init_quat, *in_dof_order])
+
+        everyone = torch.ones(num_envs, dtype=torch.bool, device=device)
+        self._commands = torch.zeros(num_envs, 3, device=device)
+        self._last_actions = torch.zeros(num_envs, self.num_actions, device=device)
+        self._actions = self._last_actions.clone()
+        self._read_state()
+        self._reset(everyone)
+        self._update_observations()
+
+    def step(self, actions: Tensor) -> tuple[TensorDict, Tensor, Tensor, dict[str, Tensor]]:
+        cfg = self.cfg
+        self._actions = actions.clip(-cfg.clip_actions, cfg.clip_actions)
+        executed = self._last_actions if cfg.simulate_action_latency else self._actions
+        target = executed * cfg.action_scale + self._default_dof_pos
+        self._robot.control_dofs_position(target[:, self._dof_order], JOINT_DOFS)
+        self._simulate()
+        self.episode_length_buf += 1
+        self._read_state()
+
+        step_rewards = self._pay(
+            {
+                "tracking_lin_vel": rewards.tracking(
+                    self._commands[:, :2], self._base_lin_vel[:, :2], cfg.tracking_sigma
+                ),
+                "tracking_ang_vel": rewards.tracking(
+                    self._commands[:, 2:], self._base_ang_vel[:, 2:], cfg.tracking_sigma
+                ),
+                "lin_vel_z": rewards.squared_deviation(self._base_lin_vel[:, 2]),
+                "base_height": rewards.squared_deviation(self._base_height, cfg.base_height_target),
+                "action_rate": rewards.squared_change(self._actions, self._last_actions),
+                "similar_to_default": rewards.absolute_deviation(self._dof_pos, self._default_dof_pos),
+            }
+        )
+
+        self._resample_commands(self.episode_length_buf % self._resampling_steps == 0)
+        time_outs = self.episode_length_buf > self.max_episode_length
+        dones = time_outs | self._has_fallen() | self._scene.rigid_solver.get_error_envs_mask()
+        episode_sums = self._reset(dones)
+        self._update_observations()
+        self._last_actions = self._actions
+        return self.get_observations(), step_rewards, dones, self._extras(time_outs, episode_sums)
+
+    def _build_scene(self) -> None:
+        cfg = self.cfg
+        self._scene = gs.Scene(
+            sim_options=gs.options.SimOptions(dt=cfg.dt, substeps=cfg.substeps),
+            rigid_options=gs.options.RigidOptions(
+                enable_self_collision=False, tolerance=1e-5, max_collision_pairs=cfg.max_collision_pairs
+            ),
+            show_viewer=False,
+        )
+        self._scene.add_entity(gs.morphs.URDF(file="urdf/plane/plane.urdf", fixed=True))
+        self._robot = self._scene.add_entity(
+            gs.morphs.URDF(file="urdf/go2/urdf/go2.urdf", pos=cfg.base_init_pos, quat=cfg.base_init_quat)
+        )
+        self._scene.build(n_envs=self.num_envs)
+        dofs = [self._robot.get_joint(name).dof_start for name in cfg.default_joint_angles]
+        self._motor_dofs = torch.tensor(dofs, dtype=torch.int32, device=self.device)
+        self._dof_order = torch.argsort(self._motor_dofs)
+        self._robot.set_dofs_kp([cfg.kp] * self.num_actions, self._motor_dofs)
+        self._robot.set_dofs_kv([cfg.kd] * self.num_actions, self._motor_dofs)
+
+    def _read_state(self) -> None:
+        quat = self._robot.get_quat()
+        self._base_height = self._robot.get_pos()[:, 2]
+        self._base_euler_deg = euler_deg(quat, self._init_quat)
+        self._base_lin_vel = in_frame(quat, self._robot.get_vel())
+        self._base_ang_vel = in_frame(quat, self._robot.get_ang())
+        self._projected_gravity = in_frame(quat, self._gravity)
+        self._dof_pos = self._robot.get_dofs_position(self._motor_dofs)
+        self._dof_vel = self._robot.get_dofs_velocity(self._motor_dofs)
+
+    def _has_fallen(self) -> Tensor:
+        roll, pitch = self._base_euler_deg[:, 0].abs(), self._base_euler_deg[:, 1].abs()
+        return (roll > self.cfg.termination_if_roll_greater_than) | (pitch > self.cfg.termination_if_pitch_greater_than)
+
+    def _resample_commands(self, chosen: Tensor) -> None:
+        self._commands = torch.where(
+            chosen.unsqueeze(1), self._draw(self._commands_low, self._commands_high), self._commands
+        )
+
+    def _reset(self, ended: Tensor) -> Tensor:
+        """Puts the envs in `ended` back to the start; returns the sums of the episodes that ended."""
+        self._robot.set_qpos(self._init_qpos, envs_idx=ended, zero_velocity=True, skip_forward=True)
+        where = ended.unsqueeze(1)
+        self._projected_gravity = torch.where(where, self._init_gravity, self._projected_gravity)
+        self._dof_pos = torch.where(where, self._default_dof_pos, self._dof_pos)
+        self._base_ang_vel = self._base_ang_vel.masked_fill(where, 0.0)
+        self._dof_vel = self._dof_vel.masked_fill(where, 0.0)
+        self._actions = self._actions.masked_fill(where, 0.0)
+        self._resample_commands(ended)
+        return self._end_episodes(ended)
+
+    def _update_observations(self) -> None:
+        scales = self.cfg.obs_scales
+        self._observe(
+            self._base_ang_vel * scales.ang_vel,
+            self._projected_gravity,
+            self._commands * self._commands_scale,
+            (self._dof_pos - self._default_dof_pos) * scales.dof_pos,
+            self._dof_vel * scales.dof_vel,
+            self._actions,
+        )

@@ -1,0 +1,133 @@
+"""A Crazyflie flies to a target and on to the next: the MDP of Genesis' public drone example.
+
+Observation (17): target relative to the drone (3), orientation (4), linear (3) and angular (3) velocity in the
+drone's frame, the actions of the step before last (4); the first, third and fourth are scaled and clipped to +-1.
+Action (4): each propeller's speed, as a share of the hovering speed, at 100 Hz.
+An episode ends in a crash (too far from the target, too near to the ground) and by time.
+"""
+
+from __future__ import annotations
+
+import genesis as gs
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from ppo_lab.envs import rewards
+from ppo_lab.envs.genesis.base import BatchedEnv, euler_deg, in_frame
+from ppo_lab.envs.tasks.hover import Config
+
+
+class HoverEnv(BatchedEnv):
+    """See the module's text; `ppo_lab.envs.VecEnv` is the contract."""
+
+    cfg: Config
+
+    def __init__(self, cfg: Config, num_envs: int, device: torch.device) -> None:
+        super().__init__(cfg, num_envs, device, cfg.reward_scales)
+        self._build_scene()
+
+        self._target_low, self._target_high = self._tensor(
+            [cfg.pos_x_range, cfg.pos_y_range, cfg.pos_z_range]
+        ).T.contiguous()
+        self._init_pos = self._tensor(cfg.base_init_pos)
+        self._init_quat = self._tensor(cfg.base_init_quat)
+        self._init_qpos = torch.cat((self._init_pos, self._init_quat))
+        self._max_rel_pos = self._tensor(
+            [cfg.termination_if_x_greater_than, cfg.termination_if_y_greater_than, cfg.termination_if_z_greater_than]
+        )
+
+        everyone = torch.ones(num_envs, dtype=torch.bool, device=device)
+        self._targets = torch.zeros(num_envs, 3, device=device)
+        self._last_actions = torch.zeros(num_envs, self.num_actions, device=device)
+        self._pos = self._init_pos.expand(num_envs, 3)
+        self._read_state()
+        self._reset(everyone)
+        self._update_observations()
+
+    def step(self, actions: Tensor) -> tuple[TensorDict, Tensor, Tensor, dict[str, Tensor]]:
+        cfg = self.cfg
+        actions = actions.clip(-cfg.clip_actions, cfg.clip_actions)
+        self._drone.set_propellers_rpm((1 + actions * cfg.action_scale) * cfg.hover_rpm)
+        self._simulate()
+        self.episode_length_buf += 1
+        self._read_state()
+
+        at_target = torch.linalg.vector_norm(self._rel_pos, dim=1) < cfg.at_target_threshold
+        self._resample_targets(at_target)  # seen from the next step on
+        time_outs = self.episode_length_buf > self.max_episode_length
+        crashed = self._has_crashed()
+        dones = time_outs | crashed
+        yaw_deg = self._euler_deg[:, 2]
+        self._reset(dones)
+
+        # Paid after the reset: where an episode ended, all terms but yaw and crash speak of the new one.
+        step_rewards = self._pay(
+            {
+                "target": rewards.approach(self._rel_pos, self._last_rel_pos),
+                "smooth": rewards.squared_change(actions, self._last_actions),
+                "yaw": rewards.heading(yaw_deg, cfg.yaw_lambda),
+                "angular": rewards.spin(self._ang_vel),
+                "crash": crashed.float(),
+            }
+        )
+        episode_sums = self._end_episodes(dones)
+        self._update_observations()
+        self._last_actions = actions
+        return self.get_observations(), step_rewards, dones, self._extras(time_outs, episode_sums)
+
+    def _build_scene(self) -> None:
+        self._scene = gs.Scene(
+            sim_options=gs.options.SimOptions(dt=self.cfg.dt, substeps=self.cfg.substeps),
+            rigid_options=gs.options.RigidOptions(
+                constraint_solver=gs.constraint_solver.Newton, enable_collision=True, enable_joint_limit=True
+            ),
+            show_viewer=False,
+        )
+        self._scene.add_entity(gs.morphs.Plane())
+        self._drone = self._scene.add_entity(gs.morphs.Drone(file="urdf/drones/cf2x.urdf"))
+        self._scene.build(n_envs=self.num_envs)
+
+    def _read_state(self) -> None:
+        self._last_rel_pos = self._targets - self._pos
+        self._pos = self._drone.get_pos()
+        self._rel_pos = self._targets - self._pos
+        self._quat = self._drone.get_quat()
+        self._euler_deg = euler_deg(self._quat, self._init_quat)
+        self._lin_vel = in_frame(self._quat, self._drone.get_vel())
+        self._ang_vel = in_frame(self._quat, self._drone.get_ang())
+
+    def _has_crashed(self) -> Tensor:
+        cfg = self.cfg
+        return (
+            (self._euler_deg[:, 0].abs() > cfg.termination_if_roll_greater_than)
+            | (self._euler_deg[:, 1].abs() > cfg.termination_if_pitch_greater_than)
+            | (self._rel_pos.abs() > self._max_rel_pos).any(dim=1)
+            | (self._pos[:, 2] < cfg.termination_if_close_to_ground)
+        )
+
+    def _resample_targets(self, chosen: Tensor) -> None:
+        self._targets = torch.where(chosen.unsqueeze(1), self._draw(self._target_low, self._target_high), self._targets)
+
+    def _reset(self, ended: Tensor) -> None:
+        """Puts the envs in `ended` back to the start, with new targets."""
+        self._drone.set_qpos(self._init_qpos, envs_idx=ended, zero_velocity=True)
+        where = ended.unsqueeze(1)
+        self._resample_targets(ended)
+        self._pos = torch.where(where, self._init_pos, self._pos)
+        self._quat = torch.where(where, self._init_quat, self._quat)
+        self._rel_pos = torch.where(where, self._targets - self._init_pos, self._rel_pos)
+        self._last_rel_pos = torch.where(where, self._rel_pos, self._last_rel_pos)
+        self._lin_vel = self._lin_vel.masked_fill(where, 0.0)
+        self._ang_vel = self._ang_vel.masked_fill(where, 0.0)
+        self._last_actions = self._last_actions.masked_fill(where, 0.0)
+
+    def _update_observations(self) -> None:
+        scales = self.cfg.obs_scales
+        self._observe(
+            (self._rel_pos * scales.rel_pos).clip(-1, 1),
+            self._quat,
+            (self._lin_vel * scales.lin_vel).clip(-1, 1),
+            (self._ang_vel * scales.ang_vel).clip(-1, 1),
+            self._last_actions,
+        )

@@ -1,0 +1,1 @@
+"""Runs of other frameworks become run folders. Nothing but `cli` imports them."""

@@ -1,0 +1,1 @@
+"""What this machine has: packages, cards, standard streams, and how its commands are typed."""

@@ -1,0 +1,152 @@
+"""What must be true of this machine before a run starts. Standard library only.
+
+`python -m ppo_lab.machine.preflight` checks it all and says in one line what is missing.
+`... preflight libraries` checks the system's libraries alone; `... preflight packages` names what brings them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import re
+import shlex
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from ppo_lab.errors import MachineError
+
+PINNED = {"genesis-world": "1.4.5", "rsl-rl-lib": "5.5.1"}
+"""Both change their interfaces between minor versions."""
+TORCH_AT_LEAST = (2, 11)
+ALSO_NEEDED = ("hydra-core", "omegaconf", "tensorboard", "rich", "psutil")
+ENVIRONMENT = Path(__file__).resolve().parents[2] / ".venv"
+"""What `make setup` makes."""
+SYSTEM_LIBRARIES = ("libGL.so.1", "libEGL.so.1")
+SPINS = "10000"
+"""How often a waiting thread of OpenMP looks before it sleeps: as fast as ever on an idle machine."""
+SYSTEM_PACKAGES = "libgl1 libegl1 libgl1-mesa-dri libglu1-mesa"
+
+
+def check_installed() -> None:
+    """Raises a MachineError when a package is missing or of a version that this project does not run on."""
+    wanted = [f"{name}=={version}" for name, version in PINNED.items() if _installed(name) != version]
+    if (_parse(_installed("torch")) or (0, 0)) < TORCH_AT_LEAST:
+        wanted.append("torch==2.13.*")
+    wanted += [name for name in ALSO_NEEDED if _installed(name) is None]
+    if wanted:
+        if sys.prefix == sys.base_prefix and "CONDA_PREFIX" not in os.environ:
+            raise MachineError(f"{sys.executable} lacks {', '.join(map(_bare_name, wanted))}; {_own_environment()}")
+        found = ", ".join(f"{name} {_installed(name) or 'missing'}" for name in map(_bare_name, wanted))
+        raise MachineError(f"installed: {found}; needed: {', '.join(wanted)}; run: {_pip_install(wanted)}")
+    if _installed("rsl-rl") is not None:
+        again = _pip_install(["--force-reinstall", "--no-deps", f"rsl-rl-lib=={PINNED['rsl-rl-lib']}"])
+        raise MachineError(
+            f"installed: rsl-rl {_installed('rsl-rl')}, which shadows rsl-rl-lib; needed: rsl-rl-lib alone; "
+            f"run: {sys.executable} -m pip uninstall -y rsl-rl && {again}"
+        )
+
+
+def check_system_libraries() -> None:
+    """Raises a MachineError where OpenGL is missing, which the simulator loads even without a screen."""
+    if not sys.platform.startswith("linux"):
+        return
+    missing = [name for name in SYSTEM_LIBRARIES if not _loads(name)]
+    if missing:
+        raise MachineError(
+            f"{' and '.join(missing)} not found, which the simulator needs even without a screen; "
+            f"run: apt-get install {SYSTEM_PACKAGES} (Debian, Ubuntu; as root)"
+        )
+
+
+def yield_busy_cores() -> None:
+    """Lets torch's threads sleep soon where one waits for another. To be called before torch is loaded.
+
+    By default they spin for milliseconds: beside another busy process an iteration then takes many times as long
+    (docs/results/README.md). What the user has set stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+
+
+def check_single_process() -> None:
+    """Raises a MachineError where a launcher such as torchrun has started several processes of this command.
+
+    Each of them would train the same run. WORLD_SIZE alone, which some cluster images set, says nothing.
+    """
+    world_size = os.environ.get("WORLD_SIZE", "")
+    rank = next((f"{name}={os.environ[name]}" for name in ("RANK", "LOCAL_RANK") if name in os.environ), None)
+    if rank and world_size.isdecimal() and int(world_size) > 1:
+        raise MachineError(
+            f"WORLD_SIZE={world_size} and {rank}: a launcher such as torchrun started several processes, "
+            "and each would train the same run; allowed: one process; start it with python alone, "
+            "or unset WORLD_SIZE where there is no launcher"
+        )
+
+
+def cpu_name() -> str:
+    """The processor's name, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "CPU"
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or "CPU")
+
+
+def exit_on_wrong_packages() -> None:
+    """Ends the process with one line and exit code 2 where `check_installed` raises."""
+    try:
+        check_installed()
+    except MachineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _own_environment() -> str:
+    """How to come by the project's own environment: nobody should install torch into the system."""
+    if not (ENVIRONMENT / "bin" / "python").exists():
+        return f"the project's environment is not set up; run: make -C {shlex.quote(str(ENVIRONMENT.parent))} setup"
+    activate = shlex.join([".", str(ENVIRONMENT / "bin" / "activate")])
+    return f"the project's environment is not activated; run: {activate}"
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name).split("+")[0]
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _bare_name(requirement: str) -> str:
+    return requirement.split("==")[0]
+
+
+def _parse(version: str | None) -> tuple[int, ...] | None:
+    return tuple(map(int, re.findall(r"\d+", version)[:2])) if version else None
+
+
+def _pip_install(requirements: list[str]) -> str:
+    quoted = " ".join(f"'{r}'" if "*" in r else r for r in requirements)
+    return f"{sys.executable} -m pip install {quoted}"
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["packages"]:
+        sys.exit(print(SYSTEM_PACKAGES))
+    try:
+        check_system_libraries()
+        if sys.argv[1:] != ["libraries"]:
+            check_installed()
+    except MachineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,281 @@
+"""What a run's tensors hold, tensor by tensor, worked out from the configuration alone.
+
+Each function names the tensors that rsl_rl and torch really allocate, with their shapes and dtypes; the tests build
+the real ones and compare. Standard library only: it answers before torch could be loaded.
+
+N = num_envs, T = num_steps_per_env, O = num_obs, A = num_actions, B = mini_batch_size. Both networks see all of O.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from ppo_lab.config import ExperimentConfig, ModelConfig
+from ppo_lab.errors import ConfigError
+
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "int64": 8, "uint8": 1, "bool": 1}
+
+KEEPS_INPUT = frozenset("elu selu crelu lrelu softplus gelu swish mish".split())
+"""Activations that torch differentiates by their input, which is then kept beside the output that the next layer keeps.
+
+relu, tanh and sigmoid are differentiated by that very output, and identity by nothing (torch's derivatives.yaml).
+"""
+
+MOMENTS = {"adam": ("exp_avg", "exp_avg_sq"), "adamw": ("exp_avg", "exp_avg_sq"), "rmsprop": ("square_avg",), "sgd": ()}
+"""What each optimizer keeps for a parameter, in the parameter's own shape, with torch's default settings."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor, without its values."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """As requested; an allocator rounds up."""
+        return self.elements * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A closed form to read: what the term means, the formula, and the formula with the numbers put in."""
+
+    term: str
+    meaning: str
+    formula: str
+    numbers: str
+    """An expression and its value: "2 x 3 = 6"."""
+    bytes: int | None
+    """None where something other than bytes is counted."""
+
+
+def total_bytes(specs: Iterable[TensorSpec]) -> int:
+    return sum(spec.bytes for spec in specs)
+
+
+def rollout_storage(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
+    """rsl_rl's RolloutStorage once a transition has been added, which is when `distribution_params` appear."""
+    steps = (cfg.num_steps_per_env, cfg.num_envs)
+    return (
+        TensorSpec("observations.policy", (*steps, cfg.env.num_obs)),
+        TensorSpec("rewards", (*steps, 1)),
+        TensorSpec("actions", (*steps, cfg.env.num_actions)),
+        TensorSpec("dones", (*steps, 1), "uint8"),
+        TensorSpec("values", (*steps, 1)),
+        TensorSpec("actions_log_prob", (*steps, 1)),
+        TensorSpec("distribution_params.0", (*steps, cfg.env.num_actions)),  # mean
+        TensorSpec("distribution_params.1", (*steps, cfg.env.num_actions)),  # standard deviation
+        TensorSpec("returns", (*steps, 1)),
+        TensorSpec("advantages", (*steps, 1)),
+    )
+
+
+def mini_batch(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
+    """The copies that rsl_rl's `mini_batch_generator` gathers for one mini-batch.
+
+    Rewards and dones are not gathered. The permutation, (T * N,) int64, belongs to the whole update and is not here.
+    """
+    size = cfg.mini_batch_size
+    return (
+        TensorSpec("observations.policy", (size, cfg.env.num_obs)),
+        TensorSpec("actions", (size, cfg.env.num_actions)),
+        TensorSpec("values", (size, 1)),
+        TensorSpec("advantages", (size, 1)),
+        TensorSpec("returns", (size, 1)),
+        TensorSpec("old_actions_log_prob", (size, 1)),
+        TensorSpec("old_distribution_params.0", (size, cfg.env.num_actions)),
+        TensorSpec("old_distribution_params.1", (size, cfg.env.num_actions)),
+    )
+
+
+def parameters(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
+    """Actor and critic, in the optimizer's order. What a normalizer learns is not among them: `normalizer_buffers`."""
+    std = {"scalar": "std_param", "log": "log_std_param"}[cfg.network.actor.std_type]
+    specs = [TensorSpec(f"actor.distribution.{std}", (cfg.env.num_actions,))]
+    for name, _, layers in _networks(cfg):
+        for i, (inputs, outputs) in enumerate(layers):
+            specs.append(TensorSpec(f"{name}.mlp.{2 * i}.weight", (outputs, inputs)))
+            specs.append(TensorSpec(f"{name}.mlp.{2 * i}.bias", (outputs,)))
+    return tuple(specs)
+
+
+def normalizer_buffers(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
+    """The running moments of each network that normalizes its observations."""
+    specs = []
+    for name, model, _ in _networks(cfg):
+        if model.obs_normalization:
+            for moment in ("_mean", "_var", "_std"):
+                specs.append(TensorSpec(f"{name}.obs_normalizer.{moment}", (1, cfg.env.num_obs)))
+            specs.append(TensorSpec(f"{name}.obs_normalizer.count", (), "int64"))
+    return tuple(specs)
+
+
+def gradients(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
+    """One for each parameter, from the first backward until the next mini-batch's."""
+    return tuple(dataclasses.replace(spec, name=f"{spec.name}.grad") for spec in parameters(cfg))
+
+
+def optimizer_state(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
+    """The moments that the optimizer keeps on the device from its first step on."""
+    return tuple(
+        dataclasses.replace(spec, name=f"{spec.name}.{moment}")
+        for spec in parameters(cfg)
+        for moment in MOMENTS[cfg.algorithm.optimizer]
+    )
+
+
+def optimizer_steps(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
+    """The step counters of adam, adamw and rmsprop. They live in host memory whatever the device."""
+    if cfg.algorithm.optimizer == "sgd":
+        return ()
+    return tuple(TensorSpec(f"{spec.name}.step", ()) for spec in parameters(cfg))
+
+
+def saved_activations(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
+    """What autograd keeps of both perceptrons from the forward pass of a mini-batch until its backward pass.
+
+    Each linear layer keeps its input (the first one's is a copy of the observations, normalized or not), and an
+    activation in KEEPS_INPUT its own. In mixed precision all of it is bfloat16, and so are the copies of the weights
+    that the layers after the first keep.
+
+    Not covered: the parameters themselves, which are kept but not copied; the graph of the loss behind the networks'
+    outputs, (B, A) and (B,) tensors; and whatever backward allocates on its way.
+
+    Raises:
+        ConfigError: softplus in mixed precision, whose dtype depends on the device.
+    """
+    mixed = cfg.algorithm.use_mixed_precision
+    dtype = "bfloat16" if mixed else "float32"
+    specs = []
+    for name, model, layers in _networks(cfg):
+        if mixed and model.activation == "softplus":
+            raise ConfigError(
+                f"network.{name}.activation=softplus with algorithm.use_mixed_precision=true saves what the device "
+                "decides; that has no closed form here. Try another activation, or algorithm.use_mixed_precision=false."
+            )
+        for i, (inputs, outputs) in enumerate(layers):
+            if i > 0 and model.activation in KEEPS_INPUT:
+                specs.append(TensorSpec(f"{name}.mlp.{2 * i - 1}.input", (cfg.mini_batch_size, inputs), dtype))
+            specs.append(TensorSpec(f"{name}.mlp.{2 * i}.input", (cfg.mini_batch_size, inputs), dtype))
+            if i > 0 and mixed:
+                specs.append(TensorSpec(f"{name}.mlp.{2 * i}.weight.T", (inputs, outputs), dtype))
+    return tuple(specs)
+
+
+def episode_statistics(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
+    """The buffers of `ppo_lab.learning.episodes.EpisodeStatistics`, one sum for each of the env's reward terms."""
+    env: Any = cfg.env
+    steps = (cfg.num_steps_per_env, cfg.num_envs)
+    return (
+        TensorSpec("return", (cfg.num_envs,)),
+        TensorSpec("length", (cfg.num_envs,)),
+        TensorSpec("returns", steps),
+        TensorSpec("lengths", steps),
+        TensorSpec("ended", steps, "bool"),
+        TensorSpec("sums", (len(dataclasses.fields(env.reward_scales)),)),
+    )
+
+
+def formulas(cfg: ExperimentConfig) -> tuple[Formula, ...]:
+    """The closed forms of the learner's memory, in the order in which an iteration meets them."""
+    obs, actions, size = cfg.env.num_obs, cfg.env.num_actions, cfg.mini_batch_size
+    count = sum(spec.elements for spec in parameters(cfg))
+    layers = [layer for _, _, layers in _networks(cfg) for layer in layers]
+    optimizer, moments = cfg.algorithm.optimizer, MOMENTS[cfg.algorithm.optimizer]
+
+    def of_bytes(term: str, meaning: str, formula: str, numbers: str, specs: Iterable[TensorSpec]) -> Formula:
+        size_bytes = total_bytes(specs)
+        return Formula(term, meaning, formula, f"{numbers} = {size_bytes:,}", size_bytes)
+
+    return (
+        Formula(
+            "transitions",
+            "one step of one env: what it saw, did and got. A rollout is num_steps_per_env steps of every env",
+            "num_envs x num_steps_per_env",
+            f"{cfg.num_envs:,} x {cfg.num_steps_per_env:,} = {cfg.transitions:,}",
+            None,
+        ),
+        of_bytes(
+            "rollout",
+            "all transitions of an iteration. Each holds the observations; the action, with the mean and deviation it "
+            "was drawn from; reward, value, log probability, return and advantage; and done, in one byte",
+            "transitions x (4 x (num_obs + 3 x num_actions + 5) + 1)",
+            f"{cfg.transitions:,} x (4 x ({obs} + 3 x {actions} + 5) + 1)",
+            rollout_storage(cfg),
+        ),
+        of_bytes(
+            "mini-batch",
+            "the transitions of one step of the optimizer, copied out of the rollout without reward and done",
+            "transitions / num_mini_batches x 4 x (num_obs + 3 x num_actions + 4)",
+            f"{size:,} x 4 x ({obs} + 3 x {actions} + 4)",
+            mini_batch(cfg),
+        ),
+        of_bytes(
+            "parameters",
+            "what is learned: the weights and biases of actor and critic, and a deviation for each action",
+            "4 x (num_actions + sum over the layers of both networks of (inputs + 1) x outputs)",
+            f"4 x ({actions} + {' + '.join(f'({inputs} + 1) x {outputs}' for inputs, outputs in layers)})",
+            parameters(cfg),
+        ),
+        of_bytes(
+            "gradients",
+            "the slope of the loss in each parameter",
+            "4 x parameters",
+            f"4 x {count:,}",
+            gradients(cfg),
+        ),
+        of_bytes(
+            "optimizer state",
+            f"what {optimizer} remembers of earlier gradients: {', '.join(moments) or 'nothing'}",
+            f"{len(moments)} x 4 x parameters",
+            f"{len(moments)} x 4 x {count:,}",
+            optimizer_state(cfg),
+        ),
+        _saved_activations_formula(cfg),
+    )
+
+
+def _saved_activations_formula(cfg: ExperimentConfig) -> Formula:
+    mixed = cfg.algorithm.use_mixed_precision
+    item_bytes = ITEM_BYTES["bfloat16" if mixed else "float32"]
+    formula = f"mini-batch size x {item_bytes} x sum over both networks of (num_obs + copies x hidden units)"
+    units = []
+    for _, model, _ in _networks(cfg):
+        copies = 2 if model.activation in KEEPS_INPUT else 1
+        units.append(f"{cfg.env.num_obs} + {copies} x ({' + '.join(map(str, model.hidden_dims))})")
+    numbers = f"{cfg.mini_batch_size:,} x {item_bytes} x ({' + '.join(units)})"
+    if mixed:
+        formula += f" + {item_bytes} x weights after the first layers"
+        weights = [f"{inputs} x {outputs}" for _, _, layers in _networks(cfg) for inputs, outputs in layers[1:]]
+        numbers += f" + {item_bytes} x ({' + '.join(weights)})"
+    size_bytes = total_bytes(saved_activations(cfg))
+    return Formula(
+        "saved activations",
+        "what the backward pass needs of the forward pass. The next layer keeps each hidden unit's output; elu and its "
+        "like keep their input as well, which makes two copies, while tanh, sigmoid and relu share the one",
+        formula,
+        f"{numbers} = {size_bytes:,}",
+        size_bytes,
+    )
+
+
+def _networks(cfg: ExperimentConfig) -> Iterator[tuple[str, ModelConfig, list[tuple[int, int]]]]:
+    """Name, settings and the (inputs, outputs) of every linear layer."""
+    models: tuple[tuple[str, ModelConfig, int], ...] = (
+        ("actor", cfg.network.actor, cfg.env.num_actions),
+        ("critic", cfg.network.critic, 1),
+    )
+    for name, model, outputs in models:
+        yield name, model, list(pairwise([cfg.env.num_obs, *model.hidden_dims, outputs]))

@@ -1,0 +1,382 @@
+"""The estimate turned around: the largest run that a device holds.
+
+A trace has the same events in the same order at every number of envs; only their sizes grow, each along a straight
+line. Two small traces therefore give the events at any size to the byte, and a replay what they need. What is found
+that way is traced at its own size, and so is the next candidate, before it becomes an answer.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import count
+
+from ppo_lab.config import ExperimentConfig, check
+from ppo_lab.errors import ConfigError
+from ppo_lab.memory.predict.allocator import cublas_workspace_bytes, replay, settings_of_this_process
+from ppo_lab.memory.predict.calibration import Calibration
+from ppo_lab.memory.predict.closed_form import rollout_storage, total_bytes
+from ppo_lab.memory.predict.estimate import whole_device
+from ppo_lab.memory.predict.hardware import MIB, Hardware
+from ppo_lab.memory.predict.host import largest_freed_bytes
+from ppo_lab.memory.predict.simulator import SimulatorMemory, measure, simulator_memory
+from ppo_lab.memory.predict.trace import Allocation, DeviceType, Event, Trace, trace
+
+NUM_MINI_BATCHES = (1, 2, 4, 8, 16, 32)
+"""Of the frontier."""
+MOST_MINI_BATCHES = 1024
+BASE_ENVS = 64
+"""About the size of the traces that the others are worked out from."""
+WINDOW = 32
+"""Candidates tried after the first refusal: what a run needs rises in steps, and now and then falls."""
+
+RESERVED = "reserved memory and simulator"
+TENSORS = "tensors and simulator"
+JACOBIAN = "the simulator's constraint Jacobian (2^31 elements)"
+NOTHING = "nothing: one mini-batch is the whole rollout"
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that a run takes of its device at its peak."""
+
+    reserved_peak_bytes: int
+    """By torch's allocator on a GPU; by tensors on a CPU, where nothing is reserved."""
+    simulator_bytes: int
+    overhead_bytes: int
+
+    @property
+    def device_low_bytes(self) -> int:
+        """Without the overhead, which only a measurement tells."""
+        return self.reserved_peak_bytes + self.simulator_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        return self.device_low_bytes + self.overhead_bytes
+
+
+@dataclass(frozen=True)
+class Fit:
+    """An answer, and the next larger candidate, which is refused. Both were traced at their own size."""
+
+    num_envs: int
+    num_mini_batches: int
+    need_bytes: int
+    memory_bytes: int
+    """Of the device."""
+    binding: str
+    """What refuses the next candidate: `RESERVED`, `TENSORS` or `JACOBIAN`; `NOTHING` where there is none."""
+    next_num_envs: int | None
+    next_num_mini_batches: int | None
+    next_need_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """The events of a trace as straight lines in the number of envs."""
+
+    num_envs: int
+    step: int
+    """Numbers of envs that differ from `num_envs` by multiples of this leave whole mini-batches."""
+    events: tuple[Event, ...]
+    """At `num_envs`."""
+    growth_bytes: tuple[int, ...]
+    """Of each event, for `step` envs more."""
+    matmul_starts: tuple[int, ...]
+    """As in `Trace`."""
+
+    def events_at(self, num_envs: int) -> tuple[Event, ...]:
+        """Raises a ValueError for a number of envs between the steps."""
+        steps, rest = divmod(num_envs - self.num_envs, self.step)
+        if rest:
+            raise ValueError(
+                f"num_envs={num_envs} does not leave whole mini-batches. Allowed: multiples of {self.step}."
+            )
+        return tuple(
+            Allocation(event.block, event.size_bytes + steps * growth_bytes, event.category)
+            if isinstance(event, Allocation)
+            else event
+            for event, growth_bytes in zip(self.events, self.growth_bytes, strict=True)
+        )
+
+
+def scaling(cfg: ExperimentConfig, device_type: DeviceType) -> Scaling:
+    """How the events of `cfg`'s trace grow. `cfg.num_envs` does not matter.
+
+    Raises:
+        ConfigError: a setting that cannot be traced.
+    """
+    step = _step(cfg)
+    num_envs = step * math.ceil(BASE_ENVS / step)
+    runs = [_with_envs(cfg, n) for n in (num_envs, num_envs + step)]
+    small, large = _traces(runs, device_type)
+    growth_bytes = []
+    for event, larger in zip(small.events, large.events, strict=True):
+        match event, larger:
+            case Allocation(), Allocation():
+                assert (event.block, event.category) == (larger.block, larger.category)
+                growth_bytes.append(larger.size_bytes - event.size_bytes)
+            case _:
+                assert event == larger
+                growth_bytes.append(0)
+    assert small.matmul_starts == large.matmul_starts
+    return Scaling(num_envs, step, small.events, tuple(growth_bytes), small.matmul_starts)
+
+
+def learner_peak_bytes(
+    events: Sequence[Event], matmul_starts: Sequence[int], hardware: Hardware, deterministic: bool = False
+) -> int:
+    """What learner and env take at their peak: reserved on a GPU, under PYTORCH_ALLOC_CONF; by tensors on a CPU."""
+    if hardware.is_gpu:
+        workspace_bytes = cublas_workspace_bytes(hardware.compute_capability_major, deterministic)
+        return replay(events, settings_of_this_process(), workspace_bytes, matmul_starts).reserved_peak_bytes
+    sizes: dict[int, int] = {}
+    alive_bytes = peak_bytes = 0
+    for event in events:
+        if isinstance(event, Allocation):
+            sizes[event.block] = event.size_bytes
+            alive_bytes += event.size_bytes
+            peak_bytes = max(peak_bytes, alive_bytes)
+        else:
+            alive_bytes -= sizes.pop(event.block)
+    return peak_bytes
+
+
+def need(
+    learner_peak_bytes: int, simulator: SimulatorMemory, num_envs: int, hardware: Hardware, overhead_bytes: int = 0
+) -> Need:
+    """Adds up what is on the device at once."""
+    return Need(learner_peak_bytes, simulator.bytes(num_envs, hardware), overhead_bytes)
+
+
+def largest_num_envs(cfg: ExperimentConfig, hardware: Hardware, calibration: Calibration | None = None) -> Fit:
+    """The largest num_envs that fits at `cfg`'s num_mini_batches. `cfg.num_envs` does not matter.
+
+    Found by bisection; of the `WINDOW` candidates after the first refusal, the largest that fits after all.
+
+    Raises:
+        ConfigError: not even the fewest envs fit, or a setting that cannot be traced.
+        MeasurementError: the env was never counted, and cannot be built.
+    """
+    device = _Device(hardware, cfg, _simulator(cfg), calibration)
+    scaled = scaling(cfg, device.type)
+    step = scaled.step
+    least = next(n for n in count(step, step) if _is_valid(_with_envs(cfg, n)))
+    candidates = range(least, least + device.simulator.max_num_envs() + step, step)  # some beyond what can be built
+
+    @functools.cache
+    def fits(num_envs: int) -> bool:
+        needed = device.need(scaled.events_at(num_envs), scaled.matmul_starts, num_envs)
+        return device.refusal(num_envs, needed) is None
+
+    refused = bisect_left(candidates, True, key=lambda num_envs: not fits(num_envs))
+    window = range(refused, min(refused + WINDOW, len(candidates)))
+    index = max((i for i in window if fits(candidates[i])), default=max(refused - 1, 0))
+    while fits(candidates[index + 1]):
+        index += 1
+    return _confirmed(candidates, index, functools.partial(_with_envs, cfg), device)
+
+
+def smallest_num_mini_batches(cfg: ExperimentConfig, hardware: Hardware, calibration: Calibration | None = None) -> Fit:
+    """The smallest num_mini_batches that fits `cfg`'s num_envs: a divisor of the transitions, at most 1024.
+
+    Found in growing strides from 1, which is the quickest to trace, and by bisection of the last stride; with one
+    epoch, whose need is a lower bound: in later ones fragmentation may reserve a little more.
+
+    Raises:
+        ConfigError: none fits, or a setting that cannot be traced.
+        MeasurementError: the env was never counted, and cannot be built.
+    """
+    device = _Device(hardware, cfg, _simulator(cfg), calibration)
+    fixed_bytes = total_bytes(rollout_storage(cfg)) + device.simulator.bytes(cfg.num_envs, hardware)
+    if fixed_bytes > hardware.memory_bytes:  # or else the search would go through them all
+        raise ConfigError(
+            f"num_envs={cfg.num_envs}: rollout and simulator alone need {_mib(fixed_bytes)}, and {hardware.name} has "
+            f"{_mib(hardware.memory_bytes)}; mini-batches do not change that. Try fit=num_envs."
+        )
+    divisors = [m for m in range(1, MOST_MINI_BATCHES + 1) if cfg.transitions % m == 0]
+    candidates = [m for m in divisors if _is_valid(_with_mini_batches(cfg, m))]
+
+    @functools.cache
+    def needed(num_mini_batches: int) -> Need:
+        run = _with_mini_batches(cfg, num_mini_batches)
+        return device.traced([replace(run, algorithm=replace(run.algorithm, num_learning_epochs=1))])[0]
+
+    def fits(num_mini_batches: int) -> bool:
+        return device.refusal(cfg.num_envs, needed(num_mini_batches)) is None
+
+    last = len(candidates) - 1
+    low, high = 0, 0  # of `candidates`; those below `low` do not fit
+    while not fits(candidates[high]):
+        if high == last or cfg.num_envs > device.simulator.max_num_envs():
+            raise device.refused(_with_mini_batches(cfg, candidates[high]), needed(candidates[high]))
+        low, high = high + 1, min(2 * high + 1, last)
+    found = bisect_left(candidates, True, low, high, key=fits)
+    found = next(i for i in range(max(found - 2, 0), found + 1) if fits(candidates[i]))
+    return _confirmed(candidates[::-1], last - found, functools.partial(_with_mini_batches, cfg), device)
+
+
+def half_the_envs(cfg: ExperimentConfig) -> int | None:
+    """The largest num_envs that is allowed, up to half of `cfg`'s. None where there is none."""
+    return next((n for n in range(cfg.num_envs // 2, 0, -1) if _is_valid(_with_envs(cfg, n))), None)
+
+
+def twice_the_mini_batches(cfg: ExperimentConfig) -> int | None:
+    """The smallest num_mini_batches that is allowed, from twice `cfg`'s on. None where there is none."""
+    candidates = range(2 * cfg.algorithm.num_mini_batches, MOST_MINI_BATCHES + 1)
+    return next((m for m in candidates if _is_valid(_with_mini_batches(cfg, m))), None)
+
+
+def frontier(
+    cfg: ExperimentConfig,
+    hardware: Hardware,
+    calibration: Calibration | None = None,
+    num_mini_batches: Sequence[int] = NUM_MINI_BATCHES,
+    show: Callable[[str], None] = lambda _: None,
+) -> tuple[Fit, ...]:
+    """The largest num_envs for each number of mini-batches. Raises as `largest_num_envs` does.
+
+    `show` is told what is being worked out, each time before it takes seconds.
+    """
+    fits = []
+    for number, m in enumerate(num_mini_batches, 1):
+        show(f"{number} of {len(num_mini_batches)}: the largest num_envs with num_mini_batches={m}")
+        fits.append(largest_num_envs(_with_mini_batches(cfg, m), hardware, calibration))
+    return tuple(fits)
+
+
+def needs(
+    cfg: ExperimentConfig,
+    hardware: Hardware,
+    num_envs: Sequence[int] = (512, 1024, 2048, 4096, 8192, 16384, 32768),
+    num_mini_batches: Sequence[int] = NUM_MINI_BATCHES[:5],
+    show: Callable[[str], None] = lambda _: None,
+) -> dict[tuple[int, int], int]:
+    """(num_envs, num_mini_batches) -> bytes that such a run needs, without the overhead. What cannot be is missing.
+
+    `show` is told what is being worked out, each time before it takes seconds.
+    """
+    device = _Device(hardware, cfg, _simulator(cfg), calibration=None)
+    found = {}
+    for number, m in enumerate(num_mini_batches, 1):
+        show(f"the map, {number} of {len(num_mini_batches)}: num_mini_batches={m}")
+        scaled = scaling(_with_mini_batches(cfg, m), device.type)
+        for n in num_envs:
+            if _is_valid(_with_envs(_with_mini_batches(cfg, m), n)):
+                found[n, m] = device.need(scaled.events_at(n), scaled.matmul_starts, n).total_bytes
+    return found
+
+
+@dataclass(frozen=True)
+class _Device:
+    """What a run is measured against."""
+
+    hardware: Hardware
+    cfg: ExperimentConfig
+    """The experiment, but for the sizes that are searched."""
+    simulator: SimulatorMemory
+    calibration: Calibration | None
+    """Runs on such a device, which tell what a process takes beyond learner and simulator. None: that is left out."""
+
+    @property
+    def type(self) -> DeviceType:
+        return "cuda" if self.hardware.is_gpu else "cpu"
+
+    def need(self, events: Sequence[Event], matmul_starts: Sequence[int], num_envs: int) -> Need:
+        peak_bytes = learner_peak_bytes(events, matmul_starts, self.hardware, self.cfg.deterministic)
+        found = need(peak_bytes, self.simulator, num_envs, self.hardware)
+        if self.calibration is None:
+            return found
+        freed_bytes = 0 if self.hardware.is_gpu else largest_freed_bytes(events)
+        whole = whole_device(
+            _with_envs(self.cfg, num_envs),
+            found.device_low_bytes,
+            freed_bytes,
+            self.calibration,
+            rounding_bytes=self.simulator.rounding_bytes(self.hardware),
+        )
+        return replace(found, overhead_bytes=whole.needed - found.device_low_bytes)
+
+    def traced(self, runs: Sequence[ExperimentConfig]) -> list[Need]:
+        """What each takes by a trace of its own."""
+        found = zip(_traces(runs, self.type), runs, strict=True)
+        return [self.need(trace.events, trace.matmul_starts, run.num_envs) for trace, run in found]
+
+    def refusal(self, num_envs: int, needed: Need) -> str | None:
+        """Why a run cannot be had; None if it can."""
+        if num_envs > self.simulator.max_num_envs():
+            return JACOBIAN
+        if needed.total_bytes > self.hardware.memory_bytes:
+            return RESERVED if self.hardware.is_gpu else TENSORS
+        return None
+
+    def refused(self, run: ExperimentConfig, needed: Need) -> ConfigError:
+        """The error for when the smallest of all runs cannot be had."""
+        smallest = f"num_envs={run.num_envs} algorithm.num_mini_batches={run.algorithm.num_mini_batches}"
+        if self.refusal(run.num_envs, needed) == JACOBIAN:
+            return ConfigError(f"{smallest} is too many for {JACOBIAN}. Allowed: {self.simulator.max_num_envs()} envs.")
+        return ConfigError(
+            f"hardware.name={self.hardware.name} has {_mib(self.hardware.memory_bytes)}, and {smallest}, the smallest "
+            f"candidate, needs {_mib(needed.total_bytes)}. Try other hardware, or a smaller network.hidden_dims."
+        )
+
+
+def _confirmed(candidates: Sequence[int], index: int, run: Callable[[int], ExperimentConfig], device: _Device) -> Fit:
+    """Traces the candidate at `index` and the next, and moves until one is held and the next is not."""
+    while True:
+        runs = [run(candidate) for candidate in candidates[index : index + 2]]
+        needs = device.traced(runs)
+        refusals = [device.refusal(run.num_envs, needed) for run, needed in zip(runs, needs, strict=True)]
+        if refusals[0] and index == 0:
+            raise device.refused(runs[0], needs[0])
+        if refusals[0]:
+            index -= 1
+        elif refusals[1:] == [None]:
+            index += 1
+        else:
+            break
+    memory_bytes = device.hardware.memory_bytes
+    held = (runs[0].num_envs, runs[0].algorithm.num_mini_batches, needs[0].total_bytes, memory_bytes)
+    if len(runs) == 1:
+        return Fit(*held, NOTHING, None, None, None)
+    larger = (runs[1].num_envs, runs[1].algorithm.num_mini_batches, needs[1].total_bytes)
+    return Fit(*held, refusals[1] or NOTHING, *larger)
+
+
+def _traces(runs: Iterable[ExperimentConfig], device_type: DeviceType) -> list[Trace]:
+    """Traces two at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(functools.partial(trace, device_type=device_type), runs))
+
+
+def _simulator(cfg: ExperimentConfig) -> SimulatorMemory:
+    return simulator_memory(cfg) or measure(cfg)
+
+
+def _step(cfg: ExperimentConfig) -> int:
+    """The smallest number of envs whose transitions make whole mini-batches."""
+    return cfg.algorithm.num_mini_batches // math.gcd(cfg.algorithm.num_mini_batches, cfg.num_steps_per_env)
+
+
+def _with_envs(cfg: ExperimentConfig, num_envs: int) -> ExperimentConfig:
+    return replace(cfg, num_envs=num_envs)
+
+
+def _with_mini_batches(cfg: ExperimentConfig, num_mini_batches: int) -> ExperimentConfig:
+    return replace(cfg, algorithm=replace(cfg.algorithm, num_mini_batches=num_mini_batches))
+
+
+def _is_valid(cfg: ExperimentConfig) -> bool:
+    try:
+        check(cfg)
+    except ConfigError:
+        return False
+    return True
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / MIB:,.1f} MiB"

@@ -1,0 +1,1 @@
+"""Run folders: the only owner of their file names."""

@@ -1,0 +1,172 @@
+"""config.yaml and JSON, in and out: from plain keys and values to a checked ExperimentConfig."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import typing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ppo_lab import envs
+from ppo_lab.config import ExperimentConfig, as_text, check, did_you_mean
+from ppo_lab.config.overrides import first_line, leaves, one_of
+from ppo_lab.errors import ConfigError
+
+MAX_CONFIG_BYTES = 64 * 1024
+
+
+MAX_CONFIG_DEPTH = 16
+"""Of a config.yaml. Ours have 4 KiB, and mappings in mappings in one."""
+
+
+START_KEYS = {"hydra", "sweep", "resume", "reproduce"}
+
+
+def to_experiment(cfg: DictConfig) -> ExperimentConfig:
+    """The typed and checked experiment of a composed configuration. Raises a ConfigError."""
+    cfg = without_start(cfg)
+    schema = OmegaConf.structured(ExperimentConfig)
+    try:
+        name = OmegaConf.select(cfg, "env.name")
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"env.name has no value: {first_line(error)}. {one_of(envs.names())}") from None
+    if name not in envs.names():
+        hint = did_you_mean(str(name), envs.names())
+        raise ConfigError(f"env.name={as_text(name)} is not an env.{hint} {one_of(envs.names())}")
+    schema.env = OmegaConf.structured(envs.config_class(name))
+    return to_settings(cfg, schema)
+
+
+def without_start(cfg: DictConfig) -> DictConfig:
+    """`cfg` without the keys that say how a run starts rather than what it is."""
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in START_KEYS])
+
+
+def to_settings(cfg: DictConfig, schema: DictConfig) -> Any:
+    """What `cfg` says, as the dataclass that `schema` was made of, checked. Raises a ConfigError."""
+    try:
+        content = OmegaConf.to_container(cfg, resolve=True)  # the schema does not check what it has to look up
+        for key, value in leaves(content):
+            if isinstance(value, int) and abs(value) >= 2**63:
+                raise ConfigError(f"{key}={as_text(value)} is out of range. Allowed: numbers of 64 bits.")
+        merged = OmegaConf.merge(schema, content)
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise ConfigError(f"{missing[0]} has no value. Give it one: {missing[0]}=...")
+        settings = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        _refuse_value(error, schema, cfg)
+    check(settings)
+    return settings
+
+
+def from_json(text: str) -> ExperimentConfig:
+    """The experiment that `config.to_json` wrote, checked anew. Raises a ConfigError."""
+    return to_experiment(DictConfig(json.loads(text)))
+
+
+def read_experiment(path: Path) -> ExperimentConfig:
+    """The experiment in a run folder's config.yaml, from whomever it came: nothing in it is looked up or called.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not an experiment of this version.
+    """
+    try:
+        return to_experiment(read_plain(path))
+    except ConfigError as error:
+        raise ConfigError(f"{as_text(path)}: {error}") from None
+
+
+def read_plain(path: Path) -> DictConfig:
+    """The keys and values of a YAML file that a stranger may have written. Raises a ConfigError."""
+    allowed = "Allowed: a config.yaml as train.py writes it."
+    try:
+        if not path.is_file():
+            raise ConfigError(f"is missing, or no file. {allowed}")
+        with path.open("rb") as file:
+            text = file.read(MAX_CONFIG_BYTES + 1)
+        if len(text) > MAX_CONFIG_BYTES:
+            raise ConfigError(f"the file is larger than {MAX_CONFIG_BYTES // 1024} KiB. {allowed}")
+        depth = 0
+        for event in yaml.parse(text, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > MAX_CONFIG_DEPTH:
+                raise ConfigError(f"the file has aliases (*name) or is nested too deeply. {allowed}")
+        content = yaml.safe_load(text)
+        if not isinstance(content, dict):
+            raise ConfigError(f"the file does not hold keys with values. {allowed}")
+        for key, value in leaves(content):
+            if isinstance(value, str) and "${" in value:
+                raise ConfigError(f"{key}={as_text(value)} would be looked up. Allowed: plain values.")
+        return DictConfig(content)
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}. {allowed}") from None
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"is not plain YAML: {first_line(error)}. {allowed}") from None
+
+
+def refuse_key(key: str, known: set[str]) -> NoReturn:
+    if key.partition(".")[0] == "hardware":
+        raise ConfigError(f"{as_text(key)} is for estimate.py, which takes it beside these words. Leave it out.")
+    hint = did_you_mean(key, known)
+    raise ConfigError(f"unknown key {as_text(key)}.{hint} Allowed: the keys that --cfg job prints.") from None
+
+
+def _refuse_value(error: OmegaConfBaseException, schema: DictConfig, cfg: DictConfig) -> NoReturn:
+    key = re.sub(r"\[\d+\]", "", error.full_key or "")
+    kind = _kind_of(key, schema)
+    if kind is None:
+        refuse_key(key, all_keys(schema))
+    got: Any = OmegaConf.to_container(cfg, resolve=False)
+    for part in key.split("."):
+        got = got[part] if isinstance(got, dict) else got
+    raise ConfigError(f"{key}={as_text(got)} is of the wrong kind. Allowed: {kind}.") from None
+
+
+def _kind_of(key: str, schema: DictConfig) -> str | None:
+    """What may stand at `key`, in words; None where the schema has no such key."""
+    kind: Any = OmegaConf.get_type(schema)
+    for part in key.split("."):
+        if typing.get_origin(kind) is dict:
+            kind = typing.get_args(kind)[1]
+        elif dataclasses.is_dataclass(kind) and part in typing.get_type_hints(kind):
+            is_env = (kind, part) == (ExperimentConfig, "env")
+            kind = OmegaConf.get_type(schema.env) if is_env else typing.get_type_hints(kind)[part]
+        else:
+            return None
+    if dataclasses.is_dataclass(kind):
+        return "a group of settings: " + ", ".join(f.name for f in dataclasses.fields(kind))
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    if type(None) in typing.get_args(kind):
+        return f"{words[typing.get_args(kind)[0]]} or null"
+    items = {int: "whole numbers", float: "numbers"}
+    if typing.get_origin(kind) is list:
+        return f"a list of {items[typing.get_args(kind)[0]]}, as in [1,2,3]"
+    if typing.get_origin(kind) is dict:
+        return f"names with {items[typing.get_args(kind)[1]]}, as in {{a: 1, b: 2}}"
+    return words[kind]
+
+
+def as_yaml(cfg: ExperimentConfig) -> str:
+    """What config.yaml holds; `read_experiment` reads it."""
+    return yaml.safe_dump(asdict(cfg), sort_keys=False)
+
+
+def all_keys(cfg: DictConfig, prefix: str = "") -> set[str]:
+    keys = set()
+    for name in map(str, cfg):
+        key = prefix + name
+        keys.add(key)
+        node = cfg._get_node(name)
+        if isinstance(node, DictConfig) and not node._is_interpolation() and not node._is_missing():
+            keys |= all_keys(node, f"{key}.")
+    return keys

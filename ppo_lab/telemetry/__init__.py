@@ -1,1 +1,0 @@
-"""What a run tells: its folder's papers, its metrics, its console. Knows numbers, not learners."""

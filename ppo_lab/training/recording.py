@@ -1,0 +1,122 @@
+"""What a run leaves in its folder beside checkpoints, and what it says on the way."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import torch
+
+from ppo_lab.config import flat
+from ppo_lab.memory.measure import measured
+from ppo_lab.memory.measure.growth import FlatMemoryWatch
+from ppo_lab.memory.measure.monitor import MIB, free_bytes
+from ppo_lab.memory.predict.estimate import Estimate
+from ppo_lab.memory.show import table
+from ppo_lab.runs import hparams, manifest
+from ppo_lab.runs.config import as_yaml
+from ppo_lab.runs.files import read_json, shown, write_atomically, write_json
+from ppo_lab.runs.folder import Run
+from ppo_lab.runs.metrics import MetricsWriter, layout
+from ppo_lab.runs.summary import Summary
+from ppo_lab.training.console import ProgressDisplay
+
+log = logging.getLogger(__name__)
+
+
+class Record:
+    """Manifest, metrics, prediction, progress and summary of one run, of which an earlier process may have a part."""
+
+    def __init__(self, run: Run, first_iteration: int, device: torch.device) -> None:
+        self.run = run
+        self.device = device
+        self.is_training = False
+        """Whether everything is built, and iterations have begun."""
+        self.estimate: Estimate | None = None
+        self.progress = ProgressDisplay(run.cfg.max_iterations, run.cfg.quiet, first_iteration)
+        self._first = first_iteration
+        self._checkout = manifest.read_checkout()
+        self._description = manifest.describe_run(run.overrides, run.cfg, device, shown(run.folder), self._checkout)
+        self._metrics = MetricsWriter(run.folder, first_iteration)
+        self._summary = Summary(run.folder / "summary.json", run.cfg.transitions, self._metrics.earlier)
+        self._watch = FlatMemoryWatch(run.cfg.max_iterations, partial(free_bytes, device))
+        self._prediction: dict[str, Any] = {}
+        self._predicted_mib: dict[str, float] = {}
+
+    @property
+    def iterations(self) -> int:
+        """How many are complete."""
+        return self._summary.iterations
+
+    def begin(self) -> None:
+        """Writes the papers. A run that goes on, or repeats one, says what is different now."""
+        run, description, diff = self.run, self._description, "git.diff"
+        original = {}
+        if run.continues or run.reproduces:
+            original = read_json((run.reproduces or run.folder) / "manifest.json")
+        if original:
+            for difference in manifest.differences(original, description):
+                log.warning("%s: the result may differ", difference)
+        if original and run.continues:
+            diff = f"git_{self._first}.diff"
+            description = manifest.go_on(original, self._first, description)
+        write_json(run.folder / "manifest.json", description)
+        if self._checkout.diff:
+            write_atomically(run.folder / diff, lambda file: file.write(self._checkout.diff))
+        self._summary.write("running", None, [])
+
+    def predict(self, estimate: Estimate | None) -> None:
+        """Keeps what was predicted, to stand beside every iteration."""
+        self.estimate = estimate
+        if estimate:
+            self._prediction = table.as_json(estimate)
+            write_json(self.run.folder / "estimate.json", self._prediction)
+            for name, size in measured.predicted_bytes(self._prediction).items():
+                self._predicted_mib[f"Memory/predicted_{name}_mib"] = size / MIB
+            if estimate.host_bytes and estimate.host_bytes.likely is not None:  # beside the memory as it is, too
+                self._predicted_mib["Memory/predicted_host_rss_mib"] = estimate.host_bytes.likely / MIB
+
+    def describe(self, memory_tags: Collection[str]) -> None:
+        """Puts configuration, environment and layout on TensorBoard. `memory_tags`: the rows that the device has."""
+        about = self._description
+        environment = about["packages"] | about["machine"] | {"repeat": about["repeat"]}
+        weights = "env.reward_scales."
+        terms = [key.removeprefix(weights) for key in flat(asdict(self.run.cfg)) if key.startswith(weights)]
+        self._metrics.describe(as_yaml(self.run.cfg), environment, layout(memory_tags, terms))
+
+    def begin_training(self) -> None:
+        """Everything is built; the first iteration begins."""
+        self.is_training = True
+        self._summary.begin_training()
+
+    def add(self, iteration: int, scalars: dict[str, float]) -> None:
+        """Takes what an iteration has to tell."""
+        self._metrics.write(iteration, scalars | self._predicted_mib)
+        self._summary.add(scalars)
+        self.progress.show(iteration, scalars)
+        for warning in self._watch.warnings(iteration, scalars):
+            log.warning(warning)
+
+    def sync(self) -> None:
+        """Returns when all that was added is on the disk."""
+        self._metrics.sync()
+
+    def finish(self, status: str, message: str | None = None) -> str:
+        """Writes the summary, and returns its gist in words. See `Summary.write`."""
+        compared = measured.compare(self._prediction, self._summary.peak_mib) if self._prediction else []
+        gist = self._summary.write(status, message, [measured.as_json(comparison) for comparison in compared])
+        hparams.write_run(self.run.folder, self.run.cfg, read_json(self.run.folder / "summary.json") | self._peaks())
+        return gist
+
+    def _peaks(self) -> dict[str, float | None]:
+        """The peak that stands for the run, as predicted and as measured."""
+        found = {tag[len("Memory/") : -len("_mib")]: size for tag, size in self._summary.peak_mib.items()}
+        predicted = {tag[len("Memory/predicted_") : -len("_mib")]: size for tag, size in self._predicted_mib.items()}
+        row = measured.peak_row(predicted, found) or ""
+        return {"predicted_peak_mib": predicted.get(row), "measured_peak_mib": found.get(row)}
+
+    def close(self) -> None:
+        self._metrics.close()

@@ -1,0 +1,207 @@
+"""One training run, from a checked experiment to a finished run folder."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ppo_lab.config import ExperimentConfig
+from ppo_lab.envs import make_env
+from ppo_lab.envs.genesis.base import start_simulator
+from ppo_lab.errors import CheckpointError, NotReproducedError, OverBudgetError, RunFailedError, StoppedError
+from ppo_lab.learning import checkpoint, guard
+from ppo_lab.learning.checkpoint import Checkpoints, State
+from ppo_lab.learning.guard import NonFiniteError
+from ppo_lab.learning.loop import Report, Runner
+from ppo_lab.machine import commands, devices
+from ppo_lab.memory.measure.monitor import MemoryMonitor
+from ppo_lab.memory.measure.out_of_memory import let_go, ran_out_of_memory
+from ppo_lab.memory.predict.allocator import DETERMINISTIC_WORKSPACES
+from ppo_lab.memory.predict.estimate import Estimate
+from ppo_lab.runs.files import shown, write_json
+from ppo_lab.runs.folder import Run, has_rows
+from ppo_lab.training import budget, console
+from ppo_lab.training.recording import Record
+from ppo_lab.training.reproduction import compare
+from ppo_lab.training.stopping import StopSignals
+
+log = logging.getLogger(__name__)
+
+
+def train(run: Run, estimated: Future[Estimate]) -> None:
+    """Trains as `run.cfg` says, and leaves everything that is to be kept in `run.folder`.
+
+    Raises:
+        OverBudgetError: the run is predicted not to fit.
+        RunFailedError: something broke; summary.json and train.log in the folder say what.
+        StoppedError: SIGTERM, SIGUSR1 or SIGHUP, after a checkpoint and the summary are written.
+        KeyboardInterrupt: Ctrl-C, the same.
+    """
+    cfg, folder = run.cfg, run.folder
+    threading.excepthook = lambda failed: log.debug("a thread failed: %s", failed.exc_value)  # TensorBoard's
+    if cfg.quiet:
+        console.show_warnings_only()
+    log.info("run folder: %s", shown(folder))
+    for note in run.notes:
+        log.info(note)
+    for warning in run.warnings:
+        log.warning(warning)
+    room_bytes = budget.room_bytes(cfg.device)  # before there is a CUDA context, which is part of the need
+    device = devices.resolve_device(cfg.device)
+    if device.type == "cuda":
+        log.info("device: %s", devices.card(cfg.device) or device)
+    first = 0 if run.checkpoint is None else run.checkpoint + 1
+    saved = None if run.checkpoint is None else _load(folder / "checkpoints", run.checkpoint)
+    checkpoints = Checkpoints(
+        folder / "checkpoints", cfg.save_interval, cfg.checkpoint.keep_state, cfg.checkpoint.every_seconds
+    )
+    checkpoints.set_aside(after=first - 1)  # before their rows go, or they would be missed by who goes on with these
+    record = Record(run, first, device)
+    checkpoints.before_saving = record.sync
+    with StopSignals() as stop, _told_how_it_ends(folder, record, checkpoints, room_bytes):
+        record.begin()
+        record.predict(budget.check_budget(cfg, estimated, room_bytes, device.type == "cuda"))
+        _train(run, record, checkpoints, saved, stop)
+        log.info("finished: %s", record.finish("completed"))
+        log.info("see it:   %s", commands.module("dashboard", str(shown(folder))))
+        if run.reproduces:
+            _compare(run.reproduces, folder)
+
+
+def _train(
+    run: Run, record: Record, checkpoints: Checkpoints, saved: tuple[State, State] | None, stop: StopSignals
+) -> None:
+    """Builds and trains. The runner is held by this call alone, so that its memory is free once the call has failed."""
+    cfg, first = run.cfg, 0 if run.checkpoint is None else run.checkpoint + 1
+    with MemoryMonitor(record.device, cfg.memory.count_tensors) as monitor:
+        record.describe(monitor.scalars().keys())
+        runner = build_runner(cfg, record.device, monitor, checkpoints, record.add, stop.requested)
+        if saved:
+            checkpoints.best_reward = saved[1]["best_reward"]
+            _restore(runner, *saved, checkpoints.folder)
+            log.info("goes on after iteration %d", first)
+        elif run.continues:
+            log.info("nothing was saved yet: the run starts over")
+        if run.continues:
+            run.keep_device()
+        record.begin_training()
+        with record.progress, stop.after_the_iteration():
+            runner.learn(cfg.max_iterations - first, init_at_random_ep_len=first == 0)
+    if runner.next_iteration < cfg.max_iterations:
+        stop.stop()
+
+
+@contextmanager
+def _told_how_it_ends(folder: Path, record: Record, checkpoints: Checkpoints, room_bytes: int) -> Iterator[None]:
+    """Writes down how the run within ended, and raises what `train` promises. `room_bytes`: free at the start."""
+    try:
+        yield
+    except (KeyboardInterrupt, StoppedError) as stopped:
+        log.info("interrupted: %s", record.finish("interrupted", str(stopped) or None))
+        if has_rows(folder):
+            log.info("go on:    %s", commands.train(f"resume={shown(folder)}"))
+        raise
+    except NotReproducedError:
+        raise
+    except (OverBudgetError, RunFailedError) as error:
+        record.finish("failed", str(error))
+        raise
+    except NonFiniteError as found:
+        log.debug("the run failed", exc_info=True)
+        message = _keep_evidence(found, folder, checkpoints)
+        record.finish("failed", message)
+        raise RunFailedError(message) from found
+    except Exception as error:
+        log.debug("the run failed", exc_info=True)
+        record.finish("failed", f"{type(error).__name__}: {error}")
+        checkpoints.write_best()
+        what = f"the run failed: {error}"
+        if ran_out_of_memory(error):
+            let_go(error)  # before asking what is free
+            what = _out_of_memory(record, checkpoints, room_bytes)
+        raise RunFailedError(f"{what} (more in {shown(folder)}/train.log)") from error
+    finally:
+        record.close()
+
+
+def _out_of_memory(record: Record, checkpoints: Checkpoints, room_bytes: int) -> str:
+    """What happened, and what to try. `room_bytes`: free at the start."""
+    cfg, predicted = record.run.cfg, record.estimate
+    held_bytes = 0
+    if predicted and predicted.hardware.is_gpu:  # the simulator may keep it; of a CPU it is in the room
+        held_bytes = predicted.simulator_bytes or 0
+    room_bytes = min(room_bytes, budget.room_bytes(cfg.device) + held_bytes)
+    when = f"in iteration {record.iterations}" if record.is_training else "while simulator and learner were built"
+    safe = "" if checkpoints.newest() is None else "; checkpoints are safe"
+    return f"out of memory {when}{safe}. {budget.advice_after(cfg, predicted, room_bytes, record.is_training)}"
+
+
+def build_runner(
+    cfg: ExperimentConfig,
+    device: torch.device,
+    monitor: MemoryMonitor,
+    checkpoints: Checkpoints,
+    report: Report,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Runner:
+    """The runner of `cfg`, before its first iteration. Starts the simulator, which a process can do once."""
+    if cfg.deterministic:
+        _be_deterministic()
+    start_simulator(device, cfg.seed, cfg.env.performance_mode, cfg.deterministic)
+    env = make_env(cfg.env, cfg.num_envs, device)
+    gc.collect()  # what building the scene left in cycles
+    return Runner(env, cfg, monitor, checkpoints, report, should_stop)
+
+
+def _keep_evidence(found: NonFiniteError, folder: Path, checkpoints: Checkpoints) -> str:
+    """Writes the dump, and says in one line what happened, where the dump is, and from where one can go on."""
+    dump, good = folder / f"nan_{found.fault.iteration}.pt", checkpoints.newest()
+    try:
+        checkpoint.save(dump, found.evidence | {"last_good": good})
+        checkpoints.write_best()
+        replay = f"{commands.module('replay', str(shown(dump)))} shows and repeats it"
+    except OSError as error:
+        replay = f"its dump {shown(dump)} was not written: {error.strerror}"
+    last_good = "there is none yet" if good is None else f"iteration {good}"
+    return f"{found}; {replay}; last good checkpoint: {last_good}; {guard.MEND[found.fault.group]}"
+
+
+def _load(checkpoints: Path, iteration: int) -> tuple[State, State]:
+    """Model and state as they were after `iteration`."""
+    try:
+        return checkpoint.load_both(checkpoints, iteration)
+    except CheckpointError as error:
+        raise RunFailedError(str(error)) from error
+
+
+def _restore(runner: Runner, model: State, state: State, checkpoints: Path) -> None:
+    try:
+        runner.restore(model, state)
+    except (KeyError, ValueError, RuntimeError) as error:
+        if ran_out_of_memory(error):
+            raise
+        name = f"{checkpoints}/model_{model['iter']}.pt or its state"
+        raise RunFailedError(f"{name} does not fit this run: {' '.join(str(error).split())}") from error
+
+
+def _compare(original: Path, repeated: Path) -> None:
+    found = compare(original, repeated)
+    write_json(repeated / "reproduction.json", {"original": str(original), "equal": found.equal, **asdict(found)})
+    if not found.equal:
+        raise NotReproducedError(f"not reproduced: {found}")
+    log.info("reproduced: %s", found)
+
+
+def _be_deterministic() -> None:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", DETERMINISTIC_WORKSPACES)
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
