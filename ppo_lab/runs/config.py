@@ -44,6 +44,14 @@ def to_experiment(cfg: DictConfig) -> ExperimentConfig:
     return to_settings(cfg, schema)
 
 
+def from_older_version(content: dict[Any, Any]) -> dict[Any, Any]:
+    """The settings that an older version may have written into a run folder, as they are now."""
+    env = content.get("env")
+    if not isinstance(env, dict) or env.get("name") not in envs.names():
+        return content
+    return content | {"env": envs.config_class(env["name"]).from_older_version(env)}
+
+
 def without_start(cfg: DictConfig) -> DictConfig:
     """`cfg` without the keys that say how a run starts rather than what it is."""
     return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in START_KEYS])
@@ -79,7 +87,9 @@ def read_experiment(path: Path) -> ExperimentConfig:
         ConfigError: the file cannot be read, or is not an experiment of this version.
     """
     try:
-        return to_experiment(read_plain(path))
+        content = OmegaConf.to_container(read_plain(path))
+        assert isinstance(content, dict)
+        return to_experiment(DictConfig(from_older_version(content)))
     except ConfigError as error:
         raise ConfigError(f"{as_text(path)}: {error}") from None
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ppo_lab.learning.checkpoint import State, load
+from ppo_lab.contracts import State
+from ppo_lab.learning.checkpoint import load
 from ppo_lab.runs.files import numbered, read_rows
 
 OF_THE_MACHINE = ("Perf/", "Memory/")
