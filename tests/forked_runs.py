@@ -8,20 +8,29 @@ from __future__ import annotations
 
 import errno
 import functools
+import json
 import multiprocessing
 import os
 import re
 import runpy
 import signal
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from ppo_lab.runs.files import read_rows
+from tests.paths import REPOSITORY
+
 NUM_ENVS = 16
 SEED = 1
+ITERATIONS = 16
+WORDS = [
+    *("experiment=smoke", f"max_iterations={ITERATIONS}", "algorithm.num_learning_epochs=2"),
+    *("network.hidden_dims=[32,32]", "network.actor.obs_normalization=true", "network.critic.obs_normalization=true"),
+]
 _built: dict[str, Any] = {}
 """Name of the env -> its settings, the env, and the random state it left."""
 
@@ -29,12 +38,12 @@ Fault = Callable[[], None]
 """Prepares a process for what shall befall it. Called in the process, before train.py."""
 
 
-class Life:
+class ForkedRun:
     """One process that runs train.py with `words`; what it prints goes to the file `output`."""
 
     def __init__(self, words: list[str], output: Path, fault: Fault | None = None, cwd: Path = REPOSITORY) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.lives_preloaded"])
+        context.set_forkserver_preload(["tests.forked_runs_preloaded"])
         os.environ["PYTHONPATH"] = str(REPOSITORY)  # where the preloaded is looked for
         self._output = output
         self._process = context.Process(target=_live, args=(words, output, fault, cwd), daemon=True)
@@ -57,6 +66,30 @@ class Life:
 
     def is_over(self) -> bool:
         return not self._process.is_alive()
+
+
+def begin(env: str, folder: Path, *more: str) -> list[str]:
+    return [*WORDS, f"env={env}", *more, f"hydra.run.dir={folder}"]
+
+
+def is_complete(run: Path) -> bool:
+    summary = run / "summary.json"
+    return summary.exists() and json.loads(summary.read_text())["status"] == "completed"
+
+
+def rows_so_far(folder: Path) -> int:
+    return len(read_rows(folder))
+
+
+def until(condition: Callable[[], Any], forked: ForkedRun, within_s: float = 600.0) -> bool:
+    """Waits for `condition`; False where the process ended first. The first process waits for kernels to compile."""
+    deadline_s = time.monotonic() + within_s
+    while not condition():
+        if forked.is_over():
+            return bool(condition())
+        assert time.monotonic() < deadline_s, forked.ends(0.0)
+        time.sleep(0.005)
+    return True
 
 
 def build_envs() -> None:

@@ -1,5 +1,5 @@
-"""Imported by the process that `lives.Life` forks from."""
+"""Imported by the process that `forked_runs.ForkedRun` forks from."""
 
-from tests import lives
+from tests import forked_runs
 
-lives.build_envs()
+forked_runs.build_envs()

@@ -29,8 +29,8 @@ from ppo_lab.learning.loop import Runner
 from ppo_lab.machine import commands
 from ppo_lab.memory.measure.monitor import MemoryMonitor
 from ppo_lab.probes.learner import StandInEnv
+from tests.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 T, N = 8, 16
 """Steps and envs of experiment=smoke."""
 NAN, INF = math.nan, math.inf

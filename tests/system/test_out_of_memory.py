@@ -22,7 +22,7 @@ from ppo_lab.memory.predict.estimate import Span
 from ppo_lab.memory.predict.hardware import MIB, Hardware
 from ppo_lab.training import budget
 from ppo_lab.training import run as training
-from tests.lives import Fault, Life
+from tests.forked_runs import Fault, ForkedRun
 
 Experiment = Callable[..., ExperimentConfig]
 
@@ -205,7 +205,7 @@ def _build_nothing(text: str) -> None:
 def test_a_simulator_that_runs_out_in_an_iteration_loses_nothing_and_holds_nothing(tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ["experiment=smoke", "env=hover", "num_steps_per_env=48", "max_iterations=12", f"hydra.run.dir={run}"]
-    code, printed = Life(words, tmp_path / "out", in_iteration(10, CUDA_SAYS)).ends()
+    code, printed = ForkedRun(words, tmp_path / "out", in_iteration(10, CUDA_SAYS)).ends()
     assert code == 1, printed
     assert "Traceback" not in printed
     assert "alive: [False, False]\n" in printed
@@ -214,13 +214,13 @@ def test_a_simulator_that_runs_out_in_an_iteration_loses_nothing_and_holds_nothi
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["status"], summary["iterations"]) == ("failed", 10)
     assert {path.name for path in (run / "checkpoints").iterdir()} >= {"model_9.pt", "state_9.pt", "best.pt"}
-    assert Life([f"resume={run}"], tmp_path / "out").ends()[0] == 0
+    assert ForkedRun([f"resume={run}"], tmp_path / "out").ends()[0] == 0
 
 
 def test_a_simulator_that_runs_out_while_it_is_built_gets_the_same_advice(tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ["experiment=smoke", "env=hover", f"hydra.run.dir={run}"]
-    code, printed = Life(words, tmp_path / "out", while_building("Out of CUDA pre-allocated memory")).ends()
+    code, printed = ForkedRun(words, tmp_path / "out", while_building("Out of CUDA pre-allocated memory")).ends()
     assert code == 1, printed
     assert "Traceback" not in printed
     assert "error: out of memory while simulator and learner were built. Try num_envs=8. (more in" in printed

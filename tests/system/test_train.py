@@ -22,8 +22,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from ppo_lab import envs
 from ppo_lab.cli.compose import compose
 from ppo_lab.runs.config import to_experiment
-
-REPOSITORY = Path(__file__).resolve().parent.parent
+from tests.paths import REPOSITORY
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
 
