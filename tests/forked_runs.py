@@ -6,6 +6,7 @@ out: predicting memory, and starting the simulator again.
 
 from __future__ import annotations
 
+import copy
 import errno
 import functools
 import json
@@ -117,7 +118,7 @@ def compile_kernels(env: Any) -> None:
     """Uses every kernel once, and leaves the env as it was: compiling takes threads, which a fork does not have."""
     import torch
 
-    built = env.state()
+    built = copy.deepcopy(env.state())  # `step` adds to some of its tensors in place
     env.step(torch.zeros(env.num_envs, env.num_actions))
     env.restore(built)
 
