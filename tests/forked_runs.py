@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import errno
 import functools
+import gc
 import json
 import multiprocessing
 import os
@@ -32,7 +33,7 @@ WORDS = [
     *("experiment=smoke", f"max_iterations={ITERATIONS}", "algorithm.num_learning_epochs=2"),
     *("network.hidden_dims=[32,32]", "network.actor.obs_normalization=true", "network.critic.obs_normalization=true"),
 ]
-_built: dict[str, Any] = {}
+BUILT: dict[str, Any] = {}
 """Name of the env -> its settings, the env, and the random state it left."""
 
 Fault = Callable[[], None]
@@ -40,14 +41,25 @@ Fault = Callable[[], None]
 
 
 class ForkedRun:
-    """One process that runs train.py with `words`; what it prints goes to the file `output`."""
+    """One process that runs train.py, or another program, with the arguments `words`.
 
-    def __init__(self, words: list[str], output: Path, fault: Fault | None = None, cwd: Path = REPOSITORY) -> None:
+    What it prints goes to the file `output`; what it prints to stderr too, or else to the file `errors`.
+    """
+
+    def __init__(
+        self,
+        words: list[str],
+        output: Path,
+        fault: Fault | None = None,
+        cwd: Path = REPOSITORY,
+        errors: Path | None = None,
+        program: str = "train.py",
+    ) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["tests.forked_runs_preloaded"])
         os.environ["PYTHONPATH"] = str(REPOSITORY)  # where the preloaded is looked for
         self._output = output
-        self._process = context.Process(target=_live, args=(words, output, fault, cwd), daemon=True)
+        self._process = context.Process(target=_live, args=(program, words, output, errors, fault, cwd), daemon=True)
         self._process.start()
         assert self._process.pid
         self.pid = self._process.pid
@@ -111,7 +123,9 @@ def build_envs() -> None:
         _seed(SEED)
         env, left = envs.make_env(cfg, NUM_ENVS, device), random_state(device)
         compile_kernels(env)
-        _built[name] = cfg, env, left
+        BUILT[name] = cfg, env, left
+    gc.collect()
+    gc.freeze()  # or every fork would walk through all of this when it collects, and when it ends
 
 
 def compile_kernels(env: Any) -> None:
@@ -129,16 +143,20 @@ def _seed(seed: int) -> None:
     set_random_seed(seed)
 
 
-def _live(words: list[str], output: Path, fault: Fault | None, cwd: Path) -> None:
-    opened = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(opened, 1)
-    os.dup2(opened, 2)
+def _live(program: str, words: list[str], output: Path, errors: Path | None, fault: Fault | None, cwd: Path) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    printed = os.open(output, flags)
+    os.dup2(printed, 1)
+    os.dup2(os.open(errors, flags) if errors else printed, 2)
     os.chdir(cwd)
     _use_what_is_built()
     if fault:
         fault()
-    sys.argv = ["train.py", *words]
-    runpy.run_path(str(REPOSITORY / "train.py"), run_name="__main__")
+    sys.argv = [program, *words]
+    if program.endswith(".py"):
+        runpy.run_path(str(REPOSITORY / program), run_name="__main__")
+    else:
+        runpy.run_module(program, run_name="__main__")
 
 
 def _use_what_is_built() -> None:
@@ -152,7 +170,7 @@ def _use_what_is_built() -> None:
         assert seed == SEED
 
     def make_env(cfg: Any, num_envs: int, device: torch.device) -> Any:
-        built_cfg, env, left = _built[cfg.name]
+        built_cfg, env, left = BUILT[cfg.name]
         assert (cfg, num_envs) == (built_cfg, NUM_ENVS)
         set_random_state(left, device)
         return env
