@@ -6,38 +6,60 @@ out: predicting memory, and starting the simulator again.
 
 from __future__ import annotations
 
+import copy
 import errno
 import functools
+import gc
+import json
 import multiprocessing
 import os
 import re
 import runpy
 import signal
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from ppo_lab.runs.files import read_rows
+from tests.paths import REPOSITORY
+
 NUM_ENVS = 16
 SEED = 1
-_built: dict[str, Any] = {}
+ITERATIONS = 16
+WORDS = [
+    *("experiment=smoke", f"max_iterations={ITERATIONS}", "algorithm.num_learning_epochs=2"),
+    *("network.hidden_dims=[32,32]", "network.actor.obs_normalization=true", "network.critic.obs_normalization=true"),
+]
+BUILT: dict[str, Any] = {}
 """Name of the env -> its settings, the env, and the random state it left."""
 
 Fault = Callable[[], None]
 """Prepares a process for what shall befall it. Called in the process, before train.py."""
 
 
-class Life:
-    """One process that runs train.py with `words`; what it prints goes to the file `output`."""
+class ForkedRun:
+    """One process that runs train.py, or another program, with the arguments `words`.
 
-    def __init__(self, words: list[str], output: Path, fault: Fault | None = None, cwd: Path = REPOSITORY) -> None:
+    What it prints goes to the file `output`; what it prints to stderr too, or else to the file `errors`.
+    """
+
+    def __init__(
+        self,
+        words: list[str],
+        output: Path,
+        fault: Fault | None = None,
+        cwd: Path = REPOSITORY,
+        errors: Path | None = None,
+        program: str = "train.py",
+    ) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.lives_preloaded"])
+        context.set_forkserver_preload(["tests.forked_runs_preloaded"])
         os.environ["PYTHONPATH"] = str(REPOSITORY)  # where the preloaded is looked for
         self._output = output
-        self._process = context.Process(target=_live, args=(words, output, fault, cwd), daemon=True)
+        self._process = context.Process(target=_live, args=(program, words, output, errors, fault, cwd), daemon=True)
         self._process.start()
         assert self._process.pid
         self.pid = self._process.pid
@@ -59,6 +81,30 @@ class Life:
         return not self._process.is_alive()
 
 
+def begin(env: str, folder: Path, *more: str) -> list[str]:
+    return [*WORDS, f"env={env}", *more, f"hydra.run.dir={folder}"]
+
+
+def is_complete(run: Path) -> bool:
+    summary = run / "summary.json"
+    return summary.exists() and json.loads(summary.read_text())["status"] == "completed"
+
+
+def rows_so_far(folder: Path) -> int:
+    return len(read_rows(folder))
+
+
+def until(condition: Callable[[], Any], forked: ForkedRun, within_s: float = 600.0) -> bool:
+    """Waits for `condition`; False where the process ended first. The first process waits for kernels to compile."""
+    deadline_s = time.monotonic() + within_s
+    while not condition():
+        if forked.is_over():
+            return bool(condition())
+        assert time.monotonic() < deadline_s, forked.ends(0.0)
+        time.sleep(0.005)
+    return True
+
+
 def build_envs() -> None:
     """Loads everything, starts the simulator and builds every env, once."""
     import torch
@@ -77,14 +123,16 @@ def build_envs() -> None:
         _seed(SEED)
         env, left = envs.make_env(cfg, NUM_ENVS, device), random_state(device)
         compile_kernels(env)
-        _built[name] = cfg, env, left
+        BUILT[name] = cfg, env, left
+    gc.collect()
+    gc.freeze()  # or every fork would walk through all of this when it collects, and when it ends
 
 
 def compile_kernels(env: Any) -> None:
     """Uses every kernel once, and leaves the env as it was: compiling takes threads, which a fork does not have."""
     import torch
 
-    built = env.state()
+    built = copy.deepcopy(env.state())  # `step` adds to some of its tensors in place
     env.step(torch.zeros(env.num_envs, env.num_actions))
     env.restore(built)
 
@@ -95,16 +143,20 @@ def _seed(seed: int) -> None:
     set_random_seed(seed)
 
 
-def _live(words: list[str], output: Path, fault: Fault | None, cwd: Path) -> None:
-    opened = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(opened, 1)
-    os.dup2(opened, 2)
+def _live(program: str, words: list[str], output: Path, errors: Path | None, fault: Fault | None, cwd: Path) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    printed = os.open(output, flags)
+    os.dup2(printed, 1)
+    os.dup2(os.open(errors, flags) if errors else printed, 2)
     os.chdir(cwd)
     _use_what_is_built()
     if fault:
         fault()
-    sys.argv = ["train.py", *words]
-    runpy.run_path(str(REPOSITORY / "train.py"), run_name="__main__")
+    sys.argv = [program, *words]
+    if program.endswith(".py"):
+        runpy.run_path(str(REPOSITORY / program), run_name="__main__")
+    else:
+        runpy.run_module(program, run_name="__main__")
 
 
 def _use_what_is_built() -> None:
@@ -118,7 +170,7 @@ def _use_what_is_built() -> None:
         assert seed == SEED
 
     def make_env(cfg: Any, num_envs: int, device: torch.device) -> Any:
-        built_cfg, env, left = _built[cfg.name]
+        built_cfg, env, left = BUILT[cfg.name]
         assert (cfg, num_envs) == (built_cfg, NUM_ENVS)
         set_random_state(left, device)
         return env

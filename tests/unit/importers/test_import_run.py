@@ -31,8 +31,8 @@ from ppo_lab.importers.rsl_rl_2_2 import old_checkpoint, old_settings, plain_pic
 from ppo_lab.learning.checkpoint import load
 from ppo_lab.learning.loop import rsl_rl_config
 from ppo_lab.runs.config import read_experiment
+from tests.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 OLD_RUNS = REPOSITORY / "tests" / "fixtures" / "old_runs"
 NAMES = sorted(path.name for path in OLD_RUNS.iterdir() if (path / "cfgs.pkl").exists())
 LAST = "model_2.pt"

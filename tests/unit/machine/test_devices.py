@@ -23,9 +23,9 @@ from ppo_lab.runs.manifest import describe_machine
 from ppo_lab.sweeps import places
 from tests.conftest import selects_gpu_tests
 from tests.fake_nvml import MIB, Device
+from tests.paths import REPOSITORY
 
 Machine = Callable[..., None]
-REPOSITORY = Path(__file__).resolve().parent.parent
 A, B, C = "GPU-8932f937-d72c", "GPU-8a1f0000-0001", "GPU-5c000000-0002"
 SLOW_FIRST = [Device(A, "NVIDIA T1000", 4096, 400, 3500, (7, 5), 14), Device(B, "NVIDIA GeForce RTX 4090")]
 PARTS = [

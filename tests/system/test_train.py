@@ -1,13 +1,12 @@
-"""Real runs through the real command, two iterations of each env."""
+"""Runs of train.py, two iterations of each env: what is in the run folder, and how a run ends."""
 
 import json
 import math
+import os
 import re
 import shlex
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from ppo_lab import envs
 from ppo_lab.cli.compose import compose
 from ppo_lab.runs.config import to_experiment
-
-REPOSITORY = Path(__file__).resolve().parent.parent
+from tests.forked_runs import ForkedRun, rows_so_far, until
+from tests.paths import REPOSITORY
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -188,27 +187,13 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(run: Path, train: Trai
 
 
 def test_ctrl_c_saves_a_checkpoint_and_the_summary_and_exits_130(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
+    folder, errors = tmp_path / "run", tmp_path / "errors"
     words = ["experiment=smoke", "env=hover", "max_iterations=1000000", "save_interval=1000000"]
-    process = subprocess.Popen(
-        [sys.executable, "train.py", *words, f"hydra.run.dir={folder}"],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        metrics, deadline_s = folder / "metrics.jsonl", time.monotonic() + 240
-        while not (metrics.exists() and metrics.read_text().count("\n") > 3):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline_s
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert "Traceback" not in stderr
+    forked = ForkedRun([*words, f"hydra.run.dir={folder}"], tmp_path / "out", errors=errors)
+    assert until(lambda: rows_so_far(folder) > 3, forked)
+    os.kill(forked.pid, signal.SIGINT)
+    assert forked.join() == 130
+    assert "Traceback" not in errors.read_text()
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "interrupted"
     last = len(lines_of(folder)) - 1
@@ -216,42 +201,15 @@ def test_ctrl_c_saves_a_checkpoint_and_the_summary_and_exits_130(tmp_path: Path)
     assert checkpoint(folder, f"model_{last}.pt")["iter"] == last
 
 
-def test_a_run_that_breaks_ends_with_code_1_and_a_reason(train: Train, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    breaking = ["algorithm.schedule=fixed", "algorithm.learning_rate=1e30"]
-    done = train("experiment=smoke", "env=hover", *breaking, f"hydra.run.dir={folder}")
-    assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert "error: losses are not finite in iteration 0: value" in done.stderr
-    assert "last good checkpoint: there is none yet; try a lower algorithm.learning_rate" in done.stderr
+def test_a_learning_rate_of_1e30_ends_the_run_with_code_1_and_the_reason(tmp_path: Path) -> None:
+    folder, errors = tmp_path / "run", tmp_path / "errors"
+    words = ["experiment=smoke", "env=hover", "algorithm.schedule=fixed", "algorithm.learning_rate=1e30"]
+    assert ForkedRun([*words, f"hydra.run.dir={folder}"], tmp_path / "out", errors=errors).join() == 1
+    printed = errors.read_text()
+    assert len(printed.splitlines()) == 1, printed
+    assert "error: losses are not finite in iteration 0: value" in printed
+    assert "last good checkpoint: there is none yet; try a lower algorithm.learning_rate" in printed
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "failed"
     assert "losses are not finite" in summary["message"]
     assert "Traceback" in (folder / "train.log").read_text()
-
-
-OUT_OF_MEMORY = """
-import sys, torch
-from ppo_lab.learning.runner import Runner
-rollout = Runner._rollout
-def runs_out(self, obs):
-    if self.next_iteration == 2:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-    return rollout(self, obs)
-Runner._rollout = runs_out
-sys.argv[0] = "train.py"
-import runpy
-runpy.run_path("train.py", run_name="__main__")
-"""
-
-
-def test_out_of_memory_ends_in_one_message_with_advice_and_the_checkpoints_safe(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    words = ["experiment=smoke", "env=hover", "max_iterations=5", f"hydra.run.dir={folder}"]
-    command = [sys.executable, "-c", OUT_OF_MEMORY, *words]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert "out of memory in iteration 2; checkpoints are safe. Try num_envs=" in done.stderr
-    assert json.loads((folder / "summary.json").read_text())["iterations"] == 2
-    assert checkpoint(folder, "model_1.pt")["iter"] == 1

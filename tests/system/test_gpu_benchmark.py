@@ -24,8 +24,8 @@ from ppo_lab.memory.predict import allocator
 from ppo_lab.memory.predict.hardware import MIB, Hardware
 from ppo_lab.memory.predict.trace import Allocation, Event, Free, trace
 from tests.gpu_parts import broken, good, killed, stuck, this_machine_is
+from tests.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 H100 = Hardware("NVIDIA H100 80GB HBM3", 81559, "9.0", 132)
 
 

@@ -26,8 +26,8 @@ from ppo_lab.cli.exits import exit_codes
 from ppo_lab.errors import ConfigError
 from ppo_lab.report import page, pictures, results
 from ppo_lab.report.jobs import read_runs, read_sweep
+from tests.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 MIB = 2**20
 EVIL = "<script>alert(1)</script>"
 

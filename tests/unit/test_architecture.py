@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parent.parent / "ppo_lab"
+from tests.paths import REPOSITORY
+
+PACKAGE = REPOSITORY / "ppo_lab"
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem[0] != "_")
 
 LAYERS = (

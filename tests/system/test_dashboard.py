@@ -21,8 +21,7 @@ import pytest
 from ppo_lab.cli import dashboard as program
 from ppo_lab.runs.hparams import write_hparams
 from ppo_lab.runs.metrics import MetricsWriter, layout
-
-REPOSITORY = Path(__file__).resolve().parent.parent
+from tests.paths import REPOSITORY
 
 Dashboard = Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str]]]
 

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import genesis as gs
 import pytest
@@ -22,7 +22,7 @@ from ppo_lab.memory.predict.estimate import Span
 from ppo_lab.memory.predict.hardware import MIB, Hardware
 from ppo_lab.training import budget
 from ppo_lab.training import run as training
-from tests.lives import Fault, Life
+from tests.forked_runs import Fault, ForkedRun
 
 Experiment = Callable[..., ExperimentConfig]
 
@@ -163,12 +163,23 @@ def test_a_run_without_a_right_prediction_is_advised_half_of_it(experiment: Expe
 # Real runs
 
 
-def in_iteration(number: int, text: str) -> Fault:
-    """The simulator runs out of memory in that iteration; then, what is alive of the learner is printed."""
-    return functools.partial(_run_out, number, text)
+def by_the_simulator() -> NoReturn:
+    try:
+        raise RuntimeError(CUDA_SAYS)
+    except RuntimeError as error:
+        raise SimulatorError("the simulator stopped") from error
 
 
-def _run_out(number: int, text: str) -> None:
+def by_torch() -> NoReturn:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def in_iteration(number: int, run_out: Callable[[], NoReturn]) -> Fault:
+    """Calls `run_out` in the rollout of that iteration; then prints which tensors of the learner are alive."""
+    return functools.partial(_run_out, number, run_out)
+
+
+def _run_out(number: int, run_out: Callable[[], NoReturn]) -> None:
     from ppo_lab.learning.loop import Runner
 
     rollout, held = Runner._rollout, []
@@ -177,10 +188,7 @@ def _run_out(number: int, text: str) -> None:
         if self.next_iteration < number:
             return rollout(self, obs)
         held.extend([weakref.ref(self), weakref.ref(self.alg.storage.observations["policy"])])
-        try:
-            raise RuntimeError(text)
-        except RuntimeError as error:
-            raise SimulatorError("the simulator stopped") from error
+        run_out()
 
     def room_bytes(device: str) -> int:
         if held:
@@ -202,25 +210,32 @@ def _build_nothing(text: str) -> None:
     vars(training).update(make_env=make_env)
 
 
-def test_a_simulator_that_runs_out_in_an_iteration_loses_nothing_and_holds_nothing(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    words = ["experiment=smoke", "env=hover", "num_steps_per_env=48", "max_iterations=12", f"hydra.run.dir={run}"]
-    code, printed = Life(words, tmp_path / "out", in_iteration(10, CUDA_SAYS)).ends()
+@pytest.mark.parametrize(("run_out", "says"), [(by_the_simulator, CUDA_SAYS), (by_torch, "Tried to allocate 2.00 GiB")])
+def test_out_of_memory_in_an_iteration_ends_in_one_message_with_advice_frees_the_learner_and_keeps_the_checkpoints(
+    run_out: Callable[[], NoReturn], says: str, tmp_path: Path
+) -> None:
+    run, errors = tmp_path / "run", tmp_path / "errors"
+    words = ["experiment=smoke", "env=hover", "num_steps_per_env=48", "max_iterations=5", f"hydra.run.dir={run}"]
+    forked = ForkedRun(words, tmp_path / "out", in_iteration(3, run_out), errors=errors)
+    code, printed = forked.ends()
     assert code == 1, printed
-    assert "Traceback" not in printed
     assert "alive: [False, False]\n" in printed
-    assert "error: out of memory in iteration 10; checkpoints are safe. Try num_envs=8, or algorithm.num" in printed
-    assert CUDA_SAYS in (run / "train.log").read_text()
+    assert len(errors.read_text().splitlines()) == 1, errors.read_text()
+    assert (
+        "error: out of memory in iteration 3; checkpoints are safe. Try num_envs=8, or algorithm.num"
+        in errors.read_text()
+    )
+    assert says in (run / "train.log").read_text()
     summary = json.loads((run / "summary.json").read_text())
-    assert (summary["status"], summary["iterations"]) == ("failed", 10)
-    assert {path.name for path in (run / "checkpoints").iterdir()} >= {"model_9.pt", "state_9.pt", "best.pt"}
-    assert Life([f"resume={run}"], tmp_path / "out").ends()[0] == 0
+    assert (summary["status"], summary["iterations"]) == ("failed", 3)
+    assert {path.name for path in (run / "checkpoints").iterdir()} >= {"model_2.pt", "state_2.pt", "best.pt"}
+    assert ForkedRun([f"resume={run}"], tmp_path / "out").ends()[0] == 0
 
 
 def test_a_simulator_that_runs_out_while_it_is_built_gets_the_same_advice(tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ["experiment=smoke", "env=hover", f"hydra.run.dir={run}"]
-    code, printed = Life(words, tmp_path / "out", while_building("Out of CUDA pre-allocated memory")).ends()
+    code, printed = ForkedRun(words, tmp_path / "out", while_building("Out of CUDA pre-allocated memory")).ends()
     assert code == 1, printed
     assert "Traceback" not in printed
     assert "error: out of memory while simulator and learner were built. Try num_envs=8. (more in" in printed

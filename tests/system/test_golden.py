@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +9,9 @@ import torch
 
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.envs import make_env
+from tests.paths import TESTS
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = TESTS / "golden"
 RECORDED_WITH = {
     "go2": [],
     "hover": ["env.pos_x_range=[0.6,0.6]", "env.pos_y_range=[-0.4,-0.4]", "env.pos_z_range=[1.2,1.2]"],

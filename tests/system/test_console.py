@@ -23,10 +23,9 @@ import pytest
 
 from ppo_lab.runs.files import is_locked
 from ppo_lab.training.console import fitted
-from tests.lives import Fault, Life
-from tests.test_faults import begin, is_complete, rows_so_far, until
+from tests.forked_runs import Fault, ForkedRun, begin, is_complete, rows_so_far, until
+from tests.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 ENDLESS = "max_iterations=100000"
 PATHS = ["a run, with spaces", "0_num_envs=512,seed=1", "Läufe/größer [1]", 'it\'s {a} "quoted" (path)']
 
@@ -76,16 +75,16 @@ def test_a_run_goes_on_to_its_end_when_its_reader_is_gone(tmp_path: Path) -> Non
     """As with `| head`, whose end breaks the pipe."""
     run, pipe = tmp_path / "run", tmp_path / "pipe"
     os.mkfifo(pipe)
-    life = Life(begin("hover", run, "max_iterations=4"), pipe)
+    forked = ForkedRun(begin("hover", run, "max_iterations=4"), pipe)
     with pipe.open() as reader:
         assert reader.readline().startswith("run folder: ")
-    assert life.join() == 0
+    assert forked.join() == 0
     assert is_complete(run)
 
 
 def test_a_run_goes_on_to_its_end_when_its_output_is_on_a_full_disk(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert Life(begin("hover", run, "max_iterations=2"), Path("/dev/full")).join() == 0
+    assert ForkedRun(begin("hover", run, "max_iterations=2"), Path("/dev/full")).join() == 0
     assert is_complete(run)
 
 
@@ -98,14 +97,14 @@ def test_a_run_without_standard_output_and_error_is_trained(tmp_path: Path) -> N
 
 def test_a_closed_terminal_saves_the_run_and_ends_it_with_code_129(terminal: Terminal, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    life = Life(begin("hover", run, ENDLESS), terminal.path)
-    assert until(lambda: rows_so_far(run) > 2, life)
+    forked = ForkedRun(begin("hover", run, ENDLESS), terminal.path)
+    assert until(lambda: rows_so_far(run) > 2, forked)
     terminal.close()
     time.sleep(0.2)  # some iterations are printed to nowhere
-    assert not life.is_over()
-    os.kill(life.pid, signal.SIGHUP)
-    os.kill(life.pid, signal.SIGHUP)  # the shell and the system each send one
-    assert life.join() == 129
+    assert not forked.is_over()
+    os.kill(forked.pid, signal.SIGHUP)
+    os.kill(forked.pid, signal.SIGHUP)  # the shell and the system each send one
+    assert forked.join() == 129
     assert summary_of(run)["status"] == "interrupted"
     assert (run / "checkpoints" / f"state_{rows_so_far(run) - 1}.pt").exists()
 
@@ -117,10 +116,10 @@ def ignoring_hangups() -> None:
 def test_under_nohup_a_run_goes_on_when_the_terminal_is_closed(tmp_path: Path) -> None:
     fault: Fault = ignoring_hangups
     run = tmp_path / "run"
-    life = Life(begin("hover", run), tmp_path / "out", fault)
-    assert until(lambda: rows_so_far(run) > 0, life)
-    os.kill(life.pid, signal.SIGHUP)
-    assert life.ends()[0] == 0
+    forked = ForkedRun(begin("hover", run), tmp_path / "out", fault)
+    assert until(lambda: rows_so_far(run) > 0, forked)
+    os.kill(forked.pid, signal.SIGHUP)
+    assert forked.ends()[0] == 0
     assert is_complete(run)
 
 
@@ -181,15 +180,15 @@ def wait_for(condition: object, within_s: float = 300.0) -> None:
 def test_a_run_folder_may_have_any_name_and_the_printed_command_goes_on_with_it(name: str, tmp_path: Path) -> None:
     run = tmp_path / name
     words = [*begin("hover", run, "max_iterations=2")]
-    code, printed = Life(words, tmp_path / "out").ends()
+    code, printed = ForkedRun(words, tmp_path / "out").ends()
     assert code == 0, printed
-    code, printed = Life([f"resume={run}"], tmp_path / "out").ends()
+    code, printed = ForkedRun([f"resume={run}"], tmp_path / "out").ends()
     assert (code, "is complete: all 2 iterations are done" in printed) == (0, True)
     command = shlex.split(printed.partition("To train on: ")[2])
-    code, printed = Life(command[2:], tmp_path / "out").ends()
+    code, printed = ForkedRun(command[2:], tmp_path / "out").ends()
     assert code == 0, printed
     assert rows_so_far(run) == 4
-    code, printed = Life([f"reproduce={run}", f"hydra.run.dir={run} again"], tmp_path / "out").ends()
+    code, printed = ForkedRun([f"reproduce={run}", f"hydra.run.dir={run} again"], tmp_path / "out").ends()
     assert code == 0, printed
     assert "reproduced: the weights after iteration 3 are equal" in printed
 
@@ -205,7 +204,7 @@ def test_the_line_gives_way_in_order_of_importance() -> None:
 def test_at_80_columns_iteration_and_time_left_are_in_view(terminal: Terminal, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = begin("hover", run, "max_iterations=6", "memory.count_tensors=true")
-    assert Life(words, terminal.path).join() == 0
+    assert ForkedRun(words, terminal.path).join() == 0
     lines = [line for line in terminal.lines() if line.startswith("iteration ")]
     assert any(re.match(r"iteration 6/6 \| left 0:00:00 \| ", line) for line in lines), terminal.text
     assert max(map(len, lines)) <= 80

@@ -39,8 +39,8 @@ from ppo_lab.sweeps.places import LocalPlace
 from ppo_lab.sweeps.table import Progress
 from ppo_lab.training.stopping import AGAIN_AFTER_S
 from tests.fake_nvml import Device
+from tests.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = ["experiment=smoke", "env=hover", "device=cpu"]
 
 Train = Callable[..., subprocess.CompletedProcess[str]]

@@ -21,8 +21,8 @@ from ppo_lab.errors import ExitCode
 from ppo_lab.memory.predict import calibration
 from ppo_lab.runs import hparams
 from ppo_lab.sweeps import jobs
+from tests.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = ["experiment=smoke", "env=hover", "device=cpu"]
 ITERATIONS = 3
 WORDS = [

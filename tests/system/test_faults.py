@@ -30,20 +30,20 @@ from ppo_lab.runs.config import read_experiment, to_experiment
 from ppo_lab.runs.files import lock, numbered, read_rows
 from ppo_lab.training import reproduction
 from ppo_lab.training.stopping import AGAIN_AFTER_S
-from tests.lives import (
+from tests.forked_runs import (
+    ITERATIONS,
+    WORDS,
     Fault,
-    Life,
+    ForkedRun,
+    begin,
     dashboard_fails,
+    is_complete,
     killed_before_touching,
     killed_with_half_a_file,
+    rows_so_far,
     signalled_before_touching,
+    until,
 )
-
-ITERATIONS = 16
-WORDS = [
-    *("experiment=smoke", f"max_iterations={ITERATIONS}", "algorithm.num_learning_epochs=2"),
-    *("network.hidden_dims=[32,32]", "network.actor.obs_normalization=true", "network.critic.obs_normalization=true"),
-]
 
 Record = Callable[[str, object], None]
 
@@ -56,19 +56,17 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     def of(env: str) -> Path:
         if env not in made:
             made[env] = tmp_path_factory.mktemp("straight") / env
-            code, printed = Life(begin(env, made[env], "checkpoint.keep_state=1000"), made[env].parent / "out").ends()
+            code, printed = ForkedRun(
+                begin(env, made[env], "checkpoint.keep_state=1000"), made[env].parent / "out"
+            ).ends()
             assert code == 0, printed
         return made[env]
 
     return of
 
 
-def begin(env: str, folder: Path, *more: str) -> list[str]:
-    return [*WORDS, f"env={env}", *more, f"hydra.run.dir={folder}"]
-
-
 def live(words: list[str], tmp_path: Path, fault: Fault | None = None) -> tuple[int, str]:
-    code, printed = Life(words, tmp_path / "out", fault).ends()
+    code, printed = ForkedRun(words, tmp_path / "out", fault).ends()
     assert "Traceback" not in printed
     return code, printed
 
@@ -106,11 +104,6 @@ def rows_of(run: Path) -> list[dict[str, float]]:
     ]
 
 
-def is_complete(run: Path) -> bool:
-    summary = run / "summary.json"
-    return summary.exists() and json.loads(summary.read_text())["status"] == "completed"
-
-
 def float32(value: float) -> float:
     return torch.tensor(value, dtype=torch.float32).item()
 
@@ -133,21 +126,6 @@ def assert_equal(one: Any, other: Any, where: str) -> None:
                 assert_equal(*pair, f"{where}[{index}]")
         case _:
             assert one == other, where
-
-
-def rows_so_far(folder: Path) -> int:
-    return len(read_rows(folder))
-
-
-def until(condition: Callable[[], Any], life: Life, within_s: float = 600.0) -> bool:
-    """Waits for `condition`; False where the process ended first. The first process waits for kernels to compile."""
-    deadline_s = time.monotonic() + within_s
-    while not condition():
-        if life.is_over():
-            return bool(condition())
-        assert time.monotonic() < deadline_s, life.ends(0.0)
-        time.sleep(0.005)
-    return True
 
 
 @pytest.mark.slow
@@ -174,15 +152,15 @@ def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(
     dice, run, killed = random.Random(f"{env} {number}"), tmp_path / "run", 0
     words = begin(env, run)
     for _ in range(kills):
-        life = Life([*words, "resume=auto"], tmp_path / "out")
+        forked = ForkedRun([*words, "resume=auto"], tmp_path / "out")
         rows = rows_so_far(run)
         if dice.random() < 0.2:
             time.sleep(dice.uniform(0, 1))  # before training, mostly
-        elif until(lambda: rows_so_far(run) > rows, life):  # noqa: B023
+        elif until(lambda: rows_so_far(run) > rows, forked):  # noqa: B023
             time.sleep(dice.uniform(0, 0.05))
-        if not life.is_over():
-            os.kill(life.pid, signal.SIGKILL)
-        code, printed = life.ends()
+        if not forked.is_over():
+            os.kill(forked.pid, signal.SIGKILL)
+        code, printed = forked.ends()
         assert code in (-signal.SIGKILL, 0), printed
         killed += code != 0
         if code == 0:
@@ -303,10 +281,10 @@ def test_stopped_again_and_again_it_ends_as_if_it_had_not_been(
     stops = [(signal.SIGTERM, 2, 75), (signal.SIGINT, 1, 130), (signal.SIGUSR1, 3, 75), (signal.SIGHUP, 1, 129)]
     for number, new_rows, code in stops:
         rows = rows_so_far(run)
-        life = Life(words, tmp_path / "out")
-        assert until(lambda: rows_so_far(run) >= rows + new_rows, life)  # noqa: B023
-        os.kill(life.pid, number)
-        ended, printed = life.ends()
+        forked = ForkedRun(words, tmp_path / "out")
+        assert until(lambda: rows_so_far(run) >= rows + new_rows, forked)  # noqa: B023
+        os.kill(forked.pid, number)
+        ended, printed = forked.ends()
         assert ended == code, printed
         assert "Traceback" not in printed
         summary = json.loads((run / "summary.json").read_text())
@@ -321,20 +299,20 @@ def test_stopped_again_and_again_it_ends_as_if_it_had_not_been(
 
 def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    life = Life(begin("hover", run, "num_steps_per_env=100000"), tmp_path / "out")  # minutes
-    assert until((run / "train.log").exists, life)
-    assert until(lambda: "critic" in (run / "train.log").read_text().lower(), life)
+    forked = ForkedRun(begin("hover", run, "num_steps_per_env=100000"), tmp_path / "out")  # minutes
+    assert until((run / "train.log").exists, forked)
+    assert until(lambda: "critic" in (run / "train.log").read_text().lower(), forked)
     time.sleep(1)
-    os.kill(life.pid, signal.SIGTERM)
-    assert until(lambda: "again stops at once" in (tmp_path / "out").read_text(), life)
-    os.kill(life.pid, signal.SIGTERM)  # as shells and `timeout` send theirs twice: the first once more
+    os.kill(forked.pid, signal.SIGTERM)
+    assert until(lambda: "again stops at once" in (tmp_path / "out").read_text(), forked)
+    os.kill(forked.pid, signal.SIGTERM)  # as shells and `timeout` send theirs twice: the first once more
     time.sleep(AGAIN_AFTER_S + 0.5)
-    assert not life.is_over()
-    os.kill(life.pid, signal.SIGHUP)  # nobody asks for haste by it
+    assert not forked.is_over()
+    os.kill(forked.pid, signal.SIGHUP)  # nobody asks for haste by it
     time.sleep(0.5)
-    assert not life.is_over()
-    os.kill(life.pid, signal.SIGTERM)
-    code, text = life.ends(60)
+    assert not forked.is_over()
+    os.kill(forked.pid, signal.SIGTERM)
+    code, text = forked.ends(60)
     assert code == 75, text
     assert "Traceback" not in text
     assert "interrupted: 0 iterations" in text
@@ -369,7 +347,7 @@ def test_resume_auto_goes_on_with_the_unfinished_run_of_the_same_words_that_star
     outputs = tmp_path / "outputs" / "hover"
 
     def auto(*more: str, fault: Fault | None = None) -> tuple[int, str]:
-        return Life([*words, "resume=auto", *more], tmp_path / "out", fault, cwd=tmp_path).ends()
+        return ForkedRun([*words, "resume=auto", *more], tmp_path / "out", fault, cwd=tmp_path).ends()
 
     stop = signalled_before_touching(signal.SIGTERM, outputs, r"open \.model_")
     code, printed = auto(fault=stop)
@@ -641,7 +619,7 @@ def test_resume_auto_takes_no_run_with_another_word_for_the_device(stopped: Path
 
 def test_a_second_process_on_a_run_folder_is_refused_until_the_first_is_dead(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    first = Life(begin("hover", run, "max_iterations=100000"), tmp_path / "first")
+    first = ForkedRun(begin("hover", run, "max_iterations=100000"), tmp_path / "first")
     assert until(lambda: rows_so_far(run) > 1, first)
     code, printed = live([f"resume={run}"], tmp_path)
     assert code == 2
@@ -698,23 +676,23 @@ def fill(disk: Path) -> Path:
     return ballast
 
 
-def run_out_of_disk(disk: Path, tmp_path: Path) -> tuple[Path, Life, Path]:
+def run_out_of_disk(disk: Path, tmp_path: Path) -> tuple[Path, ForkedRun, Path]:
     """A run that goes on, on a disk that has been filled meanwhile; and the file that fills it."""
     run = disk / "run"
-    life = Life(begin("hover", run), tmp_path / "out")
-    assert until(lambda: rows_so_far(run) > 2, life)
-    return run, life, fill(disk)
+    forked = ForkedRun(begin("hover", run), tmp_path / "out")
+    assert until(lambda: rows_so_far(run) > 2, forked)
+    return run, forked, fill(disk)
 
 
 def test_while_the_disk_is_full_training_goes_on_and_what_was_saved_stays(
     straight: Callable[[str], Path], small_disk: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    run, life, ballast = run_out_of_disk(small_disk("size=8m"), tmp_path)
-    assert until(lambda: (tmp_path / "out").read_text().count("was not written: No space left") >= 2, life)
+    run, forked, ballast = run_out_of_disk(small_disk("size=8m"), tmp_path)
+    assert until(lambda: (tmp_path / "out").read_text().count("was not written: No space left") >= 2, forked)
     newest = max(numbered(run / "checkpoints", "model"))
     assert checkpoint.load(run / "checkpoints" / f"model_{newest}.pt")["iter"] == newest
     ballast.unlink()
-    code, printed = life.ends()
+    code, printed = forked.ends()
     assert code == 0, printed
     assert "training goes on" in printed
     assert "Traceback" not in printed
@@ -725,8 +703,8 @@ def test_while_the_disk_is_full_training_goes_on_and_what_was_saved_stays(
 def test_a_run_that_ends_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
     straight: Callable[[str], Path], small_disk: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    run, life, ballast = run_out_of_disk(small_disk("size=8m"), tmp_path)
-    code, printed = life.ends()
+    run, forked, ballast = run_out_of_disk(small_disk("size=8m"), tmp_path)
+    code, printed = forked.ends()
     assert code == 1, printed
     assert "Traceback" not in printed
     assert "Logging error" not in printed

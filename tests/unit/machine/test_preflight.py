@@ -15,8 +15,8 @@ from ppo_lab.cli.choose_run import prepare
 from ppo_lab.errors import MachineError
 from ppo_lab.machine import preflight
 from ppo_lab.sweeps import plan
+from tests.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 RIGHT = {name: metadata.version(name) for name in [*preflight.PINNED, "torch", *preflight.ALSO_NEEDED]}
 
 

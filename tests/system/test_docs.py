@@ -13,8 +13,7 @@ from benchmarks import calibration, predicted_vs_measured, reliability
 from ppo_lab.cli.compose import compose
 from ppo_lab.errors import ConfigError
 from ppo_lab.runs.config import to_experiment
-
-REPOSITORY = Path(__file__).resolve().parent.parent
+from tests.paths import REPOSITORY
 
 
 def test_the_worked_example_of_a_new_env_trains_as_it_stands(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from ppo_lab.memory.predict.host import largest_freed_bytes
 from ppo_lab.memory.predict.trace import Allocation, Free
 from ppo_lab.training import budget
 from tests import fake_nvml
+from tests.paths import REPOSITORY
 
 BASE_BYTES = {"go2": 1000 * MIB, "hover": 900 * MIB}
 HOLES = 9
@@ -323,6 +324,6 @@ def test_a_calibrated_machine_knows_whether_a_run_fits(
     assert predicted.fits is True
     folder = tmp_path / "run"
     command = [sys.executable, "train.py", *words, f"hydra.run.dir={folder}"]
-    subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).resolve().parent.parent)
+    subprocess.run(command, check=True, capture_output=True, cwd=REPOSITORY)
     peak_mib = measured.read_run(folder).peak_mib["Memory/host_peak_rss_mib"]
     assert peak_mib * MIB < (predicted.device_bytes.high or 0)

@@ -27,8 +27,8 @@ from ppo_lab.memory.predict.trace import trace
 from ppo_lab.memory.show import table
 from ppo_lab.sweeps import plan
 from ppo_lab.training import budget
+from tests.paths import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 Experiment = Callable[..., ExperimentConfig]
 
 CARD = Hardware("a card", 8 * 1024, "8.9", 24)

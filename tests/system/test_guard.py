@@ -2,12 +2,12 @@
 
 import contextlib
 import copy
+import functools
 import json
 import math
 import os
 import re
 import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -22,15 +22,17 @@ from torch.utils._pytree import tree_leaves
 from ppo_lab.cli import replay
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.envs import make_env
-from ppo_lab.errors import SimulatorError
+from ppo_lab.errors import ConfigError, SimulatorError
 from ppo_lab.learning import checkpoint, guard
 from ppo_lab.learning.guard import Fault, NonFiniteError
 from ppo_lab.learning.loop import Runner
 from ppo_lab.machine import commands
 from ppo_lab.memory.measure.monitor import MemoryMonitor
 from ppo_lab.probes.learner import StandInEnv
+from tests import forked_runs
+from tests.forked_runs import Fault as ForkedFault
+from tests.forked_runs import ForkedRun
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 T, N = 8, 16
 """Steps and envs of experiment=smoke."""
 NAN, INF = math.nan, math.inf
@@ -38,6 +40,7 @@ NAN, INF = math.nan, math.inf
 Experiment = Callable[..., ExperimentConfig]
 Step = tuple[Any, Tensor, Tensor, dict[str, Tensor]]
 Train = Callable[..., subprocess.CompletedProcess[str]]
+Failed = tuple[Path, int, str]
 
 
 class FaultyEnv(StandInEnv):
@@ -416,72 +419,60 @@ def test_a_simulator_that_does_not_fit_says_on_which_kind_of_device_it_does(
 
 
 FAULT_AT = 2 * T + 5
-HOVER_WITH_A_FAULT = f"""
-import runpy, sys, torch
-from ppo_lab.envs.tasks import hover
-make = hover.make
-def make_with_a_fault(cfg, num_envs, device):
-    env = make(cfg, num_envs, device)
+
+
+def rewards_turn(value: float) -> ForkedFault:
+    """The rewards of hover's envs 3 and 11 become `value` in step FAULT_AT."""
+    return functools.partial(_spoil_rewards, value)
+
+
+def _spoil_rewards(value: float) -> None:
+    os.environ["COLUMNS"] = "200"  # of the tables that replay prints
+    _, env, _ = forked_runs.BUILT["hover"]
     step, env.steps = env.step, torch.zeros((), dtype=torch.int64)  # saved and restored with the env's other tensors
-    def step_with_a_fault(actions):
+
+    def step_with_a_fault(actions: Tensor) -> Any:
         obs, rewards, dones, extras = step(actions)
-        if env.steps == {FAULT_AT}:
-            rewards[[3, 11]] = float("nan")
+        if env.steps == FAULT_AT:
+            rewards[[3, 11]] = value
         env.steps = env.steps + 1
         return obs, rewards, dones, extras
+
     env.step = step_with_a_fault
-    return env
-hover.make = make_with_a_fault
-run, sys.argv = sys.argv[1], sys.argv[1:]
-if run == "train.py":
-    runpy.run_path(run, run_name="__main__")
-else:
-    runpy.run_module("ppo_lab", run_name="__main__")
-"""
 
 
-def with_a_fault(*words: str, value: str = "nan") -> subprocess.CompletedProcess[str]:
-    return command("-c", HOVER_WITH_A_FAULT.replace("nan", value), *words)
-
-
-def command(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *words],
-        cwd=REPOSITORY,
-        env=os.environ | {"COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def replayed(dump: Path, tmp_path: Path, fault: ForkedFault | None) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `python -m ppo_lab replay`."""
+    out, errors = tmp_path / "out", tmp_path / "errors"
+    forked = ForkedRun(["replay", str(dump)], out, fault, errors=errors, program="ppo_lab")
+    return *forked.ends(), errors.read_text()
 
 
 @pytest.fixture(scope="module")
-def failed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The folder of a run through the real command whose rewards turned NaN, and how the command ended."""
-    folder = tmp_path_factory.mktemp("runs") / "a run"
-    words = ["experiment=smoke", "env=hover", "max_iterations=5", f"hydra.run.dir={folder}"]
-    return folder, with_a_fault("train.py", *words)
-
-
-Failed = tuple[Path, subprocess.CompletedProcess[str]]
+def failed(tmp_path_factory: pytest.TempPathFactory) -> Failed:
+    """The folder of a run of train.py whose rewards turned NaN, its exit code, and what it printed to stderr."""
+    folder = tmp_path_factory.mktemp("runs")
+    run, errors = folder / "a run", folder / "errors"
+    words = ["experiment=smoke", "env=hover", "max_iterations=5", f"hydra.run.dir={run}"]
+    code = ForkedRun(words, folder / "out", rewards_turn(NAN), errors=errors).join()
+    return run, code, errors.read_text()
 
 
 def test_the_run_says_what_where_and_how_to_go_on_in_one_line(failed: Failed) -> None:
-    folder, done = failed
-    assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1, done.stderr
+    folder, code, printed = failed
+    assert code == 1
     message = (
         "rewards are not finite in iteration 2: nan first at step 5 in 2 envs: 3, 11; "
         f"{commands.module('replay', f'{folder}/nan_2.pt')} shows and repeats it; last good checkpoint: iteration 1; "
         "look at the env's reward terms; a larger env.substeps steadies a simulation"
     )
-    assert done.stderr == f"error: {message}\n"
+    assert printed == f"error: {message}\n"
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["status"], summary["message"], summary["iterations"]) == ("failed", message, 2)
 
 
 def test_nan_reaches_neither_checkpoint_nor_metrics(failed: Failed) -> None:
-    folder, _ = failed
+    folder, *_ = failed
 
     def refuse(constant: str) -> NoReturn:
         raise AssertionError(f"{constant} is not JSON")
@@ -500,41 +491,39 @@ def test_nan_reaches_neither_checkpoint_nor_metrics(failed: Failed) -> None:
         assert all(tensor.isfinite().all() for tensor in tensors), name
 
 
-def test_the_dump_happens_again_bit_for_bit_and_nothing_is_written(failed: Failed) -> None:
-    folder, _ = failed
+def test_replay_repeats_the_dump_and_writes_nothing(failed: Failed, tmp_path: Path) -> None:
+    folder, *_ = failed
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    again = with_a_fault("ppo_lab", "replay", str(folder / "nan_2.pt"))
-    assert again.returncode == 0, again.stderr
-    *_, last = again.stdout.splitlines()
+    code, printed, errors = replayed(folder / "nan_2.pt", tmp_path, rewards_turn(NAN))
+    assert code == 0, errors
+    *_, last = printed.splitlines()
     assert last == (
         "repeated from the checkpoint of iteration 1, the same bit for bit: "
         "rewards are not finite in iteration 2: nan first at step 5 in 2 envs: 3, 11"
     )
-    steps = re.findall(r"^ +(\d) .* (\S+) +(\S+) *$", again.stdout, re.MULTILINE)
+    steps = re.findall(r"^ +(\d) .* (\S+) +(\S+) *$", printed, re.MULTILINE)
     assert [int(step) for step, *_ in steps] == [0, 1, 2, 3, 4, 5] * 2, "env 3 and env 11"
     assert [reward for _, reward, _ in steps].count("nan") == 2
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-@pytest.mark.slow
-def test_what_does_not_happen_again_is_said(failed: Failed) -> None:
-    folder, _ = failed
-    mended = with_a_fault("ppo_lab", "replay", str(folder / "nan_2.pt"), value="0.5")
-    assert mended.returncode == 1
-    assert mended.stderr == "error: from the checkpoint of iteration 1 on, all was finite up to iteration 2\n"
-    another = with_a_fault("ppo_lab", "replay", str(folder / "nan_2.pt"), value="inf")
-    assert another.returncode == 1
+def test_replay_of_a_run_that_no_longer_fails_in_the_same_way_says_what_differs(failed: Failed, tmp_path: Path) -> None:
+    dump = failed[0] / "nan_2.pt"
+    code, _, errors = replayed(dump, tmp_path, rewards_turn(0.5))
+    assert code == 1
+    assert errors == "error: from the checkpoint of iteration 1 on, all was finite up to iteration 2\n"
+    code, _, errors = replayed(dump, tmp_path, rewards_turn(INF))
+    assert code == 1
     assert re.fullmatch(
-        r"error: .* rewards are not finite in iteration 2: inf .*; not bit for bit the same: fault, rewards.*\n",
-        another.stderr,
+        r"error: .* rewards are not finite in iteration 2: inf .*; not bit for bit the same: fault, rewards.*\n", errors
     )
-    changed = command("-m", "ppo_lab", "replay", str(folder / "nan_2.pt"))
-    assert changed.returncode == 1
-    assert changed.stderr == "error: not repeated: HoverEnv has no steps, which the saved state has\n"
+    code, _, errors = replayed(dump, tmp_path, None)
+    assert code == 1
+    assert errors == "error: not repeated: HoverEnv has no steps, which the saved state has\n"
 
 
 def test_one_bit_more_or_less_is_a_difference(failed: Failed) -> None:
-    folder, _ = failed
+    folder, *_ = failed
     _, dump = replay.read(folder / "nan_2.pt")
     _, again = replay.read(folder / "nan_2.pt")
     assert replay.differences(dump, again) == []
@@ -556,10 +545,8 @@ def test_without_a_full_state_the_table_is_all(
 
 @pytest.mark.parametrize("name", ["nan_9.pt", "config.yaml", "checkpoints/model_1.pt"])
 def test_a_file_that_is_no_dump_is_refused(failed: Failed, name: str) -> None:
-    done = command("-m", "ppo_lab", "replay", str(failed[0] / name))
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert re.fullmatch(rf"error: .*{re.escape(name)} .*\n", done.stderr)
+    with pytest.raises(ConfigError, match=re.escape(name)):
+        replay.main([str(failed[0] / name)])
 
 
 COLLAPSE = [

@@ -26,8 +26,7 @@ from ppo_lab.cli.exits import exit_codes
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.errors import ConfigError
 from ppo_lab.runs.config import from_json, read_experiment, to_experiment
-
-REPOSITORY = Path(__file__).resolve().parent.parent
+from tests.paths import REPOSITORY
 
 SHORT = settings(
     max_examples=70,

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,8 +27,9 @@ from ppo_lab.learning.loop import rsl_rl_config
 from ppo_lab.memory.predict import closed_form
 from ppo_lab.memory.predict.closed_form import TensorSpec, total_bytes
 from ppo_lab.runs.config import to_experiment
+from tests.paths import REPOSITORY
 
-DOC = Path(__file__).parent.parent / "docs" / "memory.md"
+DOC = REPOSITORY / "docs" / "memory.md"
 RANDOM_CONFIGS = range(48)
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop")
 
