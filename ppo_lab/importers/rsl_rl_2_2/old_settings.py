@@ -238,9 +238,8 @@ def _sort_env(settings: _Sorting, env: OldEnv, today: Settings) -> None:
         settings.drop(key, why)
     for key in sorted(expected - set(new)):
         if not key.startswith("env.reward_scales."):
-            raise ConfigError(
-                f"{key.removeprefix('env.').removeprefix('robot.')} is missing, without which the example's env does not start."
-            )
+            name = key.removeprefix("env.").removeprefix("robot.")
+            raise ConfigError(f"{name} is missing, without which the example's env does not start.")
         new[key] = 0.0  # the old env pays the terms that are named, and no other
 
 
