@@ -755,7 +755,7 @@ def test_a_damaged_jobs_json_is_refused(tmp_path: Path, text: str) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from ppo_lab import runs
+from ppo_lab.runs.folder import take
 with take(Path(sys.argv[1])):
     print("held", flush=True)
     input()

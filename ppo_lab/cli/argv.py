@@ -180,6 +180,4 @@ def _check_hydra_setting(text: str, key: str) -> None:
     is_of_job = key.startswith("hydra.job.") and hint is None and not text.startswith("~")
     if not is_folder and not is_of_job:
         why = f"{hint[0].upper()}{hint[1:]}. " if hint else ""
-        raise ConfigError(
-            f"{as_text(text)} cannot be set here. {why}Allowed of Hydra's own settings: {HYDRA_SETTINGS}."
-        )
+        raise ConfigError(f"{as_text(text)} cannot be set. {why}Allowed of Hydra's own settings: {HYDRA_SETTINGS}.")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ppo_lab import envs
 from ppo_lab.cli import argv as command_line
 from ppo_lab.cli.argv import Source, parse
 from ppo_lab.cli.compose import compose, folder_of
@@ -138,8 +139,11 @@ def _start(asked: str, path: Path, source: Source) -> _Start:
 
 def read_unchanged(folder: Path, asked: str) -> ExperimentConfig:
     """The experiment of the run in `folder`, as it began. Raises a ConfigError, also where config.yaml was changed."""
-    saved = read_experiment(folder / "config.yaml")
     manifest = read_json(folder / "manifest.json")
+    try:
+        saved = read_experiment(folder / "config.yaml")
+    except ConfigError as error:
+        raise ConfigError(f"{error}{_missing_package(manifest)}") from None
     began = manifest.get("config")
     if not isinstance(began, dict):
         return saved
@@ -154,6 +158,14 @@ def read_unchanged(folder: Path, asked: str) -> ExperimentConfig:
         f"{asked}: its config.yaml was changed since the run began: {differs}. A run goes on, and is repeated, as it "
         f"began: put that back, or train a new run: {commands.train(f'env={saved.env.name}', *new)}"
     )
+
+
+def _missing_package(manifest: dict[str, Any]) -> str:
+    """Which package brought the env of the run with this manifest, where that is not installed here."""
+    package = manifest.get("env_package")
+    if not isinstance(package, dict) or package.get("name") in {env.package for env in envs.registered().values()}:
+        return ""
+    return as_text(f" The run's env was that of the package {package.get('name')} {package.get('version')}.")
 
 
 def _begin(start: _Start | None, cfg: DictConfig, overrides: list[str], notes: list[str], may_be_renamed: bool) -> Run:

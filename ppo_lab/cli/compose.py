@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -122,12 +122,14 @@ def compose(overrides: Sequence[str], source: Source = TRAIN) -> DictConfig:
             return hydra.compose(source.name, list(overrides), return_hydra_config=True)
         except Exception as error:  # Hydra has its own, and lets AssertionError and ValueError out as well
             env = [text for text in overrides if text in {f"env={name}" for name in envs.names()}]
-            known = all_keys(hydra.compose(source.name, env)) if "env" in groups else set()
+            known: set[str] = set()
+            with suppress(Exception):  # of a primary configuration that is wrong in itself
+                known = all_keys(hydra.compose(source.name, env))
             for override in parsed:
                 key, value = override.key_or_group, override.value()
                 if key in groups and not isinstance(value, str):
                     _refuse_choice(key, value, groups[key])
-                if key not in known and key not in groups and not key.startswith("hydra"):
+                if known and key not in known and key not in groups and not key.startswith("hydra"):
                     refuse_key(key, known | groups.keys())
             shown = " ".join(map(as_text, overrides))
             raise ConfigError(f"cannot apply {shown}: {first_line(error)}") from None
@@ -168,6 +170,11 @@ def _choices(source: Source, search: tuple[str, ...]) -> dict[str, list[str]]:
         except Exception as error:  # also a warning of a folder that is not there
             given = " ".join((*source.options, *search)) or source.name
             raise ConfigError(f"{as_text(given)}: {first_line(error)}") from None
+        folder, _, name = source.name.rpartition("/")
+        there = [option for option in options(folder, ObjectType.CONFIG) if not option.startswith("_")]
+        if name not in there:
+            hint = did_you_mean(name, there)
+            raise ConfigError(f"--config-name={as_text(source.name)}: there is no such file.{hint} {one_of(there)}")
         hidden = {"hydra"} if source.name == ESTIMATE.name else {"hydra", "hardware"}
         return {group: of(group) for group in groups if group not in hidden and not group.startswith("__")}
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 
+import rich
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -48,6 +50,7 @@ def _begin_log(run: Run, cfg: DictConfig) -> None:
     HydraConfig.instance().set_config(cfg)
     configure_log(cfg.hydra.job_logging, cfg.hydra.verbose)
     if cfg.hydra.verbose:
+        rich.get_console().file = sys.stdout  # or a library's output that is redirected to the log would come back to it
         for handler in logging.getLogger().handlers:
             if isinstance(handler, console.ConsoleHandler):
                 handler.setLevel(logging.DEBUG)

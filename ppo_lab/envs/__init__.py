@@ -88,6 +88,7 @@ class VecEnv(Protocol):
 
 ENTRY_POINTS = "ppo_lab.envs"
 """The group of entry points: name of the env = its module."""
+HOW_TO_ADD = f" Others come with packages that register them as entry points of {ENTRY_POINTS}; install theirs."
 
 
 class Registered(NamedTuple):
