@@ -74,7 +74,7 @@ def prepare(argv: list[str]) -> Chosen:
     elif resume is not None or reproduce is not None:
         key, value = ("resume", resume) if reproduce is None else ("reproduce", reproduce)
         start = _start(f"{key}={as_text(value)}", Path(str(value)), source)
-    kept = [*source.options, *(override for override in overrides if not override.startswith("hydra."))]
+    kept = [*source.options, *(text for text in overrides if not text.lstrip("+").startswith("hydra."))]
     if start and not {"env", "experiment"} & requested.keys():
         overrides = [f"env={start.saved.env.name}", *overrides]  # whose keys the overrides are about
     cfg = compose(overrides, source)

@@ -50,7 +50,7 @@ def _begin_log(run: Run, cfg: DictConfig) -> None:
     HydraConfig.instance().set_config(cfg)
     configure_log(cfg.hydra.job_logging, cfg.hydra.verbose)
     if cfg.hydra.verbose:
-        rich.get_console().file = sys.stdout  # or a library's output that is redirected to the log would come back to it
+        rich.get_console().file = sys.stdout  # or what is redirected to the log would come back to it
         for handler in logging.getLogger().handlers:
             if isinstance(handler, console.ConsoleHandler):
                 handler.setLevel(logging.DEBUG)
