@@ -144,7 +144,7 @@ WRONG = {
     "env.resampling_time_s=0.001": "is shorter than one step",
     "~env.default_joint_angles.FR_hip_joint": "missing or unknown: FR_hip_joint.",
     # not settings at all
-    "num_envs": "cannot read 'num_envs'. Allowed: words of the form key=value. Try num_envs=...",
+    "num_envs": "cannot read 'num_envs'. Allowed: settings of the form key=value. Try num_envs=...",
     "lr=0.1": "unknown key lr. Did you mean algorithm.learning_rate?",
     "environment=go2": "unknown key environment. Did you mean env?",
     "gpu=0": "unknown key gpu. Did you mean device?",
@@ -169,7 +169,7 @@ def test_a_wrong_word_is_refused_with_what_was_got_and_what_is_allowed(
 @pytest.mark.parametrize(
     ("words", "mend"),
     [
-        (["num_envs", "512"], "num_envs 512: a setting and its value are one word. Try num_envs=512."),
+        (["num_envs", "512"], "num_envs 512: a setting and its value have no space between them. Try num_envs=512."),
         (["resume=a", "run"], "resume=a run: a path with spaces needs quotes around it."),
         (["-m", "seed=1,", "2,", "3"], "seed=1, 2, 3 came in pieces, as it has spaces. Try seed=1,2,3."),
         (["seed=2", "network.hidden_dims=[256,", "256]"], "Try network.hidden_dims=[256,256]."),

@@ -119,7 +119,7 @@ def as_overrides(arguments: Sequence[str]) -> list[str]:
             raise ConfigError(f"{as_text(argument)} {as_text(following)}: a path with spaces needs quotes around it.")
         if "=" not in argument and "=" not in following:
             raise ConfigError(
-                f"{as_text(argument)} {as_text(following)}: a setting and its value are one word. "
+                f"{as_text(argument)} {as_text(following)}: a setting and its value have no space between them. "
                 f"Try {as_text(argument)}={as_text(following)}."
             )
         if _is_open(argument):
@@ -152,13 +152,15 @@ def parse(text: str, several: bool = False) -> Override:
     shown = as_text(text)
     if text.startswith("-"):
         bare = text.lstrip("-").partition("=")[0]
-        raise ConfigError(f"unknown option {shown}. Allowed: words of the form key=value. Try {bare}=..., or --help.")
+        raise ConfigError(
+            f"unknown option {shown}. Allowed: settings of the form key=value. Try {bare}=..., or --help."
+        )
     try:
         text.encode()
         override = OverridesParser.create().parse_override(text)
     except Exception:  # Hydra has its own, and lets those of int() and of deep recursion out as well
         hint = f" Try {shown}=..." if text and "=" not in text else ""
-        raise ConfigError(f"cannot read '{shown}'. Allowed: words of the form key=value.{hint}") from None
+        raise ConfigError(f"cannot read '{shown}'. Allowed: settings of the form key=value.{hint}") from None
     key = override.key_or_group
     if override.is_sweep_override() and not several:
         raise ConfigError(

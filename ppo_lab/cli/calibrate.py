@@ -83,7 +83,7 @@ def calibrate(overrides: Sequence[str], form: str) -> ExitCode:
 
 def plan(overrides: Sequence[str]) -> Iterator[Trial]:
     """The runs for the env that `overrides` name, or else for `ENVS`; each env's first one compiles its kernels."""
-    names = any(word.startswith(("env=", "experiment=")) for word in overrides)
+    names = any(text.startswith(("env=", "experiment=")) for text in overrides)
     envs = [to_experiment(compose(overrides)).env.name] if names else ENVS
     for env in envs:
         named = overrides if names else [f"env={env}", *overrides]

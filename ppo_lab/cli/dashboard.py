@@ -61,10 +61,10 @@ class _NamedRun:
         self._names = {".": name}
 
     def __getattr__(self, method: str) -> Any:
-        def call(*args: Any, run_tag_filter: RunTagFilter | None = None, **words: Any) -> Any:
+        def call(*args: Any, run_tag_filter: RunTagFilter | None = None, **options: Any) -> Any:
             if run_tag_filter is not None:
-                words["run_tag_filter"] = self._asked(run_tag_filter)
-            answer = getattr(self._provider, method)(*args, **words)
+                options["run_tag_filter"] = self._asked(run_tag_filter)
+            answer = getattr(self._provider, method)(*args, **options)
             if method == "list_runs":
                 names = [self._names.get(run.run_name, run.run_name) for run in answer]
                 return [Run(name, name, run.start_time) for name, run in zip(names, answer, strict=True)]
