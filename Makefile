@@ -30,7 +30,7 @@ setup: .venv/installed
 browser:  # without it the tests that look at TensorBoard's pages are skipped
 	@{ command -v chromium && command -v chromedriver; } >/dev/null || { $(INSTALL) --no-install-recommends chromium chromium-driver; } || true
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml setup.py constraints.txt
 	@[ -n "$(PYTHON)" ] || { echo "error: Python 3.11 or 3.12 not found; install one, or: make PYTHON=/path/to/python"; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'

@@ -47,18 +47,18 @@ class Trial:
     """A run to be measured."""
 
     env: str
-    words: tuple[str, ...]
-    """For train.py."""
+    overrides: tuple[str, ...]
+    """Of train.py."""
     is_cold: bool
     """The simulator's kernels are not compiled yet."""
 
     def __str__(self) -> str:
-        size = ", ".join(self.words[-len(ALWAYS) - len(SIZES[0]) : -len(ALWAYS)])
+        size = ", ".join(self.overrides[-len(ALWAYS) - len(SIZES[0]) : -len(ALWAYS)])
         return f"{self.env}, {size}{', kernels compiled anew' if self.is_cold else ''}"
 
 
-def calibrate(words: Sequence[str], form: str) -> ExitCode:
-    """Measures this machine and remembers it after every run. `words`: of the experiment, where some are given.
+def calibrate(overrides: Sequence[str], form: str) -> ExitCode:
+    """Measures this machine and remembers it after every run. `overrides`: of the experiment, where some are given.
 
     Raises a ConfigError where a run fails.
     """
@@ -66,7 +66,7 @@ def calibrate(words: Sequence[str], form: str) -> ExitCode:
     if busy_percent > BUSY_PERCENT:
         print(f"note: the processor is busy ({busy_percent:.0f} %): times will come out too long", file=sys.stderr)
     found: list[MeasuredRun] = []
-    trials = list(plan(words))
+    trials = list(plan(overrides))
     with _progress(len(trials)) as show, tempfile.TemporaryDirectory(prefix="ppo-lab calibration ") as folder:
         for number, trial in enumerate(trials):
             show(number, str(trial))
@@ -81,12 +81,12 @@ def calibrate(words: Sequence[str], form: str) -> ExitCode:
     return ExitCode.DONE
 
 
-def plan(words: Sequence[str]) -> Iterator[Trial]:
-    """The runs for the env that `words` name, or else for `ENVS`; each env's first one compiles its kernels."""
-    names = any(word.startswith(("env=", "experiment=")) for word in words)
-    envs = [to_experiment(compose(list(words))).env.name] if names else ENVS
+def plan(overrides: Sequence[str]) -> Iterator[Trial]:
+    """The runs for the env that `overrides` name, or else for `ENVS`; each env's first one compiles its kernels."""
+    names = any(text.startswith(("env=", "experiment=")) for text in overrides)
+    envs = [to_experiment(compose(overrides)).env.name] if names else ENVS
     for env in envs:
-        named = words if names else [f"env={env}", *words]
+        named = overrides if names else [f"env={env}", *overrides]
         yield Trial(env, (*named, *SIZES[0], *ALWAYS), is_cold=True)
         for size in SIZES:
             yield Trial(env, (*named, *size, *ALWAYS), is_cold=False)
@@ -98,7 +98,7 @@ def measure(trial: Trial, folder: Path) -> tuple[MeasuredRun, Versions]:
     Raises a ConfigError where it fails, or does not tell what it held.
     """
     environment = os.environ | {"QD_OFFLINE_CACHE_FILE_PATH": str(folder.parent / f"kernels {trial.env}")}
-    command = [sys.executable, str(commands.REPOSITORY / "train.py"), *trial.words, f"{RUN_DIR}{quoted(folder)}"]
+    command = [*commands.train_program(), *trial.overrides, f"{RUN_DIR}{quoted(folder)}"]
     child = subprocess.run(command, env=environment, capture_output=True, text=True)
     if child.returncode:
         said = (child.stderr.strip() or child.stdout.strip()).splitlines() or [f"exit code {child.returncode}"]

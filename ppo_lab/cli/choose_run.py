@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from ppo_lab.cli.compose import check_question, compose, folder_of, is_for_hydra, parse, words_of
+from ppo_lab import envs
+from ppo_lab.cli import argv as command_line
+from ppo_lab.cli.argv import Source, parse
+from ppo_lab.cli.compose import compose, folder_of
 from ppo_lab.config import ExperimentConfig, as_text, flat
-from ppo_lab.config.overrides import RUN_DIR, SWEEP_DIR, quoted
+from ppo_lab.config.overrides import RUN_DIR, SWEEP_DIR, first_line
 from ppo_lab.errors import ConfigError, NothingToDo, StoppedError
 from ppo_lab.machine import commands, devices, preflight
 from ppo_lab.runs.config import as_yaml, from_older_version, read_experiment, to_experiment, without_start
@@ -30,54 +35,72 @@ AUTO = "auto"
 """As in resume=auto."""
 
 
-def prepare(words: list[str]) -> tuple[Run | None, list[str]]:
-    """Checks the words (without the program's name) and this machine, and takes the run's folder.
+class Chosen(NamedTuple):
+    """A run whose folder is taken, and the configuration that was composed for it, with Hydra's own settings."""
 
-    Returns the run, and the words for Hydra; None where Hydra answers by itself. Nothing is left on disk when it
-    raises.
+    run: Run
+    cfg: DictConfig
+
+
+def prepare(argv: list[str]) -> Chosen:
+    """Checks `argv` (without the program's name) and this machine, and takes the run's folder.
+
+    Nothing is left on disk when it raises.
 
     Raises:
-        ConfigError: the words do not make a run.
+        ConfigError: the overrides do not make a run.
         MachineError: the machine cannot run it.
         NothingToDo: the run to go on with is complete.
     """
-    if is_for_hydra(words):
-        check_question(words)
-        return None, words
-    words = words_of(words)
-    for word in words:
-        if word.lstrip("+~").startswith(("sweep.", SWEEP_DIR)):
-            raise ConfigError(f"{word} is for sweeps. Add -m: python train.py -m ...")
+    overrides, source = command_line.read(argv)
+    for override in overrides:
+        if override.lstrip("+~").startswith(("sweep.", SWEEP_DIR)):
+            raise ConfigError(f"{override} is for sweeps. Add -m: python train.py -m ...")
     preflight.check_single_process()
-    typed = {override.key_or_group: override.value() for override in map(parse, words)}
-    resume, reproduce = typed.get("resume"), typed.get("reproduce")
+    requested = {override.key_or_group: override.value() for override in map(parse, overrides)}
+    resume, reproduce = requested.get("resume"), requested.get("reproduce")
     if resume is not None and reproduce is not None:
         raise ConfigError("resume= and reproduce= exclude each other: one goes on in a folder, the other begins anew.")
-    by_hand = RUN_DIR[:-1] in typed
-    if by_hand and resume not in (None, AUTO):
+    is_folder_named = RUN_DIR[:-1] in requested
+    if is_folder_named and resume not in (None, AUTO):
         raise ConfigError(f"resume={resume} goes on in the run's own folder. Leave out hydra.run.dir=.")
 
     start, notes = None, []
     if resume == AUTO:
-        cfg = compose(words)
-        found, note = _newest(to_experiment(cfg), folder_of(cfg), by_hand)
+        cfg = compose(overrides, source)
+        found, note = _newest(to_experiment(cfg), folder_of(cfg), is_folder_named)
         notes.append(f"resume=auto: {note}")
-        start = _start("resume=auto", found) if found else None
+        start = _start("resume=auto", found, source) if found else None
     elif resume is not None or reproduce is not None:
         key, value = ("resume", resume) if reproduce is None else ("reproduce", reproduce)
-        start = _start(f"{key}={as_text(value)}", Path(str(value)))
-    overrides = [word for word in words if not word.startswith("hydra.")]
-    if start and not {"env", "experiment"} & typed.keys():
-        words = [f"env={start.saved.env.name}", *words]  # whose keys the words are about
-    cfg = compose(words)
+        start = _start(f"{key}={as_text(value)}", Path(str(value)), source)
+    kept = [*source.options, *(text for text in overrides if not text.lstrip("+").startswith("hydra."))]
+    if start and not {"env", "experiment"} & requested.keys():
+        overrides = [f"env={start.saved.env.name}", *overrides]  # whose keys the overrides are about
+    cfg = compose(overrides, source)
+    _set_environment(cfg)
     preflight.check_system_libraries()
-    for_hydra = [word for word in words if not word.startswith(RUN_DIR)]
     if start and reproduce is None:
-        run = _continue(start, cfg, overrides, notes)
-        for_hydra.append("hydra.output_subdir=null")  # the run has its .hydra already
+        run = _continue(start, cfg, kept, notes)
     else:
-        run = _begin(start, cfg, overrides, notes, may_be_renamed=not by_hand)
-    return run, [*for_hydra, f"{RUN_DIR}{quoted(run.folder)}"]
+        run = _begin(start, cfg, kept, notes, may_be_renamed=not is_folder_named)
+    return Chosen(run, cfg)
+
+
+def _set_environment(cfg: DictConfig) -> None:
+    """Obeys hydra.job.env_set. Raises a ConfigError, also where another of Hydra's settings has a wrong kind."""
+    try:
+        job: Any = OmegaConf.to_container(cfg.hydra.job, resolve=True)
+        verbose = cfg.hydra.verbose
+        names = [*verbose] if OmegaConf.is_list(verbose) else [verbose]
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{first_line(error)}.") from None
+    if not all(isinstance(name, str) for name in names) and not isinstance(verbose, bool):
+        raise ConfigError("hydra.verbose: allowed are true, false, the name of a logger, and a list of such names.")
+    for name, value in job["env_set"].items():
+        if not name or not f"{name}{value}".isprintable() or "=" in name:
+            raise ConfigError(f"hydra.job.env_set.{as_text(name)}={as_text(value)}: allowed are printable characters.")
+    os.environ.update(job["env_set"])
 
 
 @dataclass(frozen=True)
@@ -85,14 +108,15 @@ class _Start:
     """The run that another goes on from, or repeats."""
 
     asked: str
-    """The word that names it."""
+    """The override that names it."""
     folder: Path
     saved: ExperimentConfig
     at: int | None
     """The iteration of the checkpoint that was named; None: that of the newest."""
+    source: Source
 
 
-def _start(asked: str, path: Path) -> _Start:
+def _start(asked: str, path: Path, source: Source) -> _Start:
     try:
         folder, at = path, None
         if path.is_file() and path.parent.name == "checkpoints":
@@ -110,13 +134,16 @@ def _start(asked: str, path: Path) -> _Start:
         raise ConfigError(f"{asked}: {error.strerror}. Allowed: a run folder.") from None
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"{asked}: {folder} is not a run folder: it has no config.yaml.")
-    return _Start(asked, folder, read_unchanged(folder, asked), at)
+    return _Start(asked, folder, read_unchanged(folder, asked), at, source)
 
 
 def read_unchanged(folder: Path, asked: str) -> ExperimentConfig:
     """The experiment of the run in `folder`, as it began. Raises a ConfigError, also where config.yaml was changed."""
-    saved = read_experiment(folder / "config.yaml")
     manifest = read_json(folder / "manifest.json")
+    try:
+        saved = read_experiment(folder / "config.yaml")
+    except ConfigError as error:
+        raise ConfigError(f"{error}{_missing_package(manifest)}") from None
     began = manifest.get("config")
     if not isinstance(began, dict):
         return saved
@@ -131,6 +158,14 @@ def read_unchanged(folder: Path, asked: str) -> ExperimentConfig:
         f"{asked}: its config.yaml was changed since the run began: {differs}. A run goes on, and is repeated, as it "
         f"began: put that back, or train a new run: {commands.train(f'env={saved.env.name}', *new)}"
     )
+
+
+def _missing_package(manifest: dict[str, Any]) -> str:
+    """Which package brought the env of the run with this manifest, where that is not installed here."""
+    package = manifest.get("env_package")
+    if not isinstance(package, dict) or package.get("name") in {env.package for env in envs.registered().values()}:
+        return ""
+    return as_text(f" The run's env was that of the package {package.get('name')} {package.get('version')}.")
 
 
 def _begin(start: _Start | None, cfg: DictConfig, overrides: list[str], notes: list[str], may_be_renamed: bool) -> Run:
@@ -183,13 +218,13 @@ def _continue(start: _Start, cfg: DictConfig, overrides: list[str], notes: list[
     return Run(experiment, folder, overrides, held, True, checkpoint, notes=notes, warnings=warnings)
 
 
-def _newest(asked: ExperimentConfig, folder: Path, by_hand: bool) -> tuple[Path | None, str]:
+def _newest(asked: ExperimentConfig, folder: Path, is_folder_named: bool) -> tuple[Path | None, str]:
     """The run of this very experiment to go on with, and why that one or none.
 
-    Of those that no process trains it is the unfinished one that started last, or else the complete one that did. By
-    hand, only the folder that was named counts.
+    Of those that no process trains it is the unfinished one that started last, or else the complete one that did.
+    Where a folder was named, only that one counts.
     """
-    if by_hand:
+    if is_folder_named:
         has_run = (folder / "config.yaml").exists()
         return folder if has_run else None, "goes on" if has_run else f"a new run begins, as {folder} holds none"
     outputs, wanted = shown(folder.parent), _settings_that_matter(asked)
@@ -222,13 +257,13 @@ def _settings_that_matter(cfg: ExperimentConfig) -> dict[str, Any]:
 def _with_changes(
     start: _Start, cfg: DictConfig, overrides: list[str], may_change: tuple[str, ...]
 ) -> ExperimentConfig:
-    """What was saved, with what the words set and may set. A word that says what was saved changes nothing."""
-    said, unsaid = _settings(cfg), _settings(compose([f"env={start.saved.env.name}"]))
-    named = tuple(word.lstrip("+~").partition("=")[0] for word in overrides)
+    """What was saved, with what `overrides` request and may. Requesting what was saved changes nothing."""
+    requested, defaults = _settings(cfg), _settings(compose([f"env={start.saved.env.name}"], start.source))
+    named = tuple(override.lstrip("+~").partition("=")[0] for override in overrides)
     settings, changes = flat(asdict(start.saved)), {}
-    for key, value in said.items():
-        is_said = value != unsaid.get(key) or _is_among(key, named)
-        if not is_said or (key in settings and value == settings[key]):
+    for key, value in requested.items():
+        is_requested = value != defaults.get(key) or _is_among(key, named)
+        if not is_requested or (key in settings and value == settings[key]):
             continue
         if not _is_among(key, may_change):
             raise ConfigError(

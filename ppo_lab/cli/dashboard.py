@@ -13,6 +13,7 @@ from tensorboard.program import TensorBoard, TensorBoardServerException
 
 from ppo_lab.cli.exits import Parser
 from ppo_lab.errors import ConfigError
+from ppo_lab.machine import commands
 from ppo_lab.runs.hparams import EVENT_FILES
 
 VIEWS = {
@@ -23,11 +24,11 @@ VIEWS = {
 }
 
 
-def main(words: list[str]) -> None:
-    parser = Parser(prog="python -m ppo_lab dashboard", description=__doc__)
+def main(argv: list[str]) -> None:
+    parser = Parser(prog=commands.portable("dashboard"), description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("outputs"), help="default: outputs")
     parser.add_argument("--port", type=int, help="default: 6006, or the next that is free")
-    asked = parser.parse_args(words)
+    asked = parser.parse_args(argv)
     url = serve(asked.folder, asked.port)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
@@ -60,10 +61,10 @@ class _NamedRun:
         self._names = {".": name}
 
     def __getattr__(self, method: str) -> Any:
-        def call(*args: Any, run_tag_filter: RunTagFilter | None = None, **words: Any) -> Any:
+        def call(*args: Any, run_tag_filter: RunTagFilter | None = None, **options: Any) -> Any:
             if run_tag_filter is not None:
-                words["run_tag_filter"] = self._asked(run_tag_filter)
-            answer = getattr(self._provider, method)(*args, **words)
+                options["run_tag_filter"] = self._asked(run_tag_filter)
+            answer = getattr(self._provider, method)(*args, **options)
             if method == "list_runs":
                 names = [self._names.get(run.run_name, run.run_name) for run in answer]
                 return [Run(name, name, run.start_time) for name, run in zip(names, answer, strict=True)]

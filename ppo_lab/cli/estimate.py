@@ -1,4 +1,4 @@
-"""One question about memory, from the words on the command line to a table, JSON or pictures."""
+"""`estimate.py`: one question about memory, from the command line to a table, JSON or pictures."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from ppo_lab.cli import argv as command_line
 from ppo_lab.cli import calibrate
-from ppo_lab.cli.compose import CONF, compose, words_of
+from ppo_lab.cli.compose import CONF, ESTIMATE, ask_hydra, compose, is_question
 from ppo_lab.config import ExperimentConfig, as_text, setting
 from ppo_lab.errors import ConfigError, ExitCode, MeasurementError
 from ppo_lab.memory.measure import measured
@@ -45,18 +46,21 @@ class Question:
     calibrate: bool = setting()
 
 
-def main(words: list[str]) -> ExitCode:
+def main(argv: list[str]) -> ExitCode:
     """Answers on stdout. Raises a ConfigError."""
-    cfg, question = ask(words)
+    if is_question(argv):
+        ask_hydra(argv, ESTIMATE.name)
+        return ExitCode.DONE
+    cfg, question = ask(argv)
     try:
-        return _answer(cfg, question, words)
+        return _answer(cfg, question, argv)
     except MeasurementError as error:
         raise ConfigError(str(error)) from None
 
 
-def _answer(cfg: ExperimentConfig, question: Question, words: list[str]) -> ExitCode:
+def _answer(cfg: ExperimentConfig, question: Question, argv: list[str]) -> ExitCode:
     if question.calibrate:
-        return calibrate.calibrate(_words_to_calibrate(words), question.format)
+        return calibrate.calibrate(_overrides_to_calibrate(argv), question.format)
     plot = question.plot or ("memory.png" if question.format == "png" else None)
     if plot and not question.trace:
         raise ConfigError("trace=false leaves nothing to draw. Allowed with plot: trace=true.")
@@ -90,20 +94,21 @@ def _answer(cfg: ExperimentConfig, question: Question, words: list[str]) -> Exit
     return ExitCode.OVER_BUDGET if found.fits is False else ExitCode.DONE
 
 
-def ask(words: list[str]) -> tuple[ExperimentConfig, Question]:
-    """The experiment and the question in `words`. Raises a ConfigError."""
-    cfg = compose(words_of(words), "estimate")
+def ask(argv: list[str]) -> tuple[ExperimentConfig, Question]:
+    """The experiment and the question in `argv`. Raises a ConfigError."""
+    overrides, source = command_line.read(argv, ESTIMATE.name)
+    cfg = compose(overrides, source)
     own = {f.name for f in dataclasses.fields(Question)}
     question = to_settings(OmegaConf.masked_copy(cfg, list(own)), OmegaConf.structured(Question))
     rest = [str(key) for key in cfg if key not in own]
     experiment = to_experiment(OmegaConf.masked_copy(cfg, rest))
-    _note_what_another_card_has(words, cfg)
+    _note_what_another_card_has(overrides, cfg)
     return experiment, question
 
 
-def _note_what_another_card_has(words: list[str], cfg: DictConfig) -> None:
+def _note_what_another_card_has(overrides: list[str], cfg: DictConfig) -> None:
     """Says on stderr what a card that is given by its name leaves to the one in conf/hardware."""
-    given = {word.lstrip("+~").partition("=")[0] for word in words}
+    given = {text.lstrip("+~").partition("=")[0] for text in overrides}
     others = [key for key in ("hardware.compute_capability", "hardware.multiprocessors") if key not in given]
     if "hardware.name" not in given or not others:
         return
@@ -116,13 +121,15 @@ def _note_what_another_card_has(words: list[str], cfg: DictConfig) -> None:
     )
 
 
-def _words_to_calibrate(words: list[str]) -> list[str]:
-    """The experiment's words. Raises a ConfigError for one that asks something else at the same time."""
-    keys = {word: word.lstrip("+~").partition("=")[0].partition(".")[0] for word in words}
-    if other := next((word for word, key in keys.items() if key in ("hardware", "fit", "plot", "run")), None):
+def _overrides_to_calibrate(argv: list[str]) -> list[str]:
+    """The experiment's overrides. Raises a ConfigError for one that asks something else at the same time."""
+    keys = {text: text.lstrip("+~").partition("=")[0].partition(".")[0] for text in argv}
+    if other := next((text for text, key in keys.items() if key in ("hardware", "fit", "plot", "run")), None):
         raise ConfigError(f"{other}: calibrate=true measures the machine that it runs on. Leave it out.")
+    if option := next((text for text in argv if text.startswith("-")), None):
+        raise ConfigError(f"{option}: calibrate=true takes overrides alone. Leave it out.")
     own = {f.name for f in dataclasses.fields(Question)}
-    return [word for word, key in keys.items() if key not in own]
+    return [text for text, key in keys.items() if key not in own]
 
 
 @contextmanager

@@ -27,11 +27,14 @@ from ppo_lab.machine import streams
 
 
 @contextmanager
-def exit_codes() -> Iterator[None]:
-    """Ends the process with one message and the exit code that belongs to what went wrong."""
+def exit_codes(output_may_fail: bool = False) -> Iterator[None]:
+    """Ends the process with one message and the exit code that belongs to what went wrong.
+
+    `output_may_fail`: what cannot be printed, as on a full disk, is dropped.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through
     logging.raiseExceptions = False  # a log that cannot be written ends nothing
-    streams.outlive_readers()
+    streams.outlive_readers(and_full_disks=output_may_fail)
     try:
         try:
             yield

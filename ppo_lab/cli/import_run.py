@@ -1,156 +1,29 @@
-"""`python -m ppo_lab import <old folder>`: an old run becomes a run folder of today."""
+"""`import`: an old run becomes a run folder of today."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
-import shlex
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-import yaml
-
+from ppo_lab.cli.compose import compose
 from ppo_lab.cli.exits import Parser
 from ppo_lab.config import as_text
-from ppo_lab.errors import ConfigError
-from ppo_lab.importers.rsl_rl_2_2 import plain_pickle
-from ppo_lab.importers.rsl_rl_2_2.old_settings import Translation, translate
-from ppo_lab.runs.files import write_json, write_text
+from ppo_lab.importers.rsl_rl_2_2.old_run import OldRun, read, write
+from ppo_lab.machine import commands
 
 
-@dataclass(frozen=True)
-class OldRun:
-    """What was read, and found good."""
-
-    folder: Path
-    settings: Translation
-    checkpoints: dict[int, Path]
-    """Iteration -> file."""
-    sha256: dict[str, str]
-    """Of every file that was read, by name."""
-
-
-def main(words: list[str]) -> None:
-    """Imports the run that `words` name. Raises a ConfigError, and then leaves no folder behind."""
-    parser = Parser(prog="python -m ppo_lab import", description="An old run becomes a run folder of today.")
+def main(argv: list[str]) -> None:
+    """Imports the run that `argv` names. Raises a ConfigError, and then leaves no folder behind."""
+    parser = Parser(prog=commands.portable("import"), description="An old run becomes a run folder of today.")
     parser.add_argument("folder", type=Path, help="holds cfgs.pkl and model_<iteration>.pt of rsl-rl-lib 2.2.4")
     parser.add_argument("--into", type=Path, help="the new run folder; else outputs/<env>/<date>_<time>_imported")
     parser.add_argument("--num-envs", type=int, help="how many envs there were, which old runs do not record")
-    options = parser.parse_args(words)
-    run = read(options.folder, options.num_envs)
+    options = parser.parse_args(argv)
+    run = read(options.folder, options.num_envs, lambda env: compose([f"env={env}"]))
     env, now = run.settings.experiment.env.name, datetime.now()
     into = options.into or Path("outputs") / env / f"{now:%Y-%m-%d_%H-%M-%S}_imported"
-    write(into, run, words)
+    write(into, run, commands.portable("import", *argv))
     report(into, run)
-
-
-def read(folder: Path, num_envs: int | None) -> OldRun:
-    """Reads every file of the run, to know that all can be imported. Raises a ConfigError."""
-    checkpoints = _checkpoints(folder)
-    pickled = folder / "cfgs.pkl"
-    with _refusals(pickled):
-        data = pickled.read_bytes()
-        settings = translate(plain_pickle.load(data), num_envs)
-        sha256 = {pickled.name: hashlib.sha256(data).hexdigest()}
-    from ppo_lab.importers.rsl_rl_2_2 import old_checkpoint
-
-    for iteration, path in checkpoints.items():
-        with _refusals(path):
-            data = path.read_bytes()
-            old_checkpoint.read(data, settings.experiment, iteration)
-            sha256[path.name] = hashlib.sha256(data).hexdigest()
-    return OldRun(folder, settings, checkpoints, sha256)
-
-
-def _checkpoints(folder: Path) -> dict[int, Path]:
-    if not folder.is_dir():
-        raise ConfigError(f"{folder} is no folder. Name one that holds cfgs.pkl and model_<iteration>.pt.")
-    if (folder / "config.yaml").exists():
-        raise ConfigError(f"{folder} is a run folder of today already. Allowed: runs of rsl-rl-lib 2.2.4.")
-    names = {path: re.fullmatch(r"model_(0|[1-9]\d*)\.pt", path.name) for path in folder.iterdir() if path.is_file()}
-    found = {int(match[1]): path for path, match in names.items() if match}
-    missing = [] if (folder / "cfgs.pkl").is_file() else ["cfgs.pkl"]
-    missing += [] if found else ["model_<iteration>.pt"]
-    if missing:
-        raise ConfigError(f"{folder} has no {' and no '.join(missing)}; a run of rsl-rl-lib 2.2.4 has both.")
-    return dict(sorted(found.items()))
-
-
-@contextmanager
-def _refusals(path: Path) -> Iterator[None]:
-    """Names the file in what is raised."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"{path} is refused: {error}") from None
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}.") from None
-
-
-def write(into: Path, run: OldRun, words: list[str]) -> None:
-    """Makes the run folder `into`, whole or not at all. Raises a ConfigError."""
-    if into.exists() or into.is_symlink():
-        raise ConfigError(f"{into} exists; a run never writes over another. Name a new folder: --into FOLDER.")
-    temporary = into.with_name(f".{into.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        _write_files(temporary, run, words)
-        temporary.rename(into)
-    except OSError as error:
-        raise ConfigError(f"cannot write {into}: {error.strerror}. Name another folder: --into FOLDER.") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _write_files(folder: Path, run: OldRun, words: list[str]) -> None:
-    import torch
-
-    from ppo_lab.importers.rsl_rl_2_2 import old_checkpoint
-    from ppo_lab.learning.checkpoint import save
-    from ppo_lab.runs.manifest import describe_run, read_checkout
-
-    cfg = run.settings.experiment
-    command = shlex.join(["python", "-m", "ppo_lab", "import", *words])
-    manifest = describe_run([], cfg, torch.device("cpu"), folder, read_checkout())
-    del manifest["reproduce"]  # of what it would be compared with, the old run has recorded nothing
-    manifest |= {"command": command, "repeat": command, "exact": "not claimed: an old run", "imported": _origin(run)}
-    write_text(folder / "config.yaml", yaml.safe_dump(asdict(cfg), sort_keys=False))
-    write_json(folder / "manifest.json", manifest)
-    (folder / "checkpoints").mkdir()
-    for iteration, path in run.checkpoints.items():
-        with _refusals(path):
-            state = old_checkpoint.read(path.read_bytes(), cfg, iteration)
-        save(folder / "checkpoints" / f"model_{iteration}.pt", state)
-    write_json(folder / "summary.json", _summary(run))
-
-
-def _origin(run: OldRun) -> dict[str, Any]:
-    return {
-        "from": "rsl-rl-lib 2.2.4",
-        "folder": run.folder.resolve().name,
-        "sha256": run.sha256,
-        "dropped": run.settings.dropped,
-        "not_recorded": run.settings.not_recorded,
-    }
-
-
-def _summary(run: OldRun) -> dict[str, Any]:
-    """The keys of every summary; an old run's checkpoints tell how far it came, and nothing of how it went."""
-    unknown = "wall_s startup_s training_s steps_per_s final_reward best_reward final_episode_length".split()
-    return {
-        "status": "imported",
-        "message": "an old run, which holds no state of simulator and random numbers to continue from",
-        "iterations": max(run.checkpoints) + 1,
-        **dict.fromkeys(unknown),
-        "peak_mib": {},
-        "memory": [],
-    }
 
 
 def report(into: Path, run: OldRun) -> None:

@@ -23,18 +23,18 @@ from ppo_lab.errors import (
 )
 from ppo_lab.learning.checkpoint import NoCheckpoints, load, load_both
 from ppo_lab.learning.guard import Fault, NonFiniteError
-from ppo_lab.machine import devices, preflight
+from ppo_lab.machine import commands, devices, preflight
 from ppo_lab.runs.config import read_experiment
 
 STEPS, ENVS = 8, 4
 """At most so many steps of so many envs are shown."""
 
 
-def main(words: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Raises a ConfigError, or a NotReproducedError where it did not happen again."""
-    parser = Parser(prog="python -m ppo_lab replay", description="Shows what a run stopped for, and repeats it.")
+    parser = Parser(prog=commands.portable("replay"), description="Shows what a run stopped for, and repeats it.")
     parser.add_argument("dump", type=Path, help="nan_<iteration>.pt in the folder of a run that stopped for it")
-    path: Path = parser.parse_args(words).dump
+    path: Path = parser.parse_args(argv).dump
     fault, dump = read(path)
     show(fault, dump)
     folder, good = path.resolve().parent, dump["last_good"]

@@ -7,15 +7,16 @@ from pathlib import Path
 
 from ppo_lab.cli.exits import Parser
 from ppo_lab.errors import ConfigError
+from ppo_lab.machine import commands
 from ppo_lab.report import write, write_into
 from ppo_lab.report.jobs import JOBS, read_runs, read_sweep
 
 
-def main(words: list[str]) -> None:
-    parser = Parser(prog="python -m ppo_lab report", description="Lays runs side by side.")
+def main(argv: list[str]) -> None:
+    parser = Parser(prog=commands.portable("report"), description="Lays runs side by side.")
     parser.add_argument("folders", nargs="+", type=Path, help="one sweep, or any folders with runs in them")
     parser.add_argument("--into", type=Path, help="a folder for the report; a sweep's goes into the sweep otherwise")
-    asked = parser.parse_args(words)
+    asked = parser.parse_args(argv)
     folders: list[Path] = asked.folders
     is_sweep = len(folders) == 1 and (folders[0] / JOBS).exists()
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")

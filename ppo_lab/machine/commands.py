@@ -1,4 +1,4 @@
-"""Commands that the program prints, and that work when pasted into the shell that it was started from."""
+"""Commands that the program prints or starts: they work in a checkout and where the package is installed."""
 
 from __future__ import annotations
 
@@ -7,28 +7,69 @@ import shutil
 import sys
 from pathlib import Path
 
-from ppo_lab.runs.files import shown
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def train(*words: str) -> str:
-    """`python train.py` with words."""
-    return shlex.join([_python(), str(shown(REPOSITORY / "train.py")), *words])
+def _checkout() -> Path | None:
+    folder = PACKAGE.parent
+    has_both = (folder / "train.py").is_file() and (folder / "conf" / "config.yaml").is_file()
+    return folder if has_both else None
+
+
+CHECKOUT = _checkout()
+"""The folder with train.py and conf/ that this package lies in; None where it was installed from a wheel."""
+
+
+def train(*overrides: str) -> str:
+    """The command that trains with these overrides."""
+    return shlex.join([*_program("train"), *overrides])
 
 
 def calibrate() -> str:
     """The command that measures this machine."""
-    return shlex.join([_python(), str(shown(REPOSITORY / "estimate.py")), "calibrate=true"])
+    return shlex.join([*_program("estimate"), "calibrate=true"])
 
 
-def module(name: str, *words: str) -> str:
-    """`python -m ppo_lab NAME` with words."""
-    return shlex.join([_python(), "-m", "ppo_lab", name, *words])
+def module(name: str, *arguments: str) -> str:
+    """Another of the package's commands, with its arguments."""
+    return shlex.join([*_program(name), *arguments])
+
+
+def portable(name: str, *arguments: str) -> str:
+    """The same command as it is typed on another machine or in another environment, for what is kept."""
+    program = ["ppo-lab", name] if CHECKOUT is None else _in_checkout("python", name, Path())
+    return shlex.join([*program, *arguments])
+
+
+def train_program() -> tuple[str, ...]:
+    """What starts train.py with this interpreter, in whatever folder; overrides follow."""
+    if CHECKOUT is None:
+        return sys.executable, "-m", "ppo_lab", "train"
+    return sys.executable, str(CHECKOUT / "train.py")
+
+
+def _program(name: str) -> list[str]:
+    if CHECKOUT is not None:
+        return _in_checkout(_python(), name, CHECKOUT)
+    return ["ppo-lab", name] if _is_found("ppo-lab") else [_python(), "-m", "ppo_lab", name]
+
+
+def _in_checkout(python: str, name: str, folder: Path) -> list[str]:
+    script = folder / f"{name}.py"
+    return [python, str(_from_here(script))] if name in ("train", "estimate") else [python, "-m", "ppo_lab", name]
 
 
 def _python() -> str:
     """The interpreter that runs this: "python" where the shell finds that one."""
-    found = shutil.which("python")
-    is_this = found is not None and Path(found).parent.samefile(Path(sys.executable).parent)
-    return "python" if is_this else str(shown(Path(sys.executable)))
+    return "python" if _is_found("python") else str(_from_here(Path(sys.executable)))
+
+
+def _is_found(program: str) -> bool:
+    """Whether the shell finds `program` beside the interpreter that runs this."""
+    found = shutil.which(program)
+    return found is not None and Path(found).parent.samefile(Path(sys.executable).parent)
+
+
+def _from_here(path: Path) -> Path:
+    """`path` relative to the current folder where it lies within."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

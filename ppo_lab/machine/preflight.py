@@ -1,4 +1,4 @@
-"""What must be true of this machine before a run starts. Standard library only.
+"""What must be true of this machine before a run starts. Standard library, and `packaging` where it is there.
 
 `python -m ppo_lab.machine.preflight` checks it all and says in one line what is missing.
 `... preflight libraries` checks the system's libraries alone; `... preflight packages` names what brings them.
@@ -9,18 +9,17 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import re
 import shlex
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
 from ppo_lab.errors import MachineError
+from ppo_lab.machine import commands
 
-PINNED = {"genesis-world": "1.4.5", "rsl-rl-lib": "5.5.1"}
-"""Both change their interfaces between minor versions."""
-TORCH_AT_LEAST = (2, 11)
-ALSO_NEEDED = ("hydra-core", "omegaconf", "tensorboard", "rich", "psutil")
+NAME = "ppo-lab"
+"""What this package is called where it is installed."""
 ENVIRONMENT = Path(__file__).resolve().parents[2] / ".venv"
 """What `make setup` makes."""
 SYSTEM_LIBRARIES = ("libGL.so.1", "libEGL.so.1")
@@ -30,22 +29,50 @@ SYSTEM_PACKAGES = "libgl1 libegl1 libgl1-mesa-dri libglu1-mesa"
 
 
 def check_installed() -> None:
-    """Raises a MachineError when a package is missing or of a version that this project does not run on."""
-    wanted = [f"{name}=={version}" for name, version in PINNED.items() if _installed(name) != version]
-    if (_parse(_installed("torch")) or (0, 0)) < TORCH_AT_LEAST:
-        wanted.append("torch==2.13.*")
-    wanted += [name for name in ALSO_NEEDED if _installed(name) is None]
-    if wanted:
-        if sys.prefix == sys.base_prefix and "CONDA_PREFIX" not in os.environ:
-            raise MachineError(f"{sys.executable} lacks {', '.join(map(_bare_name, wanted))}; {_own_environment()}")
-        found = ", ".join(f"{name} {_installed(name) or 'missing'}" for name in map(_bare_name, wanted))
+    """Raises a MachineError when a package is missing or of a version that this project does not run on.
+
+    The versions are those that pyproject.toml names.
+    """
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:
+        raise MachineError(f"{sys.executable} lacks packaging; {_how_to_install()}") from None
+    needed = [Requirement(text) for text in requirements()]
+    needed = [requirement for requirement in needed if requirement.marker is None or requirement.marker.evaluate()]
+    wrong = [
+        requirement
+        for requirement in needed
+        if (version := _version(requirement.name)) is None
+        or not requirement.specifier.contains(version, prereleases=True)
+    ]
+    if wrong:
+        if _is_system_python():
+            lacks = ", ".join(requirement.name for requirement in wrong)
+            raise MachineError(f"{sys.executable} lacks {lacks}; {_how_to_install()}")
+        found = ", ".join(f"{requirement.name} {_version(requirement.name) or 'missing'}" for requirement in wrong)
+        wanted = [f"{requirement.name}{requirement.specifier}" for requirement in wrong]
         raise MachineError(f"installed: {found}; needed: {', '.join(wanted)}; run: {_pip_install(wanted)}")
-    if _installed("rsl-rl") is not None:
-        again = _pip_install(["--force-reinstall", "--no-deps", f"rsl-rl-lib=={PINNED['rsl-rl-lib']}"])
+    if _version("rsl-rl") is not None:
+        ours = next(f"{requirement.name}{requirement.specifier}" for requirement in needed if "rsl" in requirement.name)
+        again = _pip_install(["--force-reinstall", "--no-deps", ours])
         raise MachineError(
-            f"installed: rsl-rl {_installed('rsl-rl')}, which shadows rsl-rl-lib; needed: rsl-rl-lib alone; "
+            f"installed: rsl-rl {_version('rsl-rl')}, which shadows rsl-rl-lib; needed: rsl-rl-lib alone; "
             f"run: {sys.executable} -m pip uninstall -y rsl-rl && {again}"
         )
+
+
+def requirements() -> list[str]:
+    """The packages that this one needs: by pyproject.toml in a checkout, or else by what pip noted down.
+
+    Raises a MachineError where neither is there.
+    """
+    if commands.CHECKOUT and (project := commands.CHECKOUT / "pyproject.toml").is_file():
+        return list(tomllib.loads(project.read_text())["project"]["dependencies"])
+    try:
+        noted = metadata.requires(NAME)
+    except metadata.PackageNotFoundError:
+        raise MachineError(f"{NAME} was copied, not installed; {_how_to_install()}") from None
+    return [text for text in noted or () if "extra ==" not in text]
 
 
 def check_system_libraries() -> None:
@@ -104,32 +131,30 @@ def exit_on_wrong_packages() -> None:
         sys.exit(2)
 
 
-def _own_environment() -> str:
+def _how_to_install() -> str:
     """How to come by the project's own environment: nobody should install torch into the system."""
+    if not _is_system_python():
+        source = "." if commands.CHECKOUT is None else shlex.quote(str(commands.CHECKOUT))
+        return f"run: {sys.executable} -m pip install -e {source}"
     if not (ENVIRONMENT / "bin" / "python").exists():
         return f"the project's environment is not set up; run: make -C {shlex.quote(str(ENVIRONMENT.parent))} setup"
     activate = shlex.join([".", str(ENVIRONMENT / "bin" / "activate")])
     return f"the project's environment is not activated; run: {activate}"
 
 
-def _installed(name: str) -> str | None:
+def _is_system_python() -> bool:
+    return sys.prefix == sys.base_prefix and "CONDA_PREFIX" not in os.environ
+
+
+def _version(name: str) -> str | None:
     try:
         return metadata.version(name).split("+")[0]
     except metadata.PackageNotFoundError:
         return None
 
 
-def _bare_name(requirement: str) -> str:
-    return requirement.split("==")[0]
-
-
-def _parse(version: str | None) -> tuple[int, ...] | None:
-    return tuple(map(int, re.findall(r"\d+", version)[:2])) if version else None
-
-
 def _pip_install(requirements: list[str]) -> str:
-    quoted = " ".join(f"'{r}'" if "*" in r else r for r in requirements)
-    return f"{sys.executable} -m pip install {quoted}"
+    return f"{sys.executable} -m pip install {shlex.join(requirements)}"
 
 
 def _loads(library: str) -> bool:

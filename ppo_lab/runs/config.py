@@ -39,7 +39,7 @@ def to_experiment(cfg: DictConfig) -> ExperimentConfig:
         raise ConfigError(f"env.name has no value: {first_line(error)}. {one_of(envs.names())}") from None
     if name not in envs.names():
         hint = did_you_mean(str(name), envs.names())
-        raise ConfigError(f"env.name={as_text(name)} is not an env.{hint} {one_of(envs.names())}")
+        raise ConfigError(f"env.name={as_text(name)} is not an env.{hint} {one_of(envs.names())}{envs.HOW_TO_ADD}")
     schema.env = OmegaConf.structured(envs.config_class(name))
     return to_settings(cfg, schema)
 

@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
+from ppo_lab import envs
 from ppo_lab.config import ExperimentConfig
-from ppo_lab.machine import devices
+from ppo_lab.machine import commands, devices
 from ppo_lab.machine.preflight import cpu_name
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = commands.PACKAGE.parent
 MAX_NEW_BYTES = 2**20
 """Of all new files together that a run keeps with its changes."""
 PACKAGES = (
@@ -51,8 +52,10 @@ class Checkout(NamedTuple):
         return None if self.commit is None else bool(self.diff or self.left_out)
 
 
-def read_checkout(repository: Path = REPOSITORY) -> Checkout:
-    """Reads the checkout that this code runs from."""
+def read_checkout(repository: Path | None = commands.CHECKOUT) -> Checkout:
+    """Reads the checkout that this code runs from. None: it was installed, and is in no checkout."""
+    if repository is None:
+        return Checkout(None, b"", [])
     head = _git(repository, "rev-parse", "HEAD")
     new = _git(repository, "ls-files", "--others", "--exclude-standard", "-z")
     index = _git(repository, "rev-parse", "--path-format=absolute", "--git-path", "index")
@@ -85,36 +88,64 @@ def describe_run(
     overrides: list[str], cfg: ExperimentConfig, device: torch.device, folder: Path, checkout: Checkout
 ) -> dict[str, Any]:
     """The content of manifest.json; docs/run_folder.md lists the keys. `folder`: the run's, as one would type it."""
+    env_package = describe_env_package(cfg.env.name)
     return {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "train.py", *overrides]),
+        "command": commands.portable("train", *overrides),
         "overrides": overrides,
         "config": asdict(cfg),
-        "repeat": how_to_repeat(overrides, checkout, folder / "git.diff"),
-        "reproduce": shlex.join(["python", "train.py", f"reproduce={folder}"]),
+        "repeat": how_to_repeat(overrides, checkout, folder / "git.diff", env_package),
+        "reproduce": commands.portable("train", f"reproduce={folder}"),
         "exact": _exactness(cfg, device),
         "seed": cfg.seed,
         "git": {"commit": checkout.commit, "dirty": checkout.is_dirty, "left_out": checkout.left_out},
+        "env_package": env_package,
         "packages": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "machine": describe_machine(device, cfg.device),
     }
 
 
-def how_to_repeat(overrides: list[str], checkout: Checkout, diff: Path) -> str | None:
-    """The command for the top of a checkout that trains with the very code; None where not all of it was kept.
-
-    The code goes into a folder of its own beside the checkout, which stays as it is.
-    """
-    if checkout.left_out:
+def describe_env_package(env: str) -> dict[str, Any] | None:
+    """The installed package that brings the env, and its checkout where it has one; None for an env of our own."""
+    origin = envs.registered().get(env)
+    if origin is None:
         return None
+    package = {"name": origin.package, "version": origin.version, "module": origin.module}
+    folder = origin.folder
+    top = _git(folder, "rev-parse", "--show-toplevel") if folder and _git(folder, "ls-files") else None
+    checkout = read_checkout(Path(os.fsdecode(top.strip()))) if top else Checkout(None, b"", [])
+    kept = checkout.diff if len(checkout.diff) <= MAX_NEW_BYTES else b""
+    return package | {
+        "commit": checkout.commit,
+        "dirty": checkout.is_dirty,
+        "left_out": checkout.left_out if kept == checkout.diff else [*checkout.left_out, "the changes: too large"],
+        "diff": os.fsdecode(kept) or None,
+    }
+
+
+def how_to_repeat(
+    overrides: list[str], checkout: Checkout, diff: Path, env_package: dict[str, Any] | None = None
+) -> str | None:
+    """The command that trains with the very code, for the top of a checkout; None where not all of it was kept.
+
+    The code goes into a folder of its own beside the checkout, which stays as it is. The package that brings the env is
+    named in a comment.
+    """
+    if checkout.left_out or (env_package and env_package["left_out"]):
+        return None
+    comment = ""
+    if env_package:
+        comment = f"  # with {env_package['name']} {env_package['version']}"
+        comment += f" at commit {env_package['commit']}" if env_package["commit"] else ""
+        comment += " and the changes in env_package.diff of manifest.json" if env_package["diff"] else ""
     if checkout.commit is None:
-        return shlex.join(["python", "train.py", *overrides])
+        return commands.portable("train", *overrides) + comment
     code = f"../{REPOSITORY.name}-{checkout.commit[:8]}"
     steps = [shlex.join(["git", "worktree", "add", "--detach", code, checkout.commit])]
     if checkout.diff:
         here = "" if diff.is_absolute() else '"$PWD"/'
         steps.append(f"git -C {shlex.quote(code)} apply {here}{shlex.quote(str(diff))}")
-    return " && ".join([*steps, shlex.join(["python", f"{code}/train.py", *overrides])])
+    return " && ".join([*steps, shlex.join(["python", f"{code}/train.py", *overrides])]) + comment
 
 
 def go_on(original: dict[str, Any], iteration: int, now: dict[str, Any]) -> dict[str, Any]:

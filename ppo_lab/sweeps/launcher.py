@@ -59,8 +59,8 @@ def run(sweep: Sweep, places: Sequence[Place]) -> ExitCode:
 
 
 def _how_to_go_on(sweep: Sweep) -> str:
-    words = shlex.split(sweep.command)[2:]  # after python train.py
-    return f"to run what is missing: {commands.train(*words, f'sweep.resume={shown(sweep.folder)}')}"
+    argv = shlex.split(sweep.command)[2:]  # after `python train.py` or `ppo-lab train`
+    return f"to run what is missing: {commands.train(*argv, f'sweep.resume={shown(sweep.folder)}')}"
 
 
 def _write_report(folder: Path) -> Path | None:

@@ -11,11 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from ppo_lab.cli.compose import CONF
 from ppo_lab.errors import ConfigError
-from ppo_lab.machine import devices
+from ppo_lab.machine import commands, devices
 
-TRAIN = (sys.executable, str(CONF.parent / "train.py"))
+TRAIN = commands.train_program()
 
 
 class Running(Protocol):

@@ -1,82 +1,63 @@
-"""From the words after `train.py -m` to a folder with jobs.json in it: which runs, and whether each will fit."""
+"""From the experiments of a sweep to a folder with jobs.json in it: which runs, and whether each will fit."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
 import re
-import shlex
 import shutil
 from collections import Counter
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
-import hydra
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
-
 from ppo_lab import config
-from ppo_lab.cli.compose import CONF, check_question, compose, folder_of, is_for_hydra, is_multirun, parse, words_of
-from ppo_lab.config import ExperimentConfig, SweepConfig, setting
-from ppo_lab.config.overrides import SWEEP_DIR, quoted
+from ppo_lab.config import ExperimentConfig, SweepConfig
+from ppo_lab.config.overrides import SWEEP_DIR
 from ppo_lab.errors import ConfigError, OverBudgetError
 from ppo_lab.machine import preflight
 from ppo_lab.memory.predict import hardware
 from ppo_lab.memory.predict.estimate import Span, estimate, need, verdict
 from ppo_lab.memory.predict.hardware import MIB
 from ppo_lab.memory.predict.simulator import too_many_envs
-from ppo_lab.runs.config import from_json, to_experiment, to_settings
+from ppo_lab.runs.config import from_json
 from ppo_lab.runs.folder import is_complete, make_new_folder, take
 from ppo_lab.sweeps import jobs as records
 from ppo_lab.sweeps.jobs import Job, Sweep
 from ppo_lab.sweeps.places import local_places
 from ppo_lab.training.console import say
 
-MAX_JOBS = 10_000
 FOLDER_NAME_LENGTH = 120
 MOST_NUMBERS = 6
 """Of jobs, in one line of the plan."""
 
 
-@dataclass
-class _Words:
-    """What a sweep reads of the composed configuration beside the experiments."""
+@dataclass(frozen=True)
+class SweepRequest:
+    """What a sweep was asked to be: composed and checked, not yet planned."""
 
-    sweep: SweepConfig = setting()
+    combinations: list[tuple[str, ...]]
+    """Each job's overrides."""
+    experiments: list[ExperimentConfig]
+    """Each job's experiment."""
+    settings: SweepConfig
+    folder: Path
+    """The folder that it goes to, unless it resumes another sweep."""
+    may_be_renamed: bool
+    """Whether that folder may get a number where it exists."""
+    command: str
 
 
-def prepare(argv: list[str]) -> list[str]:
-    """Checks the words `argv` (without the program's name), plans the sweep and makes its folder, or finds it again.
+def prepare(request: SweepRequest) -> Path:
+    """Plans the sweep and makes its folder, whose jobs.json holds the plan, or finds it again. Returns the folder.
 
-    Returns the words for Hydra: the folder alone, whose jobs.json holds the rest. Nothing is left on disk when it
-    raises.
+    Nothing is left on disk when it raises.
 
     Raises:
-        ConfigError: no key has several values, a job's words do not make an experiment, two jobs are the same run, or
-            `sweep.resume` is not of this very sweep.
+        ConfigError: two jobs are the same run, the devices do not fit, or `sweep.resume` is not of this very sweep.
         MachineError: the machine cannot run it.
         OverBudgetError: a job is predicted not to fit, and sweep.over_budget=stop.
     """
-    words = [word for word in argv if not is_multirun(word)]
-    if is_for_hydra(words):
-        check_question(words)
-        return words
-    preflight.check_single_process()
-    words = words_of(words)
-    theirs, ours = _split(words)
-    combinations = expand(theirs)
-    experiments = _experiments(combinations)
-    cfg = compose([*combinations[0], *ours])
-    settings = _settings(cfg)
-    if settings.resume is None and not any(parse(word, several=True).is_sweep_override() for word in theirs):
-        raise ConfigError(
-            "-m asks for a sweep, and no key has several values. Give some, as in: python train.py -m seed=1,2; "
-            "or leave out -m to train once."
-        )
+    combinations, experiments, settings = request.combinations, request.experiments, request.settings
     _refuse_equal(experiments, job_names(combinations))
     device = _device(experiments)
     local_places(device, settings.jobs_per_device)
@@ -90,10 +71,9 @@ def prepare(argv: list[str]) -> list[str]:
     if earlier:
         folder, started, command = earlier.folder, earlier.started, earlier.command
     else:
-        by_hand = any(word.startswith(SWEEP_DIR) for word in ours)
-        folder = make_new_folder(folder_of(cfg, SWEEP_DIR), may_be_renamed=not by_hand, word=SWEEP_DIR)
+        folder = make_new_folder(request.folder, request.may_be_renamed, word=SWEEP_DIR)
         started = datetime.now().astimezone().isoformat(timespec="seconds")
-        command = shlex.join(["python", "train.py", *argv])
+        command = request.command
     try:
         Sweep(folder, started, command, swept_keys(combinations), device, asdict(settings), jobs).save()
     except OSError as error:
@@ -102,53 +82,7 @@ def prepare(argv: list[str]) -> list[str]:
         raise ConfigError(
             f"cannot write to {folder}: {error.strerror}; choose another folder, or make it writable."
         ) from None
-    return ["-m", f"{SWEEP_DIR}{quoted(folder)}"]
-
-
-def expand(words: list[str]) -> list[tuple[str, ...]]:
-    """Every combination of the values that `words` give, as words for one job each; the last word turns fastest.
-
-    Each job keeps a word for each of `words`, in their order, so that a key given twice means what it means to a
-    single run. Raises a ConfigError.
-    """
-    for word in words:
-        parse(word, several=True)
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-        try:
-            overrides = parser.parse_overrides(words)
-            count = math.prod(map(_count, overrides))
-            if count > MAX_JOBS:
-                raise ConfigError(f"that is more than {MAX_JOBS:,} jobs. Give fewer values.")
-            combinations = list(itertools.product(*map(_single_words, overrides)))
-        except ConfigError:
-            raise
-        except Exception as error:  # Hydra has its own, and lets those of range() and of decimal numbers out as well
-            raise ConfigError(f"cannot sweep over {' '.join(words)}: {str(error).partition(chr(10))[0]}") from None
-    if not combinations:
-        raise ConfigError(f"{' '.join(words)} gives no job at all. Give each key a value.")
-    twice = [combination for combination, times in Counter(combinations).items() if times > 1]
-    if twice:
-        raise ConfigError(f"{' '.join(twice[0])} is given twice. Give each value once.")
-    return combinations
-
-
-def _single_words(override: Override) -> list[str]:
-    """A word for each of its values, written as Hydra writes it."""
-    key = override.get_key_element()
-    if override.is_sweep_override():
-        return [f"{key}={value}" for value in override.sweep_string_iterator()]
-    return [key if override.value_type is None else f"{key}={override.get_value_element_as_str()}"]
-
-
-def _count(override: Override) -> int:
-    if not override.is_sweep_override():
-        return 1
-    if not override.is_discrete_sweep():
-        raise ConfigError(f"{override.input_line} has no end of values. Allowed: a,b,c, choice(), range() and glob().")
-    if getattr(override.value(), "shuffle", False):
-        raise ConfigError(f"{override.input_line}: jobs run in the order given. Leave shuffle out.")
-    return sum(1 for _ in itertools.islice(override.sweep_string_iterator(), MAX_JOBS + 1))
+    return folder
 
 
 def swept_keys(combinations: list[tuple[str, ...]]) -> list[str]:
@@ -182,42 +116,6 @@ def folder_name(number: int, count: int, name: str) -> str:
     return f"{number:0{len(str(count - 1))}d}_{plain}"[:FOLDER_NAME_LENGTH].rstrip("_.,")
 
 
-def _split(words: list[str]) -> tuple[list[str], list[str]]:
-    """The jobs' words, and the sweep's own. Raises a ConfigError for a word that a sweep cannot obey."""
-    theirs: list[str] = []
-    ours: list[str] = []
-    for word in words:
-        override = parse(word, several=True)
-        key = override.key_or_group
-        if key in ("resume", "reproduce"):
-            raise ConfigError(f"{word} is for one run. To go on with a sweep: sweep.resume=FOLDER.")
-        if key.startswith("hydra") and key != "hydra.sweep.dir":
-            raise ConfigError(f"{word} does not go with -m. Allowed of hydra's: hydra.sweep.dir=FOLDER.")
-        is_ours = key == "hydra.sweep.dir" or key.partition(".")[0] == "sweep"
-        if is_ours and override.is_sweep_override():
-            raise ConfigError(f"{word} gives {key} several values. Give one, for the whole sweep.")
-        (ours if is_ours else theirs).append(word)
-    return theirs, ours
-
-
-def _experiments(combinations: list[tuple[str, ...]]) -> list[ExperimentConfig]:
-    """Each combination's experiment. Raises a ConfigError; it names the combination where others are right."""
-    experiments, refused = [], []
-    for combination in combinations:
-        try:
-            experiments.append(to_experiment(compose(list(combination))))
-        except ConfigError as error:
-            refused.append((combination, str(error)))
-    if refused:
-        combination, message = refused[0]
-        if len({message for _, message in refused}) == 1 and not experiments:
-            raise ConfigError(message)
-        others = f" ({len(refused)} of {len(combinations)} jobs are wrong)" if len(refused) > 1 else ""
-        name = dict(zip(combinations, job_names(combinations), strict=True))[combination]
-        raise ConfigError(f"{name}: {message}{others}")
-    return experiments
-
-
 def _refuse_equal(experiments: list[ExperimentConfig], names: list[str]) -> None:
     """Raises a ConfigError where two jobs are the same run: a value has no effect, or is given in two ways."""
     first: dict[str, int] = {}
@@ -228,11 +126,6 @@ def _refuse_equal(experiments: list[ExperimentConfig], names: list[str]) -> None
                 f"jobs {equal} ({names[equal]}) and {number} ({names[number]}) are the same run. Of a key given twice "
                 "the last word counts. Give each key once, and each value once."
             )
-
-
-def _settings(cfg: DictConfig) -> SweepConfig:
-    words: _Words = to_settings(OmegaConf.masked_copy(cfg, ["sweep"]), OmegaConf.structured(_Words))
-    return words.sweep
 
 
 def _jobs(combinations: list[tuple[str, ...]], experiments: list[ExperimentConfig]) -> list[Job]:

@@ -607,11 +607,11 @@ def test_a_state_that_the_other_kind_of_device_has_no_place_for_is_refused_and_n
 def test_resume_auto_takes_no_run_with_another_word_for_the_device(stopped: Path, tmp_path: Path) -> None:
     run = shutil.copytree(stopped, tmp_path / "outputs" / "hover" / "run")
     asked = to_experiment(compose([*WORDS, "env=hover", "device=cpu"]))
-    found, why = _newest(asked, run, by_hand=False)
+    found, why = _newest(asked, run, is_folder_named=False)
     assert found is None
     assert "differs in device" in why
     asked.device = "auto"
-    assert _newest(asked, run, by_hand=False)[0] == run
+    assert _newest(asked, run, is_folder_named=False)[0] == run
 
 
 # One folder, one process

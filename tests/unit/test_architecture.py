@@ -83,7 +83,6 @@ def test_only_learning_imports_rsl_rl() -> None:
     assert all(name.startswith("learning/") for name in users_of("rsl_rl"))
 
 
-@pytest.mark.xfail(strict=True, reason="being mended")
 def test_only_cli_imports_hydra() -> None:
     assert all(name.startswith("cli/") for name in users_of("hydra"))
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from ppo_lab.cli.compose import compose
 from ppo_lab.config import ExperimentConfig, as_text
 from ppo_lab.errors import ConfigError
 from ppo_lab.runs.config import to_experiment
@@ -23,6 +23,8 @@ ENV_PARTS = PARTS[:4]
 
 Settings = dict[str, Any]
 """Dotted key -> value."""
+Defaults = Callable[[str], DictConfig]
+"""Name of an env -> the configuration that today's run of it has without overrides."""
 
 
 @dataclass(frozen=True)
@@ -141,11 +143,11 @@ class _Sorting:
             self.dropped[key] = {"value": self.old.pop(key), "why": why}
 
 
-def translate(cfgs: Any, num_envs: int | None) -> Translation:
+def translate(cfgs: Any, num_envs: int | None, defaults: Defaults) -> Translation:
     """What the plain data in `cfgs.pkl` says. `num_envs`: of which it says nothing. Raises a ConfigError."""
     settings = _Sorting(_read(cfgs))
     name = _recognise(settings.old)
-    composed = compose([f"env={name}"])
+    composed = defaults(name)
     settings.new |= {"run_name": "imported"} | ({} if num_envs is None else {"num_envs": num_envs})
     _sort_env(settings, OLD_ENVS[name], _flatten(_plain(composed.env), "env."))
     _sort_training(settings)

@@ -213,8 +213,7 @@ COMMAND_LINES = st.lists(WORDS, min_size=1, max_size=3)
 
 def begin(words: list[str]) -> None:
     run, _ = prepare(words)
-    if run:
-        run.lock.close()
+    run.lock.close()
 
 
 def train_or_refuse(words: list[str]) -> None:
@@ -292,14 +291,15 @@ def test_words_for_estimate_are_answered_or_refused(words: list[str]) -> None:
 
 
 OF_HYDRA_ALONE = (
-    "hydra.output_subdir=../../x hydra.job.chdir=true hydra.mode=MULTIRUN hydra.searchpath=[/tmp] hydra.verbose=true "
-    "hydra.job_logging.handlers.file.filename=/tmp/x hydra/launcher=basic ++hydra.run.dir=x hydra.run={dir:x}"
+    "hydra.output_subdir=../../x hydra.job.chdir=true hydra.mode=MULTIRUN +hydra.searchpath=[/tmp] ~hydra.job.name "
+    "hydra.job_logging.handlers.file.filename=/tmp/x hydra/launcher=basic ++hydra.run.dir=x hydra.run={dir:x} "
+    "hydra.job={}"
 ).split()
 
 
 @pytest.mark.parametrize("word", [*OF_HYDRA_ALONE, "+hydra.callbacks.x={_target_: os.system}"])
-def test_of_hydras_settings_only_the_runs_folder_can_be_set(word: str) -> None:
-    with pytest.raises(ConfigError, match="only the run's folder can be set"):
+def test_a_setting_of_hydra_that_would_write_elsewhere_or_call_anything_is_refused(word: str) -> None:
+    with pytest.raises(ConfigError, match=r"Allowed of Hydra's own settings: hydra\.run\.dir, "):
         prepare([word])
 
 
@@ -321,7 +321,12 @@ REFUSED = [
     ["hydra.run.dir=\\${x}"],
     ["hydra.output_subdir=../.."],
     ["hydra.mode=MULTIRUN"],
-    ["--config-dir=/"],
+    ["--config-dir=/no/such/folder"],
+    ["--config-name=nothing"],
+    ["--config-name"],
+    ["hydra.searchpath=[file:///no/such/folder]"],
+    ["hydra.verbose={a:1}"],
+    ["hydra.job.env_set={a=b:1}"],
     ["--cfg", "job", "num_env=3"],
     ["--cfg", "nothing"],
     ["--resolve"],
@@ -349,14 +354,13 @@ NAMES = ["a run", "it's", "a=b,c", "[a]", "{a}", "x:y", "é", "名", "$HOME", "-
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_folder_of_any_printable_name_is_made_and_handed_on_to_hydra(name: str) -> None:
+def test_a_folder_of_any_printable_name_is_made(name: str) -> None:
     with empty_folder() as here:
         escaped = name.replace("'", r"\'")
-        run, words = prepare([f"hydra.run.dir='{escaped}'"])
-        assert run
+        run, cfg = prepare([f"hydra.run.dir='{escaped}'"])
         run.lock.close()
         assert [path.name for path in here.iterdir()] == [name]
-        assert compose(words).hydra.run.dir == name
+        assert cfg.hydra.run.dir == name
 
 
 # Values that are valid by kind but not by size

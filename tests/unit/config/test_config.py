@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from ppo_lab import envs
-from ppo_lab.cli.compose import CONF, parse, words_of
+from ppo_lab.cli.argv import as_overrides, parse
+from ppo_lab.cli.compose import CONF
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.errors import ConfigError
 from ppo_lab.memory.predict import calibration
@@ -107,7 +108,7 @@ WRONG = {
     "network=null": "network=null: there is no such network. Allowed: mlp.",
     "env.name=base": "env.name=base is not an env. Allowed: go2, hover.",
     "network.activation=eluu": "network.activation=eluu is out of range. Did you mean elu?",
-    "hydra.surprise=1": "of Hydra's own settings only the run's folder can be set: hydra.run.dir=...",
+    "hydra.surprise=1": "hydra.surprise=1 cannot be set. Allowed of Hydra's own settings: hydra.run.dir,",
     # wrong kinds
     "num_envs=many": "num_envs=many is of the wrong kind. Allowed: a whole number.",
     "num_envs=1.5": "num_envs=1.5 is of the wrong kind.",
@@ -143,7 +144,7 @@ WRONG = {
     "env.resampling_time_s=0.001": "is shorter than one step",
     "~env.robot.default_joint_angles.FR_hip_joint": "missing or unknown: FR_hip_joint.",
     # not settings at all
-    "num_envs": "cannot read 'num_envs'. Allowed: words of the form key=value. Try num_envs=...",
+    "num_envs": "cannot read 'num_envs'. Allowed: settings of the form key=value. Try num_envs=...",
     "lr=0.1": "unknown key lr. Did you mean algorithm.learning_rate?",
     "environment=go2": "unknown key environment. Did you mean env?",
     "gpu=0": "unknown key gpu. Did you mean device?",
@@ -168,7 +169,7 @@ def test_a_wrong_word_is_refused_with_what_was_got_and_what_is_allowed(
 @pytest.mark.parametrize(
     ("words", "mend"),
     [
-        (["num_envs", "512"], "num_envs 512: a setting and its value are one word. Try num_envs=512."),
+        (["num_envs", "512"], "num_envs 512: a setting and its value have no space between them. Try num_envs=512."),
         (["resume=a", "run"], "resume=a run: a path with spaces needs quotes around it."),
         (["-m", "seed=1,", "2,", "3"], "seed=1, 2, 3 came in pieces, as it has spaces. Try seed=1,2,3."),
         (["seed=2", "network.hidden_dims=[256,", "256]"], "Try network.hidden_dims=[256,256]."),
@@ -177,19 +178,19 @@ def test_a_wrong_word_is_refused_with_what_was_got_and_what_is_allowed(
 )
 def test_a_setting_that_the_shell_took_apart_is_shown_in_one_piece(words: list[str], mend: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(mend)):
-        words_of(words)
+        as_overrides(words)
 
 
 @pytest.mark.parametrize("path", ["a b", "a=1,b=2", "it's", "a'", "[1", "größer", '"x', "a\\\\'b", "(x)$", "~x"])
 def test_a_path_is_what_the_shell_gave(path: str) -> None:
     for key in ("resume", "reproduce", "hydra.run.dir"):
-        (word,) = words_of([f"{key}={path}"])
+        (word,) = as_overrides([f"{key}={path}"])
         assert parse(word).value() == path
-        assert words_of([word]) == [word], "quoted for Hydra by hand, it is left alone"
+        assert as_overrides([word]) == [word], "quoted for Hydra by hand, it is left alone"
 
 
 def test_no_path_is_none_and_the_home_is_meant_by_a_tilde() -> None:
-    words = words_of(["resume=null", "sweep.resume=~/runs", "resume=auto"])
+    words = as_overrides(["resume=null", "sweep.resume=~/runs", "resume=auto"])
     assert words == ["resume=null", f"sweep.resume='{Path.home()}/runs'", "resume=auto"]
 
 

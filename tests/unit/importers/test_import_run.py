@@ -23,6 +23,7 @@ import torch
 from rsl_rl.algorithms import PPO
 from tensordict import TensorDict
 
+from ppo_lab.cli.compose import compose
 from ppo_lab.cli.exits import exit_codes
 from ppo_lab.cli.import_run import main
 from ppo_lab.config import ExperimentConfig
@@ -81,6 +82,10 @@ def message_of(call: Callable[[], object]) -> str:
     except ConfigError as error:
         return str(error)
     return ""
+
+
+def translate(cfgs: Any) -> old_settings.Translation:
+    return old_settings.translate(cfgs, None, lambda env: compose([f"env={env}"]))
 
 
 def cfgs_of(old: Path) -> list[dict[str, Any]]:
@@ -189,14 +194,14 @@ def other(value: Any) -> Any:
 @pytest.mark.parametrize("name", ["go2_scalar", "hover_log"])
 def test_every_old_setting_changes_the_new_run_unless_it_is_said_to_be_dropped(name: str) -> None:
     cfgs = cfgs_of(OLD_RUNS / name)
-    before = old_settings.translate(cfgs, None)
+    before = translate(cfgs)
     for path in every_setting(cfgs):
         key = ".".join((old_settings.PARTS[path[0]], *path[1:]))
         value = cfgs[path[0]]
         for part in path[1:]:
             value = value[part]
         try:
-            after = old_settings.translate(with_setting(cfgs, path, other(value)), None)
+            after = translate(with_setting(cfgs, path, other(value)))
         except ConfigError:
             continue  # it was read, and is refused
         assert (after.experiment == before.experiment) == (key in before.dropped), key
@@ -212,7 +217,7 @@ def test_the_examples_go2_run_is_todays_go2_run(experiment: Callable[..., Experi
 
 
 def test_the_examples_drone_is_todays_drone(experiment: Callable[..., ExperimentConfig]) -> None:
-    old = dataclasses.asdict(old_settings.translate(cfgs_of(OLD_RUNS / "hover_log"), None).experiment)
+    old = dataclasses.asdict(translate(cfgs_of(OLD_RUNS / "hover_log")).experiment)
     today = dataclasses.asdict(experiment("env=hover"))
     assert old["env"].pop("obs_scales") == pytest.approx(today["env"].pop("obs_scales"), rel=1e-9)  # 1/3 in ten digits
     assert old["env"] == today["env"]
@@ -223,7 +228,7 @@ def test_actions_keep_their_order() -> None:
     cfgs = cfgs_of(OLD_RUNS / "go2_scalar")
     cfgs[0]["joint_names"].reverse()
     cfgs[0]["dof_names"] = cfgs[0].pop("joint_names")  # as it was called until April 2025
-    env: Any = old_settings.translate(cfgs, None).experiment.env
+    env: Any = translate(cfgs).experiment.env
     first = list(env.robot.default_joint_angles.items())[:2]
     assert first == [("RL_calf_joint", -1.5), ("RL_thigh_joint", 1.0)]
 
@@ -232,7 +237,7 @@ def test_what_the_old_run_left_to_rsl_rl_gets_the_defaults_of_that_version() -> 
     cfgs = cfgs_of(OLD_RUNS / "go2_scalar")
     cfgs[4]["algorithm"] = {"class_name": "PPO"}
     cfgs[4]["policy"] = {"class_name": "ActorCritic"}
-    cfg = old_settings.translate(cfgs, None).experiment
+    cfg = translate(cfgs).experiment
     ppo = cfg.algorithm
     assert (ppo.num_learning_epochs, ppo.num_mini_batches, ppo.gamma, ppo.entropy_coef) == (1, 1, 0.998, 0.0)
     assert (ppo.schedule, ppo.optimizer, ppo.normalize_advantage_per_mini_batch) == ("fixed", "adam", False)
@@ -243,7 +248,7 @@ def test_a_reward_term_that_the_old_env_did_not_pay_weighs_nothing() -> None:
     cfgs = cfgs_of(OLD_RUNS / "go2_scalar")
     del cfgs[2]["reward_scales"]["lin_vel_z"]
     cfgs[2]["reward_scales"]["feet_air_time"] = 0.0
-    found = old_settings.translate(cfgs, None)
+    found = translate(cfgs)
     env: Any = found.experiment.env
     assert env.reward_scales.lin_vel_z == 0.0
     assert found.dropped["reward_cfg.reward_scales.feet_air_time"]["why"] == "its weight is 0"
@@ -306,7 +311,7 @@ def test_whatever_stands_in_place_of_a_setting_it_is_represented_or_refused_in_o
     cfgs = cfgs_of(OLD_RUNS / "hover_log")
     for path in every_setting(cfgs):
         spoiled = with_setting(cfgs, path, draw.choice(odd))
-        assert "\n" not in message_of(lambda spoiled=spoiled: old_settings.translate(spoiled, None))  # type: ignore[misc]
+        assert "\n" not in message_of(lambda spoiled=spoiled: translate(spoiled))  # type: ignore[misc]
 
 
 class Reduced:

@@ -268,7 +268,7 @@ def test_both_envs_are_measured_or_the_one_that_is_named() -> None:
     trials = list(calibrate.plan(["device=cpu"]))
     assert {trial.env for trial in trials} == {"go2", "hover"}
     assert [trial.is_cold for trial in trials] == [True, False, False, False] * 2
-    assert all("device=cpu" in trial.words for trial in trials)
+    assert all("device=cpu" in trial.overrides for trial in trials)
     assert {trial.env for trial in calibrate.plan(["env=hover"])} == {"hover"}
     assert {trial.env for trial in calibrate.plan(["experiment=hover_small"])} == {"hover"}
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from ppo_lab.cli import estimate as estimating
+from ppo_lab.cli import sweep
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.errors import ConfigError, OverBudgetError
 from ppo_lab.memory.measure import measured
@@ -25,7 +26,6 @@ from ppo_lab.memory.predict.estimate import FITS, Estimate, Span, Verdict, estim
 from ppo_lab.memory.predict.hardware import MIB, Hardware
 from ppo_lab.memory.predict.trace import trace
 from ppo_lab.memory.show import table
-from ppo_lab.sweeps import plan
 from ppo_lab.training import budget
 from tests.paths import REPOSITORY
 
@@ -125,7 +125,7 @@ def test_train_estimate_and_the_plan_of_a_sweep_say_the_same(
         budget.check_budget(experiment("experiment=smoke"), done(found), 2**30)
     assert f"the run {need_mib}1,024 MiB free on a CPU; fits: not known (" in caplog.text
     assert table.conclusion(found) == f"The run {need_mib}1,024 MiB on a CPU; fits: not known."
-    plan.prepare(["-m", "experiment=smoke", "device=cpu", "seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}"])
+    sweep.prepare(["-m", "experiment=smoke", "device=cpu", "seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}"])
     said = capsys.readouterr().out.splitlines()[1]
     assert re.fullmatch(rf".* \| {need_mib}[\d,]+ MiB free; fits: not known", said)
 

@@ -21,12 +21,11 @@ from typing import Any
 
 import psutil
 import pytest
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_automatic_config_search_path
-from hydra.core.global_hydra import GlobalHydra
 from rich.console import Console
 
-from ppo_lab.cli.compose import CONF, compose, parse
+from ppo_lab.cli import sweep as sweep_command
+from ppo_lab.cli.compose import compose
+from ppo_lab.cli.sweep import expand
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.errors import ConfigError, ExitCode, OverBudgetError
 from ppo_lab.machine import commands
@@ -159,7 +158,7 @@ def words_of(sweep: Sweep, number: int) -> list[str]:
 
 
 def test_every_combination_is_one_job_with_the_last_word_turning_fastest() -> None:
-    combinations = plan.expand(["env=hover", "num_envs=512,1024", "algorithm.num_mini_batches=2,4", "seed=range(1,3)"])
+    combinations = expand(["env=hover", "num_envs=512,1024", "algorithm.num_mini_batches=2,4", "seed=range(1,3)"])
     assert len(combinations) == 8
     assert combinations[0] == ("env=hover", "num_envs=512", "algorithm.num_mini_batches=2", "seed=1")
     assert combinations[1] == ("env=hover", "num_envs=512", "algorithm.num_mini_batches=2", "seed=2")
@@ -169,12 +168,12 @@ def test_every_combination_is_one_job_with_the_last_word_turning_fastest() -> No
 
 
 def test_a_choice_of_files_can_be_swept_too() -> None:
-    assert plan.expand(["env=glob(*)"]) == [("env=go2",), ("env=hover",)]
+    assert expand(["env=glob(*)"]) == [("env=go2",), ("env=hover",)]
 
 
 def test_a_key_given_twice_keeps_both_words_in_their_order() -> None:
     words = ["env.obs_scales={ang_vel: 1}", "env.obs_scales={dof_pos: 2}", "seed=1", "seed=3", "num_envs=16,32"]
-    combinations = plan.expand(words)
+    combinations = expand(words)
     assert combinations == [
         ("env.obs_scales={ang_vel:1}", "env.obs_scales={dof_pos:2}", "seed=1", "seed=3", "num_envs=16"),
         ("env.obs_scales={ang_vel:1}", "env.obs_scales={dof_pos:2}", "seed=1", "seed=3", "num_envs=32"),
@@ -187,7 +186,7 @@ def test_a_job_of_two_words_for_one_key_is_what_a_single_run_makes_of_them(
     experiment: Callable[..., ExperimentConfig],
 ) -> None:
     swept = ["env.obs_scales={ang_vel: 1},{ang_vel: 2}", "env.obs_scales={dof_pos: 3}", "seed=1", "seed=4"]
-    jobs_words = plan.expand(swept)
+    jobs_words = expand(swept)
     assert plan.job_names(jobs_words) == ["obs_scales={ang_vel:1}", "obs_scales={ang_vel:2}"]
     for words, ang_vel in zip(jobs_words, (1.0, 2.0), strict=True):
         job = experiment(*words)
@@ -197,15 +196,15 @@ def test_a_job_of_two_words_for_one_key_is_what_a_single_run_makes_of_them(
 
 
 def test_the_swept_keys_are_those_of_the_configuration_without_plus_signs() -> None:
-    assert plan.swept_keys(plan.expand(["++seed=1,2", "+num_envs=16,32"])) == ["seed", "num_envs"]
+    assert plan.swept_keys(expand(["++seed=1,2", "+num_envs=16,32"])) == ["seed", "num_envs"]
 
 
 def test_a_deletion_stays_as_it_was_given() -> None:
-    assert plan.expand(["~experiment", "seed=1,2"]) == [("~experiment", "seed=1"), ("~experiment", "seed=2")]
+    assert expand(["~experiment", "seed=1,2"]) == [("~experiment", "seed=1"), ("~experiment", "seed=2")]
 
 
 def test_keys_that_end_alike_keep_their_whole_name() -> None:
-    combinations = plan.expand(["network.actor.hidden_dims=[64],[8,8]", "network.critic.hidden_dims=[64],[8,8]"])
+    combinations = expand(["network.actor.hidden_dims=[64],[8,8]", "network.critic.hidden_dims=[64],[8,8]"])
     names = plan.job_names(combinations)
     assert names[1] == "network.actor.hidden_dims=[64] network.critic.hidden_dims=[8,8]"
     folder = plan.folder_name(1, len(combinations), names[1])
@@ -237,7 +236,9 @@ WRONG = {
     "seed=shuffle(1,2)": "jobs run in the order given",
     "--seed=1,2": "unknown option --seed=1,2",
     "resume=outputs/x": r"is for one run\. To go on with a sweep: sweep\.resume=FOLDER",
-    "hydra/launcher=basic": "of Hydra's own settings only",
+    "hydra/launcher=basic": r"each in a process of its own.*docs/sweeps\.md",
+    "hydra.sweeper.n_jobs=4": r"each in a process of its own.*docs/sweeps\.md",
+    "hydra.verbose=true,false": "Give one, for the whole sweep",
     "hydra.run.dir=here": "does not go with -m",
     "device=cpu,auto": "a sweep has one kind of device",
     "sweep.over_budget=skipp": r"Did you mean skip\? Allowed: one of skip, run, stop\.",
@@ -256,7 +257,7 @@ def test_a_wrong_word_is_refused_before_anything_is_written(
     tiny = [other for other in TINY if other.split("=")[0] != word.split("=")[0]]
     several = [] if "," in word or word == "seed=7" else ["seed=1,2"]
     with pytest.raises(ConfigError, match=message) as refused:
-        plan.prepare(["-m", *tiny, word, *several, f"hydra.sweep.dir={tmp_path / 'sweep'}"])
+        sweep_command.prepare(["-m", *tiny, word, *several, f"hydra.sweep.dir={tmp_path / 'sweep'}"])
     assert "\n" not in str(refused.value)
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().out == ""
@@ -264,7 +265,7 @@ def test_a_wrong_word_is_refused_before_anything_is_written(
 
 def test_one_gpu_of_several_is_not_for_a_sweep_to_name() -> None:
     with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES=1 leaves it this one"):
-        plan.prepare(["-m", "device=cuda:1", "seed=1,2"])
+        sweep_command.prepare(["-m", "device=cuda:1", "seed=1,2"])
 
 
 @pytest.mark.parametrize(
@@ -283,7 +284,7 @@ def test_one_gpu_of_several_is_not_for_a_sweep_to_name() -> None:
 )
 def test_a_value_that_a_later_word_replaces_is_refused(words: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
-        plan.prepare(["-m", *TINY, *words, f"hydra.sweep.dir={tmp_path / 'sweep'}"])
+        sweep_command.prepare(["-m", *TINY, *words, f"hydra.sweep.dir={tmp_path / 'sweep'}"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -301,31 +302,13 @@ STARTS = [
 
 @pytest.mark.parametrize("words", STARTS, ids=" ".join)
 def test_what_passes_the_plan_starts(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    launched: list[Path] = []
-
-    def launch(folder: Path) -> ExitCode:
-        launched.append(folder)
-        return ExitCode.DONE
-
     monkeypatch.setattr(plan, "_estimate", lambda *_: None)
-    monkeypatch.setattr(launcher, "launch", launch)
     folder = tmp_path / "sweep"
-    for_hydra = plan.prepare(["-m", "experiment=smoke", "device=cpu", *words, f"hydra.sweep.dir={folder}"])
-    assert for_hydra[0] == "-m"
-    multirun(for_hydra[1:])
-    assert launched == [folder]
+    argv = ["-m", "experiment=smoke", "device=cpu", *words, f"hydra.sweep.dir={folder}"]
+    assert sweep_command.prepare(argv) == folder
     for job in jobs.read(folder).jobs:
         cfg = compose([*job.overrides, f"hydra.run.dir='{folder / job.folder}'"])
         assert to_experiment(cfg).env.name == "hover"
-
-
-def multirun(words: list[str]) -> None:
-    """What `hydra.main` does with the words after -m."""
-    path = create_automatic_config_search_path(None, None, str(CONF))
-    try:
-        Hydra.create_main_hydra2("train", path).multirun("config", lambda _: None, words, with_log_configuration=False)
-    finally:
-        GlobalHydra.instance().clear()
 
 
 def test_a_plan_that_cannot_be_written_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,7 +318,7 @@ def test_a_plan_that_cannot_be_written_leaves_no_folder(tmp_path: Path, monkeypa
     monkeypatch.setattr(plan, "_estimate", lambda *_: None)
     monkeypatch.setattr(jobs, "write_json", full)
     with pytest.raises(ConfigError, match=r"cannot write to .*sweep: No space left on device; choose another"):
-        plan.prepare(["-m", *TINY, "seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}"])
+        sweep_command.prepare(["-m", *TINY, "seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -343,8 +326,8 @@ def test_a_sweep_of_one_job_that_was_begun_earlier_can_be_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "_estimate", lambda *_: None)
-    plan.prepare(["-m", *TINY, "seed=choice(1)", f"hydra.sweep.dir={tmp_path / 'sweep'}"])
-    assert plan.prepare(["-m", *TINY, "seed=1", f"sweep.resume={tmp_path / 'sweep'}"])[0] == "-m"
+    sweep_command.prepare(["-m", *TINY, "seed=choice(1)", f"hydra.sweep.dir={tmp_path / 'sweep'}"])
+    assert sweep_command.prepare(["-m", *TINY, "seed=1", f"sweep.resume={tmp_path / 'sweep'}"]) == tmp_path / "sweep"
 
 
 @pytest.mark.parametrize(
@@ -370,8 +353,8 @@ def test_the_plan_is_written_down_and_leaves_out_what_will_not_fit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [*TINY, "num_envs=16,4000000", "seed=1,2", "sweep.jobs_per_device=2"]  # 4 million envs: 160 GiB
-    for_hydra = plan.prepare(["-m", *words, f"hydra.sweep.dir={tmp_path / 'sweep'}"])
-    assert for_hydra == ["-m", f"hydra.sweep.dir='{tmp_path / 'sweep'}'"]
+    folder = sweep_command.prepare(["-m", *words, f"hydra.sweep.dir={tmp_path / 'sweep'}"])
+    assert folder == tmp_path / "sweep"
     content = json.loads((tmp_path / "sweep" / "jobs.json").read_text())
     assert content["swept"] == ["num_envs", "seed"]
     assert content["settings"]["jobs_per_device"] == 2
@@ -400,12 +383,12 @@ def test_the_plan_is_written_down_and_leaves_out_what_will_not_fit(
 def test_a_sweep_may_stop_where_a_job_will_not_fit(tmp_path: Path) -> None:
     words = [*TINY, "num_envs=4000000", "seed=1,2", "sweep.over_budget=stop"]
     with pytest.raises(OverBudgetError, match=r"2 of 2 jobs do not fit: seed=1, seed=2\. Try sweep\.over_budget="):
-        plan.prepare(["-m", *words, f"hydra.sweep.dir={tmp_path / 'sweep'}"])
+        sweep_command.prepare(["-m", *words, f"hydra.sweep.dir={tmp_path / 'sweep'}"])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_the_simulator_cannot_build_is_left_out_however_much_memory_there_is(tmp_path: Path) -> None:
-    plan.prepare(
+    sweep_command.prepare(
         ["-m", *TINY, "num_envs=16,50000000", "sweep.over_budget=run", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     )
     small, large = jobs.read(tmp_path / "sweep").jobs
@@ -416,7 +399,7 @@ def test_what_the_simulator_cannot_build_is_left_out_however_much_memory_there_i
 
 def test_or_try_it_all_the_same(tmp_path: Path) -> None:
     words = [*TINY, "num_envs=choice(4000000)", "sweep.over_budget=run"]
-    plan.prepare(["-m", *words, f"hydra.sweep.dir={tmp_path / 'planned'}"])
+    sweep_command.prepare(["-m", *words, f"hydra.sweep.dir={tmp_path / 'planned'}"])
     assert [(job.status, job.folder) for job in jobs.read(tmp_path / "planned").jobs] == [("planned", "0")]
     sweep = sweep_of(tmp_path / "sweep", "succeed", over_budget="run")
     schedule.run(sweep, tiny_places())
@@ -712,7 +695,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A sweep's folder, and the words that it came from."""
     folder = tmp_path_factory.mktemp("sweeps") / "it's a=1, of größeren"
     words = ["-m", *TINY, "num_envs=16", "seed=1,2,3,4,5,6"]
-    plan.prepare([*words, f"hydra.sweep.dir={folder}"])
+    sweep_command.prepare([*words, f"hydra.sweep.dir={folder}"])
     return folder, words
 
 
@@ -728,8 +711,7 @@ def test_resume_plans_what_is_missing_and_keeps_what_is_done(planned: tuple[Path
     over.mkdir()
     (over / "summary.json").write_text('{"status": "completed"}')
     printed = launcher._how_to_go_on(sweep).partition("train.py ")[2]
-    for_hydra = plan.prepare([*shlex.split(printed), "sweep.jobs_per_device=2"])
-    assert parse(for_hydra[-1]).value() == str(folder)
+    assert sweep_command.prepare([*shlex.split(printed), "sweep.jobs_per_device=2"]) == folder
     again = jobs.read(folder)
     assert [job.status for job in again.jobs] == ["completed", "planned", "planned", "planned", "completed", "planned"]
     assert again.jobs[0] == sweep.jobs[0]
@@ -748,7 +730,7 @@ def test_another_command_is_refused_by_what_differs(planned: tuple[Path, list[st
     }.items():
         kept = [word for word in words if word.split("=")[0] != other.split("=")[0]]
         with pytest.raises(ConfigError, match=message):
-            plan.prepare([*kept, other, f"sweep.resume={folder}"])
+            sweep_command.prepare([*kept, other, f"sweep.resume={folder}"])
     assert (folder / "jobs.json").read_bytes() == before
 
 
@@ -760,7 +742,7 @@ def test_a_strangers_jobs_json_cannot_lead_elsewhere(
     content["jobs"][0] |= change
     (tmp_path / "jobs.json").write_text(json.dumps(content))
     with pytest.raises(ConfigError, match=r"sweep\.resume: .*jobs\.json is damaged"):
-        plan.prepare([*planned[1], f"sweep.resume={tmp_path}"])
+        sweep_command.prepare([*planned[1], f"sweep.resume={tmp_path}"])
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"jobs": [1]}'])
@@ -773,7 +755,7 @@ def test_a_damaged_jobs_json_is_refused(tmp_path: Path, text: str) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from ppo_lab import runs
+from ppo_lab.runs.folder import take
 with take(Path(sys.argv[1])):
     print("held", flush=True)
     input()
@@ -787,7 +769,7 @@ def test_a_sweep_that_is_running_is_not_run_twice(planned: tuple[Path, list[str]
         assert other.stdout
         assert other.stdout.readline() == "held\n"
         with pytest.raises(ConfigError, match="is in use: process"):
-            plan.prepare([*words, f"sweep.resume={folder}"])
+            sweep_command.prepare([*words, f"sweep.resume={folder}"])
         other.kill()
     take(folder).close()  # it is gone with its process
 
@@ -911,11 +893,3 @@ def test_a_line_begins_with_the_job_its_state_its_iteration_and_the_time_left(
     assert there.line(failed) == (
         "job 0 failed | iteration 2/100 | num_envs=512 seed=1 | it broke | reward -1234.50 | measured MiB 1,790"
     )
-
-
-def test_the_launcher_is_found_by_hydra_and_is_the_one_for_sweeps() -> None:
-    from hydra.core.plugins import Plugins
-    from hydra.plugins.launcher import Launcher
-
-    names = {f"{found.__module__}.{found.__name__}" for found in Plugins.instance().discover(Launcher)}
-    assert compose([]).hydra.launcher._target_ in names

@@ -1,0 +1,64 @@
+"""`train.py`: trains one run, or with -m a sweep of them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import rich
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import configure_log
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from ppo_lab.cli import choose_run, sweep
+from ppo_lab.cli.argv import is_multirun
+from ppo_lab.cli.compose import TRAIN, ask_hydra, is_question
+from ppo_lab.cli.exits import exit_codes
+from ppo_lab.errors import ExitCode
+from ppo_lab.runs.folder import Run
+from ppo_lab.sweeps import launcher
+from ppo_lab.training import budget, console, stopping
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: list[str]) -> ExitCode:
+    """Trains what `argv` says. Raises what `choose_run.prepare`, `sweep.prepare` and `training.run.train` raise."""
+    stopping.stop_at_once()
+    if is_question(argv):
+        ask_hydra([argument for argument in argv if not is_multirun(argument)], TRAIN.name)
+        return ExitCode.DONE
+    if any(map(is_multirun, argv)):
+        return launcher.launch(sweep.prepare(argv))
+    run, cfg = choose_run.prepare(argv)
+    with run.discarded_unless_begun(), exit_codes(output_may_fail=True):  # it goes by the exit code
+        _begin_log(run, cfg)
+        if hint := budget.hint_at_long_run(run.cfg):
+            log.warning(hint)
+        estimated = budget.estimate_in_background(run.cfg)
+        from ppo_lab.training.run import train  # loads torch and the simulator
+
+        train(run, estimated)
+    return ExitCode.DONE
+
+
+def _begin_log(run: Run, cfg: DictConfig) -> None:
+    """Sets up logging by `cfg`, to the console and the run's folder, and writes .hydra there, as Hydra does."""
+    with read_write(cfg), open_dict(cfg):
+        cfg.hydra.run.dir = str(run.folder)
+        cfg.hydra.runtime.output_dir = str(run.folder.absolute())
+    HydraConfig.instance().set_config(cfg)
+    configure_log(cfg.hydra.job_logging, cfg.hydra.verbose)
+    if cfg.hydra.verbose:
+        rich.get_console().file = sys.stdout  # or what is redirected to the log would come back to it
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, console.ConsoleHandler):
+                handler.setLevel(logging.DEBUG)
+    if run.continues:
+        return
+    settings = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    hydra = OmegaConf.masked_copy(cfg, ["hydra"])
+    folder = run.folder / ".hydra"
+    folder.mkdir()
+    for name, part in {"config": settings, "hydra": hydra, "overrides": cfg.hydra.overrides.task}.items():
+        (folder / f"{name}.yaml").write_text(OmegaConf.to_yaml(part), encoding="utf-8")

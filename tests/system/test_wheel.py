@@ -1,0 +1,83 @@
+"""The wheel works where it is installed, in a folder that knows nothing of the repository."""
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from ppo_lab import __version__
+from tests.paths import REPOSITORY
+
+SOURCES = ("ppo_lab", "conf", "pyproject.toml", "setup.py", "README.md", "LICENSE")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the wheel is installed, without what it needs, which this environment has."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"  # setuptools leaves its own folders beside what it builds
+    source.mkdir()
+    for name in SOURCES:
+        copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
+        copy(REPOSITORY / name, source / name)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(source)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = folder.glob("ppo_lab-*.whl")
+    site = folder / "site"
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, capture_output=True)
+    return site
+
+
+def use(installed: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs the console script from `folder`."""
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    script = [sys.executable, str(installed / "bin" / "ppo-lab")]
+    return subprocess.run([*script, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_the_version_is_ours(installed: Path, tmp_path: Path) -> None:
+    done = use(installed, tmp_path, "--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"ppo-lab {__version__} (torch {metadata.version('torch')}, ")
+
+
+def test_help_lists_the_choices_of_the_conf_that_is_in_the_wheel(installed: Path, tmp_path: Path) -> None:
+    done = use(installed, tmp_path, "train", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\n  env: go2, hover\n" in done.stdout
+
+
+def test_commands_are_listed_as_one_types_them_where_there_is_no_checkout(installed: Path, tmp_path: Path) -> None:
+    done = use(installed, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("ppo-lab train  ")
+
+
+def test_a_wrong_override_ends_with_code_2_and_leaves_nothing(installed: Path, tmp_path: Path) -> None:
+    done = use(installed, tmp_path, "train", "num_envs=0")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: num_envs=0 is out of range. Allowed: >= 1, <= 2147483647.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_estimate_answers(installed: Path, tmp_path: Path) -> None:
+    done = use(installed, tmp_path, "estimate", "trace=false", "format=json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert '"hardware"' in done.stdout
+
+
+def test_a_run_that_is_repeated_from_the_wheel_needs_no_checkout(installed: Path, tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from ppo_lab.runs import manifest; "
+        "print(manifest.how_to_repeat(['seed=2'], manifest.read_checkout(), Path('git.diff')))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "ppo-lab train seed=2\n"
