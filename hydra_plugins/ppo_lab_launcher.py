@@ -22,7 +22,13 @@ class PpoLabLauncher(Launcher):
         """Ends the process with the sweep's exit code where a job is missing at the end."""
         from ppo_lab.sweeps.launcher import launch
 
-        exit_code = launch(Path(self._config.hydra.sweep.dir))
+        exit_code = launch(Path(self._config.hydra.sweep.dir), _write_report)
         if exit_code:
             sys.exit(exit_code)
         return []
+
+
+def _write_report(folder: Path) -> Path:
+    from ppo_lab import report  # loads matplotlib
+
+    return report.write(folder)

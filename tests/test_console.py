@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from ppo_lab.runs.files import is_locked
+from ppo_lab.runs.folder import is_locked
 from ppo_lab.training.console import fitted
 from tests.lives import Fault, Life
 from tests.test_faults import begin, is_complete, rows_so_far, until

@@ -8,8 +8,9 @@ from typing import Any, NoReturn
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ppo_lab.runs.files import from_json, read_json, read_rows, to_json, write_json
+from ppo_lab.runs.files import from_json, read_json, to_json, write_json
 from ppo_lab.runs.metrics import MetricsWriter
+from ppo_lab.runs.record import read_metrics
 from ppo_lab.runs.summary import Summary
 
 NAN, INF = math.nan, math.inf
@@ -41,16 +42,16 @@ def test_what_is_no_json_is_an_empty_object_and_no_row(tmp_path: Path, text: str
         from_json(text)
     (tmp_path / "metrics.jsonl").write_text(text)
     assert read_json(tmp_path / "metrics.jsonl") == {}
-    assert read_rows(tmp_path) == []
+    assert read_metrics(tmp_path) == []
 
 
 def test_rows_end_at_the_first_line_that_is_no_row(tmp_path: Path) -> None:
-    assert read_rows(tmp_path) == [], "there is no file"
+    assert read_metrics(tmp_path) == [], "there is no file"
     whole = '{"iteration": 0, "Loss/value": 1.5}\n{"iteration": 1, "Loss/value": NaN}\n'
     rows = [{"iteration": 0, "Loss/value": 1.5}, {"iteration": 1, "Loss/value": None}]
     for rest in ("", '{"iteration": 2, "Loss/va', "null\n", "[2]\n", '{"Loss/value": 1.0}\n', '{"iteration": 3}\n'):
         (tmp_path / "metrics.jsonl").write_text(whole + rest)
-        assert read_rows(tmp_path) == rows, rest
+        assert read_metrics(tmp_path) == rows, rest
 
 
 def test_metrics_jsonl_has_null_where_tensorboard_has_the_value(tmp_path: Path) -> None:

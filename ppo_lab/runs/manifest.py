@@ -14,14 +14,17 @@ from dataclasses import asdict
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
-import torch
 
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.machine import devices
 from ppo_lab.machine.preflight import cpu_name
+from ppo_lab.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    import torch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MAX_NEW_BYTES = 2**20
@@ -90,7 +93,7 @@ def describe_run(
         "command": shlex.join(["python", "train.py", *overrides]),
         "overrides": overrides,
         "config": asdict(cfg),
-        "repeat": how_to_repeat(overrides, checkout, folder / "git.diff"),
+        "repeat": how_to_repeat(overrides, checkout, RunFolder(folder).diff()),
         "reproduce": shlex.join(["python", "train.py", f"reproduce={folder}"]),
         "exact": _exactness(cfg, device),
         "seed": cfg.seed,
@@ -156,6 +159,8 @@ def _exactness(cfg: ExperimentConfig, device: torch.device) -> str:
 
 def describe_machine(device: torch.device, asked: str = "auto") -> dict[str, Any]:
     """Processor, memory, and the card with its driver where one is used. `asked`: the device, as the user named it."""
+    import torch
+
     machine = {
         "platform": platform.platform(),
         "cpu": cpu_name(),

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 
 from ppo_lab.runs.files import write_json
+from ppo_lab.runs.record import iteration_s
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class Summary:
         self._earlier_s = 0.0
         for row in earlier:
             self.add(row)
-            self._earlier_s += sum(row.get(f"Perf/{part}_time") or 0.0 for part in ("collection", "learning"))
+            self._earlier_s += iteration_s(row)
 
     def begin_training(self) -> None:
         """Everything is built; the first iteration begins."""

@@ -19,7 +19,7 @@ from ppo_lab.memory.show import table
 from ppo_lab.runs import hparams, manifest
 from ppo_lab.runs.config import as_yaml
 from ppo_lab.runs.files import read_json, shown, write_atomically, write_json
-from ppo_lab.runs.folder import Run
+from ppo_lab.runs.folder import Run, RunFolder
 from ppo_lab.runs.metrics import MetricsWriter, layout
 from ppo_lab.runs.summary import Summary
 from ppo_lab.training.console import ProgressDisplay
@@ -37,11 +37,12 @@ class Record:
         """Whether everything is built, and iterations have begun."""
         self.estimate: Estimate | None = None
         self.progress = ProgressDisplay(run.cfg.max_iterations, run.cfg.quiet, first_iteration)
+        self._files = RunFolder(run.folder)
         self._first = first_iteration
         self._checkout = manifest.read_checkout()
         self._description = manifest.describe_run(run.overrides, run.cfg, device, shown(run.folder), self._checkout)
         self._metrics = MetricsWriter(run.folder, first_iteration)
-        self._summary = Summary(run.folder / "summary.json", run.cfg.transitions, self._metrics.earlier)
+        self._summary = Summary(self._files.summary, run.cfg.transitions, self._metrics.earlier)
         self._watch = FlatMemoryWatch(run.cfg.max_iterations, partial(free_bytes, device))
         self._prediction: dict[str, Any] = {}
         self._predicted_mib: dict[str, float] = {}
@@ -52,20 +53,20 @@ class Record:
         return self._summary.iterations
 
     def begin(self) -> None:
-        """Writes the papers. A run that goes on, or repeats one, says what is different now."""
-        run, description, diff = self.run, self._description, "git.diff"
+        """Writes manifest, git.diff and summary. A run that goes on, or repeats one, says what is different now."""
+        run, description, diff = self.run, self._description, self._files.diff()
         original = {}
         if run.continues or run.reproduces:
-            original = read_json((run.reproduces or run.folder) / "manifest.json")
+            original = read_json(RunFolder(run.reproduces or run.folder).manifest)
         if original:
             for difference in manifest.differences(original, description):
                 log.warning("%s: the result may differ", difference)
         if original and run.continues:
-            diff = f"git_{self._first}.diff"
+            diff = self._files.diff(self._first)
             description = manifest.go_on(original, self._first, description)
-        write_json(run.folder / "manifest.json", description)
+        write_json(self._files.manifest, description)
         if self._checkout.diff:
-            write_atomically(run.folder / diff, lambda file: file.write(self._checkout.diff))
+            write_atomically(diff, lambda file: file.write(self._checkout.diff))
         self._summary.write("running", None, [])
 
     def predict(self, estimate: Estimate | None) -> None:
@@ -73,7 +74,7 @@ class Record:
         self.estimate = estimate
         if estimate:
             self._prediction = table.as_json(estimate)
-            write_json(self.run.folder / "estimate.json", self._prediction)
+            write_json(self._files.estimate, self._prediction)
             for name, size in measured.predicted_bytes(self._prediction).items():
                 self._predicted_mib[f"Memory/predicted_{name}_mib"] = size / MIB
             if estimate.host_bytes and estimate.host_bytes.likely is not None:  # beside the memory as it is, too
@@ -108,7 +109,7 @@ class Record:
         """Writes the summary, and returns its gist in words. See `Summary.write`."""
         compared = measured.compare(self._prediction, self._summary.peak_mib) if self._prediction else []
         gist = self._summary.write(status, message, [measured.as_json(comparison) for comparison in compared])
-        hparams.write_run(self.run.folder, self.run.cfg, read_json(self.run.folder / "summary.json") | self._peaks())
+        hparams.write_run(self.run.folder, self.run.cfg, read_json(self._files.summary) | self._peaks())
         return gist
 
     def _peaks(self) -> dict[str, float | None]:

@@ -28,7 +28,7 @@ from ppo_lab.memory.measure.out_of_memory import let_go, ran_out_of_memory
 from ppo_lab.memory.predict.allocator import DETERMINISTIC_WORKSPACES
 from ppo_lab.memory.predict.estimate import Estimate
 from ppo_lab.runs.files import shown, write_json
-from ppo_lab.runs.folder import Run, has_rows
+from ppo_lab.runs.folder import Run, RunFolder, has_rows
 from ppo_lab.training import budget, console
 from ppo_lab.training.recording import Record
 from ppo_lab.training.reproduction import compare
@@ -60,9 +60,9 @@ def train(run: Run, estimated: Future[Estimate]) -> None:
     if device.type == "cuda":
         log.info("device: %s", devices.card(cfg.device) or device)
     first = 0 if run.checkpoint is None else run.checkpoint + 1
-    saved = None if run.checkpoint is None else _load(folder / "checkpoints", run.checkpoint)
+    saved = None if run.checkpoint is None else _load(RunFolder(folder).checkpoints, run.checkpoint)
     checkpoints = Checkpoints(
-        folder / "checkpoints", cfg.save_interval, cfg.checkpoint.keep_state, cfg.checkpoint.every_seconds
+        RunFolder(folder).checkpoints, cfg.save_interval, cfg.checkpoint.keep_state, cfg.checkpoint.every_seconds
     )
     checkpoints.set_aside(after=first - 1)  # before their rows go, or they would be missed by who goes on with these
     record = Record(run, first, device)
@@ -128,7 +128,7 @@ def _told_how_it_ends(folder: Path, record: Record, checkpoints: Checkpoints, ro
         if ran_out_of_memory(error):
             let_go(error)  # before asking what is free
             what = _out_of_memory(record, checkpoints, room_bytes)
-        raise RunFailedError(f"{what} (more in {shown(folder)}/train.log)") from error
+        raise RunFailedError(f"{what} (more in {shown(RunFolder(folder).log)})") from error
     finally:
         record.close()
 
@@ -164,7 +164,7 @@ def build_runner(
 
 def _keep_evidence(found: NonFiniteError, folder: Path, checkpoints: Checkpoints) -> str:
     """Writes the dump, and says in one line what happened, where the dump is, and from where one can go on."""
-    dump, good = folder / f"nan_{found.fault.iteration}.pt", checkpoints.newest()
+    dump, good = RunFolder(folder).dump(found.fault.iteration), checkpoints.newest()
     try:
         checkpoint.save(dump, found.evidence | {"last_good": good})
         checkpoints.write_best()
@@ -195,7 +195,7 @@ def _restore(runner: Runner, model: State, state: State, checkpoints: Path) -> N
 
 def _compare(original: Path, repeated: Path) -> None:
     found = compare(original, repeated)
-    write_json(repeated / "reproduction.json", {"original": str(original), "equal": found.equal, **asdict(found)})
+    write_json(RunFolder(repeated).reproduction, {"original": str(original), "equal": found.equal, **asdict(found)})
     if not found.equal:
         raise NotReproducedError(f"not reproduced: {found}")
     log.info("reproduced: %s", found)
