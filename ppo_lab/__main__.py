@@ -9,6 +9,7 @@ from ppo_lab.machine.preflight import exit_on_wrong_packages, yield_busy_cores
 
 COMMANDS = {
     "dashboard": "TensorBoard on a run, a sweep, or all of outputs/",
+    "runs": "runs with status, iterations, reward and time",
     "report": "a sweep, or runs side by side, as one page",
     "replay": "what led a run to NaN, and the same again",
     "import": "an old run of rsl-rl-lib 2.2.4 becomes a run folder",

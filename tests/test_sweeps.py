@@ -305,7 +305,7 @@ STARTS = [
 def test_what_passes_the_plan_starts(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     launched: list[Path] = []
 
-    def launch(folder: Path) -> ExitCode:
+    def launch(folder: Path, _: object) -> ExitCode:
         launched.append(folder)
         return ExitCode.DONE
 
@@ -818,7 +818,9 @@ def test_progress_is_read_from_the_end_of_a_file_that_is_being_written(tmp_path:
     path = metrics(tmp_path, 5000, **{"Train/mean_reward": 3.5, "Memory/host_peak_rss_mib": 900.0})
     with path.open("a") as file:
         file.write('{"iteration": 5000, "Train/mean_rew')
-    assert table.read_progress(path) == Progress(iterations=5000, s_per_iteration=2.0, reward=3.5, measured_mib=900.0)
+    assert table.read_progress(tmp_path) == Progress(
+        iterations=5000, s_per_iteration=2.0, reward=3.5, measured_mib=900.0
+    )
 
 
 def test_time_left_goes_by_transitions_and_adds_a_start_for_each_job_to_come() -> None:

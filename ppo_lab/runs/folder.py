@@ -99,11 +99,14 @@ def folder_of_checkpoint(checkpoint: Path) -> Path | None:
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """Every run folder in `folder`, itself among them, sorted by path. Symbolic links are not followed."""
-    name, pruned = RunFolder(folder).config.name, {RunFolder(folder).checkpoints.name, ".hydra"}
+    """Every run folder in `folder`, itself among them, sorted by path.
+
+    Symbolic links are not followed, and folders whose names begin with a dot are left out.
+    """
+    name, checkpoints = RunFolder(folder).config.name, RunFolder(folder).checkpoints.name
     found = []
     for path, subfolders, files in os.walk(folder):
-        subfolders[:] = [subfolder for subfolder in subfolders if subfolder not in pruned]
+        subfolders[:] = [subfolder for subfolder in subfolders if subfolder != checkpoints and subfolder[0] != "."]
         if name in files:
             found.append(Path(path))
     return sorted(found)

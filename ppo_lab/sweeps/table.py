@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import rich
@@ -19,7 +18,7 @@ from rich.text import Text
 from ppo_lab.memory.predict.hardware import MIB
 from ppo_lab.runs.record import iteration_s, number, tail
 from ppo_lab.sweeps.jobs import Job, Sweep
-from ppo_lab.training.console import say
+from ppo_lab.training.console import clock, say
 
 MEASURED = ("Memory/process_device_mib", "Memory/device_used_mib", "Memory/host_peak_rss_mib")
 """What is set beside the prediction: the first of them that a run has."""
@@ -203,7 +202,7 @@ class SweepTable:
             return figures
         figures["iteration"] = f"{known.iterations}/{max(known.iterations, job.max_iterations)}"  # resumed for more
         if job.status == "running":
-            figures["left"] = _span((job.max_iterations - known.iterations) * known.s_per_iteration)
+            figures["left"] = clock((job.max_iterations - known.iterations) * known.s_per_iteration)
         if known.reward is not None:
             figures["reward"] = f"{known.reward:.2f}"
         if known.measured_mib is not None:
@@ -228,7 +227,7 @@ class SweepTable:
         text = f"{over} of {len(jobs)} jobs over"
         if left is None or over == len(jobs):
             return text
-        return f"{text} | left {_span(left)} | in all {_span(now_s - self._begun_s + left)}, at the rates so far"
+        return f"{text} | left {clock(left)} | in all {clock(now_s - self._begun_s + left)}, at the rates so far"
 
 
 def _name(job: Job) -> str:
@@ -244,7 +243,3 @@ def _window(jobs: list[Job], rows: int) -> list[Job]:
     now = next((job.number for job in jobs if job.status in ("running", "planned")), len(jobs))
     first = max(0, min(now - rows // 3, len(jobs) - rows))
     return jobs[first : first + rows]
-
-
-def _span(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
