@@ -2,14 +2,15 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ppo_lab.runs.files import from_json, read_json, to_json, write_json
-from ppo_lab.runs.metrics import MetricsWriter
+from ppo_lab.runs.metrics import MetricsWriter, Reopening, TensorBoardWriter
 from ppo_lab.runs.record import read_metrics
 from ppo_lab.runs.summary import Summary
 
@@ -101,3 +102,71 @@ def test_a_summary_takes_only_finite_values_for_the_best_and_for_peaks(tmp_path:
             None,
             {"Memory/host_rss_mib": 7.0},
         )
+
+
+class FailingWriter:
+    """Stands in for TensorBoardWriter; fails with every write of an iteration in `broken`."""
+
+    def __init__(self, first_iteration: int, broken: set[int], opened: list["FailingWriter"]) -> None:
+        if first_iteration in broken:
+            raise OSError(28, "No space left on device")
+        self.first_iteration = first_iteration
+        self.broken = broken
+        self.content: list[int | str] = []
+        opened.append(self)
+
+    def describe(self, config_yaml: str, *_: object) -> None:
+        self.content.append(config_yaml)
+
+    def write(self, iteration: int, scalars: Mapping[str, float]) -> None:
+        if iteration in self.broken:
+            raise OSError(28, "No space left on device")
+        self.content.append(iteration)
+
+    def sync(self) -> None:
+        self.content.append("synced")
+
+    def close(self) -> None:
+        self.content.append("closed")
+
+    def discard(self) -> None:
+        self.content.append("discarded")
+
+
+def test_a_writer_that_failed_is_opened_anew_with_all_rows_since_the_last_sync(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broken: set[int] = set()
+    opened: list[FailingWriter] = []
+    writer = Reopening(lambda first: cast(TensorBoardWriter, FailingWriter(first, broken, opened)), 5)
+    writer.describe("config", {}, {})
+    writer.write(5, {})
+    writer.sync()
+    writer.write(6, {})
+    broken.add(7)
+    writer.write(7, {})
+    writer.write(8, {})
+    writer.sync()  # fails again, at row 7
+    broken.clear()
+    writer.write(9, {})
+    writer.sync()
+    writer.close()
+    assert [one.first_iteration for one in opened] == [5, 6, 6]
+    assert opened[0].content == ["synced", "config", 5, "synced", 6]
+    assert opened[1].content == [6, "discarded"]
+    assert opened[2].content == [6, 7, 8, 9, "synced", "synced", "closed"]
+    assert caplog.messages == [
+        "TensorBoard's event file cannot be written: No space left on device; metrics.jsonl goes on"
+    ]
+
+
+def test_a_writer_that_could_not_be_opened_gets_the_description_later() -> None:
+    broken = {0}
+    opened: list[FailingWriter] = []
+    writer = Reopening(lambda first: cast(TensorBoardWriter, FailingWriter(first, broken, opened)), 0)
+    writer.describe("config", {}, {})
+    writer.sync()
+    assert opened == []
+    broken.clear()
+    writer.sync()
+    assert opened[0].content == ["config", "synced", "synced"]
