@@ -444,10 +444,10 @@ def finish(process: subprocess.Popen[str]) -> None:
 
 
 def state(device: str) -> Iterator[Row]:
-    """From a restored state the coming steps are the same bits (tests/test_state.py)"""
+    """From a restored state the coming steps are the same bits (tests/system/test_state.py)"""
     from ppo_lab.envs import make_env
     from ppo_lab.envs.genesis.base import start_simulator
-    from tests.test_state import N
+    from tests.system.test_state import N
 
     where = devices.resolve_device(device)
     start_simulator(where, seed=1, performance_mode=False)
@@ -466,7 +466,7 @@ def walk(env: VecEnv, where: torch.device) -> tuple[dict[int, bytes], torch.Tens
     import torch
 
     from ppo_lab.learning.checkpoint import random_state
-    from tests.test_state import EVERY, STEPS, N, step
+    from tests.system.test_state import EVERY, STEPS, N, step
 
     with torch.inference_mode():
         actions = torch.randn(STEPS, N, env.num_actions, generator=torch.Generator().manual_seed(0)).to(where)
@@ -492,7 +492,7 @@ def first_difference(
     import torch
 
     from ppo_lab.learning.checkpoint import set_random_state
-    from tests.test_state import AHEAD, poison, step
+    from tests.system.test_state import AHEAD, poison, step
 
     with torch.inference_mode():
         for start in (104, 14, 134, 59):  # back and forth

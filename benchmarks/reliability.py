@@ -2,8 +2,8 @@
 
 python benchmarks/reliability.py [faults] [sizes] [cost]     # all three where none is named; cost wants a quiet machine
 
-faults: tests/test_faults.py, the long versions included. sizes: checkpoints of real runs. cost: 512 Go2 envs that save
-every second iteration, so that an iteration with a checkpoint stands beside one without, in one process.
+faults: tests/system/test_faults.py, the long versions included. sizes: checkpoints of real runs. cost: 512 Go2 envs
+that save every second iteration, so that an iteration with a checkpoint stands beside one without, in one process.
 """
 
 import datetime
@@ -65,7 +65,7 @@ def faults() -> dict[str, Any]:
     """By fault, how often it was done and how often something was lost: a test that failed."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-n", "1", "tests/test_faults.py", f"--junitxml={report}"]
+        command = [sys.executable, "-m", "pytest", "-n", "1", "tests/system/test_faults.py", f"--junitxml={report}"]
         subprocess.run(command, cwd=REPOSITORY, stdout=sys.stderr)
         return {"by_fault": counted(report)}
 

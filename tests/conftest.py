@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +20,7 @@ from ppo_lab.config import ExperimentConfig, to_json
 from ppo_lab.memory.predict import trace
 from ppo_lab.runs.config import to_experiment
 from tests import fake_nvml
+from tests.paths import REPOSITORY
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it, for all it starts
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup this
@@ -29,8 +29,6 @@ os.environ["QD_ENABLE_PYBUF"] = "0"  # or the simulator, imported here, would ma
 
 _config = tempfile.TemporaryDirectory()  # until this process ends
 os.environ["XDG_CONFIG_HOME"] = _config.name  # the calibrations of whoever runs the tests are not theirs
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def selects_gpu_tests(expression: str) -> bool:

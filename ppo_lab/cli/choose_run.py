@@ -14,7 +14,16 @@ from ppo_lab.config import ExperimentConfig, as_text, flat
 from ppo_lab.config.overrides import RUN_DIR, SWEEP_DIR, quoted
 from ppo_lab.errors import ConfigError, NothingToDo, StoppedError
 from ppo_lab.machine import commands, devices, preflight
-from ppo_lab.runs.config import LABELS, MAY_CHANGE, ON_REQUEST, as_yaml, read_experiment, to_experiment, without_start
+from ppo_lab.runs.config import (
+    LABELS,
+    MAY_CHANGE,
+    ON_REQUEST,
+    as_yaml,
+    from_older_version,
+    read_experiment,
+    to_experiment,
+    without_start,
+)
 from ppo_lab.runs.files import damage, numbered, read_json, shown, write_text
 from ppo_lab.runs.folder import (
     Run,
@@ -123,7 +132,7 @@ def read_unchanged(folder: Path, asked: str) -> ExperimentConfig:
     began = manifest.get("config")
     if not isinstance(began, dict):
         return saved
-    was = flat(began)
+    was = flat(from_older_version(began))
     now = {key: value for key, value in _settings_that_matter(saved).items() if key not in ON_REQUEST}
     changed = {key: value for key, value in now.items() if was.get(key, value) != value}
     if not changed:

@@ -6,7 +6,7 @@ The run goes on in memory from its last good checkpoint up to the iteration that
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import rich
 from rich import box
@@ -14,13 +14,14 @@ from rich.table import Table
 from torch import Tensor
 
 from ppo_lab.cli.exits import Parser
+from ppo_lab.contracts import State
 from ppo_lab.errors import (
     CheckpointError,
     ConfigError,
     NotReproducedError,
     RunFailedError,
 )
-from ppo_lab.learning.checkpoint import NoCheckpoints, State, load, load_both
+from ppo_lab.learning.checkpoint import NoCheckpoints, load, load_both
 from ppo_lab.learning.guard import Fault, NonFiniteError
 from ppo_lab.machine import devices, preflight
 from ppo_lab.runs.config import read_experiment
@@ -87,17 +88,17 @@ def repeat(folder: Path, iteration: int, saved: tuple[State, State] | None) -> N
     Returns what stopped it; None where nothing did. Raises a RunFailedError where something else broke.
     """
     from ppo_lab.memory.measure.monitor import MemoryMonitor
-    from ppo_lab.training.run import build_runner
+    from ppo_lab.training.run import build_loop
 
     cfg = read_experiment(RunFolder(folder).config)
     preflight.check_system_libraries()
     device = devices.resolve_device(cfg.device)
     with MemoryMonitor(device) as monitor:
-        runner = build_runner(cfg, device, monitor, cast(Any, NoCheckpoints()), lambda *_: None)
+        loop = build_loop(cfg, device, monitor, NoCheckpoints(), lambda *_: None)
         try:
             if saved:
-                runner.restore(*saved)
-            runner.learn(iteration + 1 - runner.next_iteration, init_at_random_ep_len=saved is None)
+                loop.restore(*saved)
+            loop.learn(iteration + 1 - loop.next_iteration, init_at_random_ep_len=saved is None)
         except NonFiniteError as found:
             return found
         except Exception as error:

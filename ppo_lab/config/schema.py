@@ -44,6 +44,11 @@ class EnvConfig:
     performance_mode: bool = setting()
     """Compile the simulator for this very scene: slower to start, faster to step."""
 
+    @classmethod
+    def from_older_version(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """The settings in a run folder's config.yaml, which an older version may have written, as they are now."""
+        return settings
+
     def spec(self) -> EnvSpec:
         """What the env observes, does and pays."""
         raise NotImplementedError(f"{type(self).__module__}.{type(self).__name__} must define spec()")
@@ -78,12 +83,6 @@ class EnvConfig:
         time_s = getattr(self, name)
         if time_s / self.dt > INT32_MAX:
             yield f"env.{name}={time_s} is too many steps of env.dt={self.dt} s. Allowed: up to {INT32_MAX} steps."
-
-    def not_unit(self, name: str) -> Iterator[str]:
-        """Says so when the quaternion `name` is not of length 1."""
-        length = math.hypot(*getattr(self, name))
-        if abs(length - 1) > 1e-3:
-            yield f"env.{name}={as_text(getattr(self, name))} has length {length:.3g}; a quaternion has length 1."
 
 
 @dataclass

@@ -1,1 +1,1 @@
-"""The learner: rsl_rl's PPO, run by a loop of our own. Knows no simulator and no file layout."""
+"""The learner: rsl_rl's PPO in a loop of our own. Knows no simulator; only this package imports rsl_rl."""

@@ -1,9 +1,11 @@
 """Checkpoints: what is saved, when, and never half.
 
-`model_<iteration>.pt` holds the learner in rsl_rl's own keys. `state_<iteration>.pt` holds what else the coming
-iterations depend on, so that a run goes on bit for bit as if it had never stopped. Both are torch files, sealed with a
-checksum (`ppo_lab.files.seal`), and `torch.load(path, weights_only=True)` reads them, on a machine without a GPU too:
-their tensors are on the CPU.
+`model_<iteration>.pt` holds the learner in rsl_rl's own keys: actor_state_dict, critic_state_dict,
+optimizer_state_dict, iter, infos; and learning_rate. `state_<iteration>.pt` holds what else the coming iterations
+depend on, so that a run goes on as if it had never stopped: iteration, env, episodes, random, best_reward.
+
+Both are torch files, sealed with a checksum (`ppo_lab.runs.files.seal`), and `torch.load(path, weights_only=True)`
+reads them, on a machine without a GPU too: their tensors are on the CPU.
 """
 
 from __future__ import annotations
@@ -13,29 +15,21 @@ import io
 import logging
 import math
 import pickle
-import random
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ppo_lab.contracts import State
 from ppo_lab.errors import CheckpointError
 from ppo_lab.runs.files import damage, numbered, seal, write_atomically
 from ppo_lab.runs.folder import BEST, checkpoint_name, resumable
 
 log = logging.getLogger(__name__)
-
-State = dict[str, Any]
-"""Tensors, numbers, strings and None alone, in dicts, lists and tuples: what `weights_only=True` reads.
-
-Of a model: rsl_rl's actor_state_dict, critic_state_dict, optimizer_state_dict, iter, infos; and learning_rate.
-Of a state: iteration, env, episodes, random, best_reward.
-"""
 
 
 class Checkpoints:
@@ -51,21 +45,22 @@ class Checkpoints:
         save_interval: int,
         keep_state: int = 2,
         every_seconds: float | None = None,
+        before_saving: Callable[[], None] = lambda: None,
     ) -> None:
+        """`before_saving` is called before each save, to flush the metrics that the checkpoint refers to."""
         folder.mkdir(exist_ok=True)
         self.folder = folder
         self.save_interval = save_interval
         self.keep_state = keep_state
         self.every_seconds = every_seconds or math.inf
         self.best_reward = -math.inf
-        self.before_saving: Callable[[], None] = lambda: None
-        """What a checkpoint says has happened must be on the disk before it."""
+        self._before_saving = before_saving
         self._best: bytes | None = None
         self._saved_s = time.monotonic()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
-    def offer(
+    def maybe_save(
         self,
         iteration: int,
         model: Callable[[], State],
@@ -73,19 +68,10 @@ class Checkpoints:
         reward: float | None,
         last: bool = False,
     ) -> None:
-        """Called at the end of every iteration; saves what is due.
+        """See `ppo_lab.contracts.CheckpointStore`.
 
-        A new best is serialized at once, so that it takes no tensors, and written along with the next checkpoint.
-
-        Args:
-            iteration: counted from 0.
-            model: gives the learner; called only when it is needed.
-            state: gives what else the coming iterations depend on; called only when it is needed.
-            reward: `Train/mean_reward`, None before an episode has ended. One that is not finite is never the best.
-            last: nothing comes after; returns when all is written.
-
-        Raises:
-            CheckpointError: `last`, and it could not be written. An earlier one that could not is a warning.
+        A new best is serialized at once, so that it takes no tensors, and written along with the next checkpoint. A
+        reward that is not finite is never the best.
         """
         content = None
         if reward is not None and self._is_best(reward):
@@ -94,7 +80,7 @@ class Checkpoints:
         due_s = self._saved_s + self.every_seconds
         if last or iteration % self.save_interval == 0 or time.monotonic() >= due_s:
             self.wait()
-            self.before_saving()
+            self._before_saving()
             content = content or _to_bytes(model())
             if last and self._best is None and not (self.folder / BEST).exists():
                 self._best = content
@@ -136,15 +122,6 @@ class Checkpoints:
             except CheckpointError as error:
                 log.warning("%s", error)
 
-    def set_aside(self, after: int) -> None:
-        """Renames what an earlier attempt saved after iteration `after`, which is about to be trained anew."""
-        for name in ("model", "state"):
-            for iteration, path in numbered(self.folder, name).items():
-                if iteration > after:
-                    path.replace(path.with_name(f"{path.name}.old"))
-        for path in self.folder.glob(".*.tmp"):
-            path.unlink()
-
     def _write(self, iteration: int, files: dict[str, bytes]) -> None:
         for name, content in files.items():
             self._write_file(name, content)
@@ -164,10 +141,27 @@ class Checkpoints:
 
 
 class NoCheckpoints:
-    """Stands in for `Checkpoints` where nothing is to be kept."""
+    """Keeps nothing."""
 
-    def offer(self, *args: Any) -> None:
+    def maybe_save(
+        self,
+        iteration: int,
+        model: Callable[[], State],
+        state: Callable[[], State],
+        reward: float | None,
+        last: bool = False,
+    ) -> None:
         pass
+
+
+def rename_newer(folder: Path, after: int) -> None:
+    """Appends `.old` to what an earlier attempt saved after iteration `after`; removes half-written files."""
+    for name in ("model", "state"):
+        for iteration, path in numbered(folder, name).items():
+            if iteration > after:
+                path.replace(path.with_name(f"{path.name}.old"))
+    for path in folder.glob(".*.tmp"):
+        path.unlink()
 
 
 def save(path: Path, state: State) -> None:
@@ -198,50 +192,6 @@ def load_both(checkpoints: Path, iteration: int) -> tuple[State, State]:
         if found != iteration:
             raise CheckpointError(f"{checkpoints / kind}_{iteration}.pt is of iteration {found}")
     return model, state
-
-
-def random_state(device: torch.device) -> State:
-    """The state of every generator that training draws from."""
-    version, numbers, gauss = random.getstate()
-    of_numpy: Any = np.random.get_state(legacy=False)
-    of_numpy["state"]["key"] = of_numpy["state"]["key"].tolist()
-    state = {"torch": torch.get_rng_state(), "numpy": of_numpy, "python": (version, list(numbers), gauss)}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def set_random_state(state: State, device: torch.device) -> None:
-    """Puts back what `random_state` gave, as far as `device` has a use for it; see `kind_of_device`.
-
-    Nothing may be drawn between this and the next iteration.
-    """
-    torch.set_rng_state(state["torch"])
-    of_numpy = state["numpy"]
-    key = np.array(of_numpy["state"]["key"], dtype=np.uint32)
-    np.random.set_state(of_numpy | {"state": of_numpy["state"] | {"key": key}})
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
-
-
-def kind_of_device(state: State) -> str:
-    """The kind of device, cpu or cuda, of which `random_state` gave `state`."""
-    return "cuda" if "cuda" in state else "cpu"
-
-
-def begin_anew(device: torch.device, seed: int, iteration: int) -> None:
-    """Begins the random numbers of `device` anew, as only `seed` and `iteration` say: no two parts of a run share them.
-
-    Nothing may be drawn between this and the iteration.
-    """
-    (number,) = np.random.SeedSequence([seed, iteration]).generate_state(1, np.uint64).tolist()
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(number)
-    else:
-        torch.default_generator.manual_seed(number)
 
 
 def _write_sealed(path: Path, archive: bytes) -> None:

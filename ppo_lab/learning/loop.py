@@ -1,64 +1,55 @@
-"""The training loop, around rsl_rl's PPO, models and storage."""
+"""The training loop: rollout, update, guard, report, checkpoint."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import logging
-import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from rsl_rl.algorithms import PPO
 
-from ppo_lab.config import ExperimentConfig, ModelConfig
+from ppo_lab.config import ExperimentConfig
 from ppo_lab.learning import guard
-from ppo_lab.learning.checkpoint import begin_anew, kind_of_device, random_state, set_random_state
 from ppo_lab.learning.episodes import EpisodeStatistics
+from ppo_lab.learning.ppo import RslRlUpdate, build_ppo
+from ppo_lab.learning.random_state import kind_of_device, random_state, reseed, set_random_state
 from ppo_lab.states import check_fits
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
 
-    from ppo_lab.envs import VecEnv
-    from ppo_lab.learning.checkpoint import Checkpoints, State
-    from ppo_lab.memory.measure.monitor import MemoryMonitor
+    from ppo_lab.contracts import CheckpointStore, Env, MemoryPhases, Report, State, Update
 
 log = logging.getLogger(__name__)
 
-Report = Callable[[int, dict[str, float]], None]
 
-
-class Runner:
-    """The training loop in one process, which hands one dict of scalars an iteration to `report`."""
+class Loop:
+    """Trains one env's policy. Every iteration, counted from 0, hands one dict of scalars to `report`."""
 
     next_iteration: int = 0
-    """How many iterations are complete, and the number of the next, since they are counted from 0."""
+    """The number of the next iteration, and how many are complete."""
 
     def __init__(
         self,
-        env: VecEnv,
+        env: Env,
         cfg: ExperimentConfig,
-        monitor: MemoryMonitor,
-        checkpoints: Checkpoints,
+        phases: MemoryPhases,
+        checkpoints: CheckpointStore,
         report: Report,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """`should_stop` is asked at the end of every iteration."""
         self.env = env
-        self.cfg = rsl_rl_config(cfg)
-        if os.environ.get("WORLD_SIZE", "").isdecimal() and int(os.environ["WORLD_SIZE"]) > 1:
-            log.info("WORLD_SIZE=%s is ignored: one process trains this run", os.environ["WORLD_SIZE"])
-        with contextlib.redirect_stdout(_LogLines()):  # rsl_rl prints the networks
-            self.alg = PPO.construct_algorithm(env.get_observations(), env, self.cfg, str(env.device))
-        self.monitor = monitor
-        self.checkpoints = checkpoints
-        self.report = report
-        self.should_stop = should_stop
+        self.alg = build_ppo(cfg, env.get_observations())
+        self.update: Update = RslRlUpdate(self.alg, cfg.algorithm.num_learning_epochs)
+        self.episodes = EpisodeStatistics(env.num_envs, cfg.num_steps_per_env, env.spec.rewards, env.device)
+        self._phases = phases
+        self._checkpoints = checkpoints
+        self._report = report
+        self._should_stop = should_stop
+        self._num_steps_per_env = cfg.num_steps_per_env
         self._seed = cfg.seed
-        self.episodes = EpisodeStatistics(env.num_envs, cfg.num_steps_per_env, env.reward_names, env.device)
 
     def learn(self, num_learning_iterations: int, init_at_random_ep_len: bool = False) -> None:
         """Runs iterations of one rollout and one update each, from `next_iteration` on.
@@ -66,40 +57,42 @@ class Runner:
         Raises a NonFiniteError at the end of an iteration that made NaN or Inf, before anything of it is reported or
         saved.
         """
+        env = self.env
         if init_at_random_ep_len:  # or else every env would time out in the same step
-            self.env.episode_length_buf = torch.randint_like(
-                self.env.episode_length_buf, high=self.env.max_episode_length
-            )
-        obs = self.env.get_observations()
+            env.episode_length_buf = torch.randint_like(env.episode_length_buf, high=env.spec.max_episode_length)
+        obs = env.get_observations()
         self.alg.train_mode()
         final = self.next_iteration + num_learning_iterations - 1
         for iteration in range(self.next_iteration, final + 1):
-            started_s = self._clock_s()
-            with self.monitor.phase("rollout"):
-                obs = self._rollout(obs)
-            collected_s = self._clock_s()
-            with self.monitor.phase("update"):
-                losses = self._update(obs)
-            learned_s = self._clock_s()
-            guard.check(self.alg, iteration, obs, losses)
-
-            scalars = {
-                **self.episodes.scalars(),
-                **self.env.check(),
-                **{f"Loss/{name}": value for name, value in losses.items()},
-                "Loss/learning_rate": self.alg.learning_rate,
-                "Policy/mean_std": self.alg.get_policy().output_std.mean().item(),
-                "Perf/total_fps": self._transitions / (learned_s - started_s),
-                "Perf/collection_time": collected_s - started_s,
-                "Perf/learning_time": learned_s - collected_s,
-                **self.monitor.scalars(),
-            }
+            obs, scalars = self.iterate(obs, self._num_steps_per_env, self.update)
             self.next_iteration = iteration + 1
-            self.report(iteration, scalars)
-            last = iteration == final or self.should_stop()
-            self.checkpoints.offer(iteration, self.model, self.state, scalars.get("Train/mean_reward"), last)
+            self._report(iteration, scalars)
+            last = iteration == final or self._should_stop()
+            self._checkpoints.maybe_save(iteration, self.model, self.state, scalars.get("Train/mean_reward"), last)
             if last:
                 break
+
+    def iterate(self, obs: TensorDict, num_steps: int, update: Update) -> tuple[TensorDict, dict[str, float]]:
+        """One iteration, from the newest observations: those after it, and its scalars."""
+        started_s = self._clock_s()
+        with self._phases.phase("rollout"):
+            obs = self._rollout(obs, num_steps)
+        collected_s = self._clock_s()
+        with self._phases.phase("update"):
+            losses = self._guarded_update(obs, update)
+        learned_s = self._clock_s()
+        guard.check(self.alg, self.next_iteration, obs, losses)
+        return obs, {
+            **self.episodes.scalars(),
+            **self.env.check(),
+            **{f"Loss/{name}": value for name, value in losses.items()},
+            "Loss/learning_rate": self.alg.learning_rate,
+            "Policy/mean_std": self.alg.get_policy().output_std.mean().item(),
+            "Perf/total_fps": num_steps * self.env.num_envs / (learned_s - started_s),
+            "Perf/collection_time": collected_s - started_s,
+            "Perf/learning_time": learned_s - collected_s,
+            **self._phases.scalars(),
+        }
 
     def model(self) -> State:
         """The learner, in rsl_rl's keys, and its learning rate."""
@@ -119,9 +112,10 @@ class Runner:
         }
 
     def restore(self, model: State, state: State) -> None:
-        """Goes on where `model` and `state` were saved, bit for bit. Nothing may be drawn before `learn`.
+        """Goes on where `model` and `state` were saved, identically. Nothing may be drawn before `learn`.
 
-        On another kind of device than theirs all goes on but the device's random numbers, which begin anew.
+        On another kind of device than theirs all goes on but the device's random numbers, which begin anew; so do the
+        env's draws on a checkpoint of a version before the env had a generator of its own.
 
         Raises a ValueError that names what does not fit this run, before anything is changed.
         """
@@ -151,7 +145,7 @@ class Runner:
         self.next_iteration = state["iteration"] + 1
         set_random_state(state["random"], self.env.device)
         if here != there:
-            begin_anew(self.env.device, self._seed, self.next_iteration)
+            reseed(self.env.device, self._seed, self.next_iteration)
             log.warning(
                 "saved on %s, the run goes on on %s, whose random numbers begin anew from seed and iteration: "
                 "it will not come out as on %s alone",
@@ -172,71 +166,25 @@ class Runner:
         check_fits("the optimizer", moments, own)
 
     @torch.inference_mode()
-    def _rollout(self, obs: TensorDict) -> TensorDict:
+    def _rollout(self, obs: TensorDict, num_steps: int) -> TensorDict:
         try:
-            for _ in range(self.cfg["num_steps_per_env"]):
-                obs, rewards, dones, extras = self.env.step(self.alg.act(obs))
-                self.alg.process_env_step(obs, rewards, dones, extras)
-                self.episodes.add(rewards, dones, extras["episode_sums"])
+            for _ in range(num_steps):
+                obs, rewards, dones, time_outs, episode_sums = self.env.step(self.alg.act(obs))
+                self.alg.process_env_step(obs, rewards, dones, {"time_outs": time_outs})
+                self.episodes.add(rewards, dones, episode_sums)
         except Exception:  # the env may break over what it is given
             guard.check_interrupted(self.alg, self.next_iteration, obs)
             raise
         return obs
 
-    def _update(self, obs: TensorDict) -> dict[str, float]:
+    def _guarded_update(self, obs: TensorDict, update: Update) -> dict[str, float]:
         try:
-            with torch.inference_mode():
-                self.alg.compute_returns(obs)
-            return self.alg.update()
+            return update(obs)
         except Exception:  # torch refuses to draw from a distribution whose deviation is NaN
             guard.check_interrupted(self.alg, self.next_iteration, obs)
             raise
-
-    @property
-    def _transitions(self) -> int:
-        return self.cfg["num_steps_per_env"] * self.env.num_envs
 
     def _clock_s(self) -> float:
         if self.env.device.type != "cpu":
             torch.accelerator.synchronize(self.env.device)
         return time.perf_counter()
-
-
-def rsl_rl_config(cfg: ExperimentConfig) -> dict[str, Any]:
-    """The experiment as rsl_rl 5.5 wants it: plain dicts, every key that `PPO.construct_algorithm` reads."""
-    return {
-        "num_steps_per_env": cfg.num_steps_per_env,
-        "multi_gpu": None,
-        "obs_groups": {"actor": ["policy"], "critic": ["policy"]},
-        "algorithm": {"class_name": "PPO", **dataclasses.asdict(cfg.algorithm)},
-        "actor": _mlp(cfg.network.actor)
-        | {
-            "distribution_cfg": {
-                "class_name": "GaussianDistribution",
-                "init_std": cfg.network.actor.init_std,
-                "std_type": cfg.network.actor.std_type,
-            }
-        },
-        "critic": _mlp(cfg.network.critic),
-    }
-
-
-def _mlp(cfg: ModelConfig) -> dict[str, Any]:
-    return {
-        "class_name": "MLPModel",
-        "hidden_dims": list(cfg.hidden_dims),
-        "activation": cfg.activation,
-        "obs_normalization": cfg.obs_normalization,
-    }
-
-
-class _LogLines:
-    """A stream whose lines go to the log."""
-
-    def write(self, text: str) -> int:
-        for line in filter(None, text.splitlines()):
-            log.debug(line)
-        return len(text)
-
-    def flush(self) -> None:
-        pass

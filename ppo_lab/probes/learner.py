@@ -5,12 +5,12 @@ A program: reads an experiment as JSON from stdin and prints the trace; its argu
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import gc
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -20,8 +20,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
 
 from ppo_lab.config import ExperimentConfig
+from ppo_lab.contracts import State, StepResult
 from ppo_lab.learning.checkpoint import NoCheckpoints
-from ppo_lab.learning.loop import Runner
+from ppo_lab.learning.loop import Loop
+from ppo_lab.learning.ppo import RslRlUpdate
 from ppo_lab.memory.measure.live_tensors import LiveTensors
 from ppo_lab.memory.predict import trace
 from ppo_lab.memory.predict.simulator import simulator_memory
@@ -38,54 +40,71 @@ MATMULS = {
 GATHERS = {aten.index.Tensor, aten.randperm.default}
 
 
-class StandInEnv:
-    """Keeps the contract of `ppo_lab.envs.VecEnv`, with zeros: the shapes and lifetimes of an env, and no simulator.
+class ZeroEnv:
+    """Keeps the contract of `ppo_lab.contracts.Env`, with zeros: the shapes and lifetimes of an env, and no simulator.
 
     Where the env's own tensors have been counted, it holds as many bytes, between steps and within.
     """
 
-    def __init__(self, cfg: ExperimentConfig) -> None:
+    def __init__(
+        self, cfg: ExperimentConfig, as_env: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+    ) -> None:
+        """`as_env` is entered around whatever is the env's."""
         self.cfg = cfg.env
+        self.spec = cfg.env.spec()
         self.num_envs = cfg.num_envs
-        self.num_actions = cfg.env.num_actions
-        self.max_episode_length = cfg.env.max_episode_length
         self.device = torch.device("cpu")
-        self.reward_names = tuple(dataclasses.asdict(cfg.env).get("reward_scales", ()))
-        self.episode_length_buf = torch.zeros(cfg.num_envs, dtype=torch.int32)
-        self._obs = self._new_obs()
-        self._counted = counted = simulator_memory(cfg)
-        if counted:
-            held_bytes = self._obs.nbytes + self.episode_length_buf.nbytes
-            rest_per_env_bytes = counted.env_per_env_bytes - held_bytes // cfg.num_envs
-            self._rest = self._blocks(counted.env_constant_bytes, rest_per_env_bytes)
+        self._as_env = as_env
+        with as_env():
+            self.episode_length_buf = torch.zeros(cfg.num_envs, dtype=torch.int32)
+            self._observations = self._new_observations()
+            self._counted = counted = simulator_memory(cfg)
+            if counted:
+                held_bytes = sum(map(_bytes, self._observations.values())) + _bytes(self.episode_length_buf)
+                rest_per_env_bytes = counted.env_per_env_bytes - held_bytes // cfg.num_envs
+                self._rest = self._blocks(counted.env_constant_bytes, rest_per_env_bytes)
 
     def get_observations(self) -> TensorDict:
-        return TensorDict({"policy": self._obs}, batch_size=[self.num_envs], device=self.device)
+        return TensorDict(self._observations, batch_size=[self.num_envs], device=self.device)
 
-    def step(self, actions: Tensor) -> tuple[TensorDict, Tensor, Tensor, dict[str, Tensor]]:
-        if self._counted:  # comes and goes
-            self._blocks(self._counted.step_peak_constant_bytes, self._counted.step_peak_per_env_bytes)
-        self._obs = self._new_obs()
-        rewards = torch.zeros(self.num_envs)
-        dones = torch.zeros(self.num_envs, dtype=torch.bool)
-        extras = {"time_outs": torch.zeros(self.num_envs), "episode_sums": torch.zeros(len(self.reward_names))}
-        return self.get_observations(), rewards, dones, extras
+    def step(self, actions: Tensor) -> StepResult:
+        with self._as_env():
+            if self._counted:  # comes and goes
+                self._blocks(self._counted.step_peak_constant_bytes, self._counted.step_peak_per_env_bytes)
+            self._observations = self._new_observations()
+            return StepResult(
+                self.get_observations(),
+                rewards=torch.zeros(self.num_envs),
+                dones=torch.zeros(self.num_envs, dtype=torch.bool),
+                time_outs=torch.zeros(self.num_envs, dtype=torch.bool),
+                episode_sums=torch.zeros(len(self.spec.rewards)),
+            )
 
     def check(self) -> dict[str, float]:
         return {}
 
-    def _new_obs(self) -> Tensor:
-        return torch.zeros(self.num_envs, self.cfg.num_obs)
+    def state(self) -> State:
+        return {"observations": {group: tensor.clone() for group, tensor in self._observations.items()}}
+
+    def restore(self, state: State) -> None:
+        self._observations = dict(state["observations"])
+
+    def _new_observations(self) -> dict[str, Tensor]:
+        return {group: torch.zeros(self.num_envs, self.spec.width(group)) for group in self.spec.observations}
 
     def _blocks(self, constant_bytes: int, per_env_bytes: int) -> list[Tensor]:
         """So many bytes, in tensors as wide as the actions, the widest of an env's own; what is left over in the last.
 
         An allocator for a GPU serves them from other segments than one large block.
         """
-        width_bytes = 4 * self.num_actions
+        width_bytes = 4 * len(self.spec.actions)
         count, rest_bytes = divmod(per_env_bytes, width_bytes)
         sizes = [width_bytes * self.num_envs] * count + [constant_bytes + rest_bytes * self.num_envs]
         return [torch.zeros(size, dtype=torch.uint8) for size in sizes]
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.nbytes
 
 
 class Recorder(LiveTensors):
@@ -181,7 +200,7 @@ class Recorder(LiveTensors):
 
 
 class Phases:
-    """Stands in for the memory monitor: notes between which events each phase lies, and where the iteration ends."""
+    """Notes between which events each phase lies, and where the iteration ends."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
@@ -207,16 +226,15 @@ def run(cfg: ExperimentConfig, device_type: DeviceType) -> Trace:
     recorder = Recorder(torch.device("cpu"), device_type)
     saving = saved_tensors_hooks(recorder.label_saved, lambda saved: saved)
     with _modules_stay(), FakeTensorMode(), recorder, saving:
-        with recorder.labelling("env"):
-            env = _labelled(StandInEnv(cfg), recorder)
+        env = ZeroEnv(cfg, as_env=lambda: recorder.labelling("env"))
         phases = Phases(recorder)
-        runner = Runner(env, cfg, cast(Any, phases), cast(Any, NoCheckpoints()), report=lambda *_: None)
+        loop = Loop(env, cfg, phases, NoCheckpoints(), report=lambda *_: None)
+        alg = loop.alg
 
         def label(*_: Any) -> None:
-            alg = runner.alg
             recorder.label("env", env.episode_length_buf)
             recorder.label("storage", vars(alg.storage))
-            recorder.label("episodes", vars(runner.episodes))
+            recorder.label("episodes", vars(loop.episodes))
             for model in (alg.actor, alg.critic):
                 recorder.label("parameters", [*model.parameters(), *model.buffers()])
                 recorder.label("gradients", [parameter.grad for parameter in model.parameters()])
@@ -224,16 +242,14 @@ def run(cfg: ExperimentConfig, device_type: DeviceType) -> Trace:
             if device_type == "cuda":
                 recorder.leave_out([state.get("step") for state in alg.optimizer.state.values()])
 
-        runner.alg.optimizer.register_step_pre_hook(label)
-        runner.alg.optimizer.register_step_post_hook(label)
+        alg.optimizer.register_step_pre_hook(label)
+        alg.optimizer.register_step_post_hook(label)
         if device_type == "cuda":
-            for group in runner.alg.optimizer.param_groups:
+            for group in alg.optimizer.param_groups:
                 group["foreach"] = True
-        runner.cfg["num_steps_per_env"] = runner.alg.num_learning_epochs = 1
-        runner.learn(1, init_at_random_ep_len=True)
-        runner.cfg["num_steps_per_env"] = cfg.num_steps_per_env
-        runner.alg.num_learning_epochs = cfg.algorithm.num_learning_epochs
-        runner.learn(1)
+        alg.train_mode()
+        obs, _ = loop.iterate(env.get_observations(), 1, RslRlUpdate(alg, num_learning_epochs=1))
+        loop.iterate(obs, cfg.num_steps_per_env, loop.update)
         label()
         events = recorder.events()[: phases.end]
     return trace.summarize(events, phases.marks["rollout"], phases.marks["update"], recorder.matmul_starts())
@@ -267,17 +283,6 @@ def _answer(read: Any, tensor: Tensor) -> bool | int | float:
     return 0.1 if tensor.is_floating_point() else 1
 
 
-def _labelled(env: StandInEnv, recorder: Recorder) -> Any:
-    step = env.step
-
-    def labelled_step(actions: Tensor) -> Any:
-        with recorder.labelling("env"):
-            return step(actions)
-
-    env.step = labelled_step  # type: ignore[method-assign]
-    return env
-
-
 if __name__ == "__main__":
     gc.disable()  # a tenth of the time; what is traced goes by reference counts
-    print(trace.to_json(run(from_json(sys.stdin.read()), cast(DeviceType, sys.argv[1]))))
+    print(trace.to_json(run(from_json(sys.stdin.read()), "cuda" if sys.argv[1] == "cuda" else "cpu")))

@@ -24,7 +24,6 @@ from genesis.utils.array_class import ArrayItem, ConfigItem, DataItem, DataKind
 
 from ppo_lab.config import EnvConfig
 from ppo_lab.envs import make_env
-from ppo_lab.envs.genesis.base import start_simulator
 from ppo_lab.memory.measure.live_tensors import LiveTensors
 from ppo_lab.runs.config import from_json
 
@@ -47,15 +46,13 @@ def count(cfg: EnvConfig, sizes: list[int]) -> dict[str, Any]:
     """
     by_size: defaultdict[str, list[Any]] = defaultdict(list)
     with LiveTensors(CPU) as live:
-        start_simulator(CPU, seed=1, performance_mode=cfg.performance_mode)
         for num_envs in sizes:
-            env: Any = make_env(cfg, num_envs, CPU)
-            actions = 2 * torch.rand(num_envs, env.num_actions) - 1
+            env: Any = make_env(cfg, num_envs, CPU, seed=1)
+            actions = 2 * torch.rand(num_envs, len(env.spec.actions)) - 1
             before = env.get_observations()
             with torch.inference_mode():
                 for _ in range(SETTLING_STEPS):
-                    before, *_ = env.step(actions)
-                del _
+                    before = env.step(actions).observations
                 gc.collect()  # what the build left in cycles
                 resident_bytes = live.current_bytes
                 live.reset_peak()

@@ -58,6 +58,14 @@ def to_experiment(cfg: DictConfig) -> ExperimentConfig:
     return to_settings(cfg, schema)
 
 
+def from_older_version(content: dict[Any, Any]) -> dict[Any, Any]:
+    """The settings that an older version may have written into a run folder, as they are now."""
+    env = content.get("env")
+    if not isinstance(env, dict) or env.get("name") not in envs.names():
+        return content
+    return content | {"env": envs.config_class(env["name"]).from_older_version(env)}
+
+
 def without_start(cfg: DictConfig) -> DictConfig:
     """`cfg` without the keys that say how a run starts rather than what it is."""
     return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in START_KEYS])
@@ -95,7 +103,7 @@ def read_experiment(path: Path) -> ExperimentConfig:
     try:
         content = read_plain(path)
         try:
-            cfg = DictConfig(content)
+            cfg = DictConfig(from_older_version(content))
         except (OmegaConfBaseException, ValueError) as error:
             raise ConfigError(f"is not plain YAML: {first_line(error)}. {AS_WRITTEN}") from None
         return to_experiment(cfg)

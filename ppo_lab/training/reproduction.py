@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ppo_lab.learning.checkpoint import State, load
+from ppo_lab.contracts import State
+from ppo_lab.learning.checkpoint import load
 from ppo_lab.runs.files import numbered
 from ppo_lab.runs.folder import RunFolder
 from ppo_lab.runs.record import read_metrics

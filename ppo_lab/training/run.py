@@ -15,13 +15,14 @@ from pathlib import Path
 import torch
 
 from ppo_lab.config import ExperimentConfig
+from ppo_lab.contracts import CheckpointStore, MemoryPhases, Report, State
 from ppo_lab.envs import make_env
-from ppo_lab.envs.genesis.base import start_simulator
 from ppo_lab.errors import CheckpointError, NotReproducedError, OverBudgetError, RunFailedError, StoppedError
 from ppo_lab.learning import checkpoint, guard
-from ppo_lab.learning.checkpoint import Checkpoints, State
+from ppo_lab.learning.checkpoint import Checkpoints, rename_newer
 from ppo_lab.learning.guard import NonFiniteError
-from ppo_lab.learning.loop import Report, Runner
+from ppo_lab.learning.loop import Loop
+from ppo_lab.learning.random_state import seed_everything
 from ppo_lab.machine import commands, devices
 from ppo_lab.memory.measure.monitor import MemoryMonitor
 from ppo_lab.memory.measure.out_of_memory import let_go, ran_out_of_memory
@@ -61,13 +62,13 @@ def train(run: Run, estimated: Future[Estimate]) -> None:
         log.info("device: %s", devices.card(cfg.device) or device)
     first = 0 if run.checkpoint is None else run.checkpoint + 1
     saved = None if run.checkpoint is None else _load(RunFolder(folder).checkpoints, run.checkpoint)
-    checkpoints = Checkpoints(
-        RunFolder(folder).checkpoints, cfg.save_interval, cfg.checkpoint.keep_state, cfg.checkpoint.every_seconds
-    )
-    checkpoints.set_aside(after=first - 1)  # before their rows go, or they would be missed by who goes on with these
+    kept = RunFolder(folder).checkpoints
+    rename_newer(kept, after=first - 1)  # before their rows in metrics.jsonl go: a checkpoint has its rows
     record = Record(run, first, device)
-    checkpoints.before_saving = record.sync
-    with StopSignals() as stop, _told_how_it_ends(folder, record, checkpoints, room_bytes):
+    checkpoints = Checkpoints(
+        kept, cfg.save_interval, cfg.checkpoint.keep_state, cfg.checkpoint.every_seconds, before_saving=record.sync
+    )
+    with StopSignals() as stop, _recording_the_outcome(folder, record, checkpoints, room_bytes):
         record.begin()
         record.predict(budget.check_budget(cfg, estimated, room_bytes, device.type == "cuda"))
         _train(run, record, checkpoints, saved, stop)
@@ -80,14 +81,14 @@ def train(run: Run, estimated: Future[Estimate]) -> None:
 def _train(
     run: Run, record: Record, checkpoints: Checkpoints, saved: tuple[State, State] | None, stop: StopSignals
 ) -> None:
-    """Builds and trains. The runner is held by this call alone, so that its memory is free once the call has failed."""
+    """Builds and trains. Only this call holds the loop, so that its memory is free once the call has failed."""
     cfg, first = run.cfg, 0 if run.checkpoint is None else run.checkpoint + 1
     with MemoryMonitor(record.device, cfg.memory.count_tensors) as monitor:
         record.describe(monitor.scalars().keys())
-        runner = build_runner(cfg, record.device, monitor, checkpoints, record.add, stop.requested)
+        loop = build_loop(cfg, record.device, monitor, checkpoints, record.add, stop.requested)
         if saved:
             checkpoints.best_reward = saved[1]["best_reward"]
-            _restore(runner, *saved, checkpoints.folder)
+            _restore(loop, *saved, checkpoints.folder)
             log.info("goes on after iteration %d", first)
         elif run.continues:
             log.info("nothing was saved yet: the run starts over")
@@ -95,13 +96,13 @@ def _train(
             run.keep_device()
         record.begin_training()
         with record.progress, stop.after_the_iteration():
-            runner.learn(cfg.max_iterations - first, init_at_random_ep_len=first == 0)
-    if runner.next_iteration < cfg.max_iterations:
+            loop.learn(cfg.max_iterations - first, init_at_random_ep_len=first == 0)
+    if loop.next_iteration < cfg.max_iterations:
         stop.stop()
 
 
 @contextmanager
-def _told_how_it_ends(folder: Path, record: Record, checkpoints: Checkpoints, room_bytes: int) -> Iterator[None]:
+def _recording_the_outcome(folder: Path, record: Record, checkpoints: Checkpoints, room_bytes: int) -> Iterator[None]:
     """Writes down how the run within ended, and raises what `train` promises. `room_bytes`: free at the start."""
     try:
         yield
@@ -145,21 +146,23 @@ def _out_of_memory(record: Record, checkpoints: Checkpoints, room_bytes: int) ->
     return f"out of memory {when}{safe}. {budget.advice_after(cfg, predicted, room_bytes, record.is_training)}"
 
 
-def build_runner(
+def build_loop(
     cfg: ExperimentConfig,
     device: torch.device,
-    monitor: MemoryMonitor,
-    checkpoints: Checkpoints,
+    phases: MemoryPhases,
+    checkpoints: CheckpointStore,
     report: Report,
     should_stop: Callable[[], bool] = lambda: False,
-) -> Runner:
-    """The runner of `cfg`, before its first iteration. Starts the simulator, which a process can do once."""
+) -> Loop:
+    """The training loop of `cfg`, before its first iteration. Its env may start the simulator, once in a process."""
     if cfg.deterministic:
         _be_deterministic()
-    start_simulator(device, cfg.seed, cfg.env.performance_mode, cfg.deterministic)
-    env = make_env(cfg.env, cfg.num_envs, device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    seed_everything(cfg.seed)
+    env = make_env(cfg.env, cfg.num_envs, device, cfg.seed)
     gc.collect()  # what building the scene left in cycles
-    return Runner(env, cfg, monitor, checkpoints, report, should_stop)
+    return Loop(env, cfg, phases, checkpoints, report, should_stop)
 
 
 def _keep_evidence(found: NonFiniteError, folder: Path, checkpoints: Checkpoints) -> str:
@@ -172,7 +175,7 @@ def _keep_evidence(found: NonFiniteError, folder: Path, checkpoints: Checkpoints
     except OSError as error:
         replay = f"its dump {shown(dump)} was not written: {error.strerror}"
     last_good = "there is none yet" if good is None else f"iteration {good}"
-    return f"{found}; {replay}; last good checkpoint: {last_good}; {guard.MEND[found.fault.group]}"
+    return f"{found}; {replay}; last good checkpoint: {last_good}; {guard.HINTS[found.fault.group]}"
 
 
 def _load(checkpoints: Path, iteration: int) -> tuple[State, State]:
@@ -183,9 +186,9 @@ def _load(checkpoints: Path, iteration: int) -> tuple[State, State]:
         raise RunFailedError(str(error)) from error
 
 
-def _restore(runner: Runner, model: State, state: State, checkpoints: Path) -> None:
+def _restore(loop: Loop, model: State, state: State, checkpoints: Path) -> None:
     try:
-        runner.restore(model, state)
+        loop.restore(model, state)
     except (KeyError, ValueError, RuntimeError) as error:
         if ran_out_of_memory(error):
             raise

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ppo_lab.config import ExperimentConfig
+from ppo_lab.contracts import State
 from ppo_lab.errors import ConfigError
-from ppo_lab.learning.checkpoint import State
 
 NORMALIZERS = {"actor": "obs_norm_state_dict", "critic": "critic_obs_norm_state_dict"}
 

@@ -1,20 +1,19 @@
-"""Unitree Go2, a quadruped with 12 joints, walks at a commanded velocity: its settings."""
+"""A legged robot, by default Unitree Go2, walks at a commanded velocity: its settings."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ppo_lab.config import EnvConfig, count, setting
 from ppo_lab.contracts import Deployment, EnvSpec
+from ppo_lab.envs.robots import JointedRobotConfig, with_robot
 
 if TYPE_CHECKING:
     import torch
 
     from ppo_lab.envs.tasks.go2.env import Go2Env
-
-JOINTS = {f"{leg}_{joint}_joint" for leg in ("FR", "FL", "RR", "RL") for joint in ("hip", "thigh", "calf")}
 
 
 @dataclass
@@ -44,11 +43,7 @@ class Config(EnvConfig):
     """Units are in conf/env/go2.yaml, beside the values."""
 
     max_collision_pairs: int = count()
-    base_init_pos: list[float] = setting(items=3)
-    base_init_quat: list[float] = setting(items=4)
-    default_joint_angles: dict[str, float] = setting()
-    kp: float = setting(at_least=0)
-    kd: float = setting(at_least=0)
+    robot: JointedRobotConfig = setting()
     action_scale: float = setting(above=0)
     simulate_action_latency: bool = setting()
     termination_if_roll_greater_than: float = setting(above=0)
@@ -62,8 +57,12 @@ class Config(EnvConfig):
     base_height_target: float = setting(above=0)
     reward_scales: RewardScales = setting()
 
+    @classmethod
+    def from_older_version(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        return with_robot(settings, JointedRobotConfig, urdf="urdf/go2/urdf/go2.urdf")
+
     def spec(self) -> EnvSpec:
-        joints = tuple(self.default_joint_angles)
+        joints = tuple(self.robot.default_joint_angles)
         policy = {
             "base_ang_vel": 3,
             "projected_gravity": 3,
@@ -74,9 +73,9 @@ class Config(EnvConfig):
         }
         deployment = Deployment(
             joints=joints,
-            default_pose=tuple(self.default_joint_angles.values()),
-            kp=self.kp,
-            kd=self.kd,
+            default_pose=tuple(self.robot.default_joint_angles.values()),
+            kp=self.robot.kp,
+            kd=self.robot.kd,
             action_scale=self.action_scale,
             clip_actions=self.clip_actions,
             latency_steps=int(self.simulate_action_latency),
@@ -86,17 +85,14 @@ class Config(EnvConfig):
 
     def problems(self) -> Iterator[str]:
         yield from self.unordered_ranges("lin_vel_x_range", "lin_vel_y_range", "ang_vel_range")
-        yield from self.not_unit("base_init_quat")
-        if set(self.default_joint_angles) != JOINTS:
-            wrong = ", ".join(sorted(JOINTS ^ set(self.default_joint_angles)))
-            yield f"env.default_joint_angles must name Go2's {len(JOINTS)} joints; missing or unknown: {wrong}."
+        yield from self.robot.problems()
         yield from self.too_long("resampling_time_s")
         if self.resampling_time_s < self.dt:
             yield f"env.resampling_time_s={self.resampling_time_s} is shorter than one step. Try {self.dt} or more."
 
 
-def make(cfg: Config, num_envs: int, device: torch.device) -> Go2Env:
+def make(cfg: Config, num_envs: int, device: torch.device, seed: int) -> Go2Env:
     """Builds the scene and the env."""
     from ppo_lab.envs.tasks.go2.env import Go2Env
 
-    return Go2Env(cfg, num_envs, device)
+    return Go2Env(cfg, num_envs, device, seed)

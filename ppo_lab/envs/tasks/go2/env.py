@@ -1,4 +1,4 @@
-"""Unitree Go2 walks at a commanded velocity: the MDP of Genesis' public walking example.
+"""A legged robot walks at a commanded velocity: the MDP of Genesis' public walking example, there with Go2.
 
 Observation (45): base angular velocity (3), gravity in the base frame (3), command (3), joint positions less
 their defaults (12), joint velocities (12), the last actions (12); each scaled by `obs_scales`.
@@ -10,23 +10,23 @@ from __future__ import annotations
 
 import genesis as gs
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
+from ppo_lab.contracts import StepResult
 from ppo_lab.envs import rewards
-from ppo_lab.envs.genesis.base import BatchedEnv, euler_deg, in_frame
+from ppo_lab.envs.genesis.env import GenesisEnv
+from ppo_lab.envs.genesis.frames import euler_deg, in_frame
+from ppo_lab.envs.genesis.robot import JointedRobot
 from ppo_lab.envs.tasks.go2 import Config
 
-JOINT_DOFS = slice(6, 18)  # after the free base
 
-
-class Go2Env(BatchedEnv):
-    """See the module's text; `ppo_lab.envs.VecEnv` is the contract."""
+class Go2Env(GenesisEnv):
+    """See the module's text; `ppo_lab.contracts.Env` is the contract."""
 
     cfg: Config
 
-    def __init__(self, cfg: Config, num_envs: int, device: torch.device) -> None:
-        super().__init__(cfg, num_envs, device, cfg.reward_scales)
+    def __init__(self, cfg: Config, num_envs: int, device: torch.device, seed: int) -> None:
+        super().__init__(cfg, num_envs, device, seed)
         self._build_scene()
 
         scales = cfg.obs_scales
@@ -36,31 +36,29 @@ class Go2Env(BatchedEnv):
         self._resampling_steps = int(cfg.resampling_time_s / cfg.dt)
 
         self._gravity = self._tensor([0.0, 0.0, -1.0])
-        self._init_quat = self._tensor(cfg.base_init_quat)
-        self._default_dof_pos = self._tensor(list(cfg.default_joint_angles.values()))
+        self._init_quat = self._tensor(cfg.robot.base_init_quat)
+        self._default_dof_pos = self._tensor(list(cfg.robot.default_joint_angles.values()))
         self._init_gravity = in_frame(self._init_quat, self._gravity)
-        in_dof_order = [cfg.default_joint_angles[joint.name] for joint in self._robot.joints[1:]]
-        self._init_qpos = self._tensor([*cfg.base_init_pos, *cfg.base_init_quat, *in_dof_order])
 
         everyone = torch.ones(num_envs, dtype=torch.bool, device=device)
         self._commands = torch.zeros(num_envs, 3, device=device)
-        self._last_actions = torch.zeros(num_envs, self.num_actions, device=device)
+        self._last_actions = torch.zeros(num_envs, len(self.spec.actions), device=device)
         self._actions = self._last_actions.clone()
         self._read_state()
         self._reset(everyone)
         self._update_observations()
 
-    def step(self, actions: Tensor) -> tuple[TensorDict, Tensor, Tensor, dict[str, Tensor]]:
+    def step(self, actions: Tensor) -> StepResult:
         cfg = self.cfg
         self._actions = actions.clip(-cfg.clip_actions, cfg.clip_actions)
         executed = self._last_actions if cfg.simulate_action_latency else self._actions
         target = executed * cfg.action_scale + self._default_dof_pos
-        self._robot.control_dofs_position(target[:, self._dof_order], JOINT_DOFS)
+        self._robot.control_joint_pos(target)
         self._simulate()
         self.episode_length_buf += 1
         self._read_state()
 
-        step_rewards = self._pay(
+        step_rewards = self._weighted_rewards(
             {
                 "tracking_lin_vel": rewards.tracking(
                     self._commands[:, :2], self._base_lin_vel[:, :2], cfg.tracking_sigma
@@ -76,12 +74,12 @@ class Go2Env(BatchedEnv):
         )
 
         self._resample_commands(self.episode_length_buf % self._resampling_steps == 0)
-        time_outs = self.episode_length_buf > self.max_episode_length
+        time_outs = self.episode_length_buf > self.spec.max_episode_length
         dones = time_outs | self._has_fallen() | self._scene.rigid_solver.get_error_envs_mask()
         episode_sums = self._reset(dones)
         self._update_observations()
         self._last_actions = self._actions
-        return self.get_observations(), step_rewards, dones, self._extras(time_outs, episode_sums)
+        return self._result(step_rewards, dones, time_outs, episode_sums)
 
     def _build_scene(self) -> None:
         cfg = self.cfg
@@ -93,25 +91,19 @@ class Go2Env(BatchedEnv):
             show_viewer=False,
         )
         self._scene.add_entity(gs.morphs.URDF(file="urdf/plane/plane.urdf", fixed=True))
-        self._robot = self._scene.add_entity(
-            gs.morphs.URDF(file="urdf/go2/urdf/go2.urdf", pos=cfg.base_init_pos, quat=cfg.base_init_quat)
-        )
+        self._robot = JointedRobot(self._scene, cfg.robot, self.device)
         self._scene.build(n_envs=self.num_envs)
-        dofs = [self._robot.get_joint(name).dof_start for name in cfg.default_joint_angles]
-        self._motor_dofs = torch.tensor(dofs, dtype=torch.int32, device=self.device)
-        self._dof_order = torch.argsort(self._motor_dofs)
-        self._robot.set_dofs_kp([cfg.kp] * self.num_actions, self._motor_dofs)
-        self._robot.set_dofs_kv([cfg.kd] * self.num_actions, self._motor_dofs)
+        self._robot.set_gains()
 
     def _read_state(self) -> None:
-        quat = self._robot.get_quat()
-        self._base_height = self._robot.get_pos()[:, 2]
+        entity, quat = self._robot.entity, self._robot.entity.get_quat()
+        self._base_height = entity.get_pos()[:, 2]
         self._base_euler_deg = euler_deg(quat, self._init_quat)
-        self._base_lin_vel = in_frame(quat, self._robot.get_vel())
-        self._base_ang_vel = in_frame(quat, self._robot.get_ang())
+        self._base_lin_vel = in_frame(quat, entity.get_vel())
+        self._base_ang_vel = in_frame(quat, entity.get_ang())
         self._projected_gravity = in_frame(quat, self._gravity)
-        self._dof_pos = self._robot.get_dofs_position(self._motor_dofs)
-        self._dof_vel = self._robot.get_dofs_velocity(self._motor_dofs)
+        self._dof_pos = self._robot.joint_pos()
+        self._dof_vel = self._robot.joint_vel()
 
     def _has_fallen(self) -> Tensor:
         roll, pitch = self._base_euler_deg[:, 0].abs(), self._base_euler_deg[:, 1].abs()
@@ -124,7 +116,7 @@ class Go2Env(BatchedEnv):
 
     def _reset(self, ended: Tensor) -> Tensor:
         """Puts the envs in `ended` back to the start; returns the sums of the episodes that ended."""
-        self._robot.set_qpos(self._init_qpos, envs_idx=ended, zero_velocity=True, skip_forward=True)
+        self._robot.reset(ended)
         where = ended.unsqueeze(1)
         self._projected_gravity = torch.where(where, self._init_gravity, self._projected_gravity)
         self._dof_pos = torch.where(where, self._default_dof_pos, self._dof_pos)
@@ -137,10 +129,12 @@ class Go2Env(BatchedEnv):
     def _update_observations(self) -> None:
         scales = self.cfg.obs_scales
         self._observe(
-            self._base_ang_vel * scales.ang_vel,
-            self._projected_gravity,
-            self._commands * self._commands_scale,
-            (self._dof_pos - self._default_dof_pos) * scales.dof_pos,
-            self._dof_vel * scales.dof_vel,
-            self._actions,
+            policy={
+                "base_ang_vel": self._base_ang_vel * scales.ang_vel,
+                "projected_gravity": self._projected_gravity,
+                "commands": self._commands * self._commands_scale,
+                "dof_pos": (self._dof_pos - self._default_dof_pos) * scales.dof_pos,
+                "dof_vel": self._dof_vel * scales.dof_vel,
+                "actions": self._actions,
+            }
         )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ppo_lab.config import EnvConfig, setting
 from ppo_lab.contracts import Deployment, EnvSpec
+from ppo_lab.envs.robots import DroneConfig, with_robot
 
 if TYPE_CHECKING:
     import torch
@@ -39,9 +40,7 @@ class RewardScales:
 class Config(EnvConfig):
     """Units are in conf/env/hover.yaml, beside the values."""
 
-    base_init_pos: list[float] = setting(items=3)
-    base_init_quat: list[float] = setting(items=4)
-    hover_rpm: float = setting(above=0)
+    robot: DroneConfig = setting()
     action_scale: float = setting(above=0)
     termination_if_roll_greater_than: float = setting(above=0)
     termination_if_pitch_greater_than: float = setting(above=0)
@@ -56,6 +55,10 @@ class Config(EnvConfig):
     obs_scales: ObsScales = setting()
     yaw_lambda: float = setting(at_most=0)
     reward_scales: RewardScales = setting()
+
+    @classmethod
+    def from_older_version(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        return with_robot(settings, DroneConfig, urdf="urdf/drones/cf2x.urdf")
 
     def spec(self) -> EnvSpec:
         policy = {"rel_pos": 3, "quat": 4, "lin_vel": 3, "ang_vel": 3, "last_actions": 4}
@@ -74,11 +77,11 @@ class Config(EnvConfig):
 
     def problems(self) -> Iterator[str]:
         yield from self.unordered_ranges("pos_x_range", "pos_y_range", "pos_z_range")
-        yield from self.not_unit("base_init_quat")
+        yield from self.robot.problems()
 
 
-def make(cfg: Config, num_envs: int, device: torch.device) -> HoverEnv:
+def make(cfg: Config, num_envs: int, device: torch.device, seed: int) -> HoverEnv:
     """Builds the scene and the env."""
     from ppo_lab.envs.tasks.hover.env import HoverEnv
 
-    return HoverEnv(cfg, num_envs, device)
+    return HoverEnv(cfg, num_envs, device, seed)

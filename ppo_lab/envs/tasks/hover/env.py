@@ -10,28 +10,30 @@ from __future__ import annotations
 
 import genesis as gs
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
+from ppo_lab.contracts import StepResult
 from ppo_lab.envs import rewards
-from ppo_lab.envs.genesis.base import BatchedEnv, euler_deg, in_frame
+from ppo_lab.envs.genesis.env import GenesisEnv
+from ppo_lab.envs.genesis.frames import euler_deg, in_frame
+from ppo_lab.envs.robots import asset
 from ppo_lab.envs.tasks.hover import Config
 
 
-class HoverEnv(BatchedEnv):
-    """See the module's text; `ppo_lab.envs.VecEnv` is the contract."""
+class HoverEnv(GenesisEnv):
+    """See the module's text; `ppo_lab.contracts.Env` is the contract."""
 
     cfg: Config
 
-    def __init__(self, cfg: Config, num_envs: int, device: torch.device) -> None:
-        super().__init__(cfg, num_envs, device, cfg.reward_scales)
+    def __init__(self, cfg: Config, num_envs: int, device: torch.device, seed: int) -> None:
+        super().__init__(cfg, num_envs, device, seed)
         self._build_scene()
 
         self._target_low, self._target_high = self._tensor(
             [cfg.pos_x_range, cfg.pos_y_range, cfg.pos_z_range]
         ).T.contiguous()
-        self._init_pos = self._tensor(cfg.base_init_pos)
-        self._init_quat = self._tensor(cfg.base_init_quat)
+        self._init_pos = self._tensor(cfg.robot.base_init_pos)
+        self._init_quat = self._tensor(cfg.robot.base_init_quat)
         self._init_qpos = torch.cat((self._init_pos, self._init_quat))
         self._max_rel_pos = self._tensor(
             [cfg.termination_if_x_greater_than, cfg.termination_if_y_greater_than, cfg.termination_if_z_greater_than]
@@ -39,30 +41,30 @@ class HoverEnv(BatchedEnv):
 
         everyone = torch.ones(num_envs, dtype=torch.bool, device=device)
         self._targets = torch.zeros(num_envs, 3, device=device)
-        self._last_actions = torch.zeros(num_envs, self.num_actions, device=device)
+        self._last_actions = torch.zeros(num_envs, len(self.spec.actions), device=device)
         self._pos = self._init_pos.expand(num_envs, 3)
         self._read_state()
         self._reset(everyone)
         self._update_observations()
 
-    def step(self, actions: Tensor) -> tuple[TensorDict, Tensor, Tensor, dict[str, Tensor]]:
+    def step(self, actions: Tensor) -> StepResult:
         cfg = self.cfg
         actions = actions.clip(-cfg.clip_actions, cfg.clip_actions)
-        self._drone.set_propellers_rpm((1 + actions * cfg.action_scale) * cfg.hover_rpm)
+        self._drone.set_propellers_rpm((1 + actions * cfg.action_scale) * cfg.robot.hover_rpm)
         self._simulate()
         self.episode_length_buf += 1
         self._read_state()
 
         at_target = torch.linalg.vector_norm(self._rel_pos, dim=1) < cfg.at_target_threshold
         self._resample_targets(at_target)  # seen from the next step on
-        time_outs = self.episode_length_buf > self.max_episode_length
+        time_outs = self.episode_length_buf > self.spec.max_episode_length
         crashed = self._has_crashed()
         dones = time_outs | crashed
         yaw_deg = self._euler_deg[:, 2]
         self._reset(dones)
 
-        # Paid after the reset: where an episode ended, all terms but yaw and crash speak of the new one.
-        step_rewards = self._pay(
+        # After the reset: where an episode ended, all terms but yaw and crash are of the new one.
+        step_rewards = self._weighted_rewards(
             {
                 "target": rewards.approach(self._rel_pos, self._last_rel_pos),
                 "smooth": rewards.squared_change(actions, self._last_actions),
@@ -74,7 +76,7 @@ class HoverEnv(BatchedEnv):
         episode_sums = self._end_episodes(dones)
         self._update_observations()
         self._last_actions = actions
-        return self.get_observations(), step_rewards, dones, self._extras(time_outs, episode_sums)
+        return self._result(step_rewards, dones, time_outs, episode_sums)
 
     def _build_scene(self) -> None:
         self._scene = gs.Scene(
@@ -85,7 +87,7 @@ class HoverEnv(BatchedEnv):
             show_viewer=False,
         )
         self._scene.add_entity(gs.morphs.Plane())
-        self._drone = self._scene.add_entity(gs.morphs.Drone(file="urdf/drones/cf2x.urdf"))
+        self._drone = self._scene.add_entity(gs.morphs.Drone(file=str(asset(self.cfg.robot.urdf))))
         self._scene.build(n_envs=self.num_envs)
 
     def _read_state(self) -> None:
@@ -125,9 +127,11 @@ class HoverEnv(BatchedEnv):
     def _update_observations(self) -> None:
         scales = self.cfg.obs_scales
         self._observe(
-            (self._rel_pos * scales.rel_pos).clip(-1, 1),
-            self._quat,
-            (self._lin_vel * scales.lin_vel).clip(-1, 1),
-            (self._ang_vel * scales.ang_vel).clip(-1, 1),
-            self._last_actions,
+            policy={
+                "rel_pos": (self._rel_pos * scales.rel_pos).clip(-1, 1),
+                "quat": self._quat,
+                "lin_vel": (self._lin_vel * scales.lin_vel).clip(-1, 1),
+                "ang_vel": (self._ang_vel * scales.ang_vel).clip(-1, 1),
+                "last_actions": self._last_actions,
+            }
         )

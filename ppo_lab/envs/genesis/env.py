@@ -1,0 +1,85 @@
+"""An env with a Genesis scene: stepping it, its errors, its state."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import genesis as gs
+import torch
+from genesis.utils.array_class import ErrorCode
+from genesis.utils.misc import qd_to_torch
+
+from ppo_lab.config import EnvConfig
+from ppo_lab.contracts import State
+from ppo_lab.envs.batched import BatchedEnv
+from ppo_lab.envs.genesis.start import ensure_started
+from ppo_lab.envs.genesis.state import restore_simulator, simulator_state
+from ppo_lab.errors import SimulatorError
+from ppo_lab.states import check_fits
+
+log = logging.getLogger(__name__)
+
+TOO_MANY_CONTACTS = (
+    ErrorCode.OVERFLOW_COLLISION_PAIRS | ErrorCode.OVERFLOW_CANDIDATE_CONTACTS | ErrorCode.OVERFLOW_CONTACTS
+)
+"""What Genesis flags in an env when it leaves contacts out for want of room."""
+LOST = ErrorCode.INVALID_CONTACT_NAN | ErrorCode.INVALID_FORCE_NAN | ErrorCode.INVALID_ACC_NAN
+"""What Genesis flags when an env's state is no longer finite."""
+
+
+class GenesisEnv(BatchedEnv):
+    """N envs in one scene. A subclass sets `self._scene`, a built gs.Scene, in `__init__`, and calls `_simulate`.
+
+    The first env of a process starts the simulator.
+    """
+
+    _scene: gs.Scene
+
+    def __init__(self, cfg: EnvConfig, num_envs: int, device: torch.device, seed: int) -> None:
+        ensure_started(device, seed, cfg.performance_mode)
+        super().__init__(cfg, num_envs, device, seed)
+        self._simulator_errors = torch.zeros(2, dtype=torch.int64, device=device)  # too many contacts, lost
+        self._has_warned_of_lost = False
+
+    def check(self) -> dict[str, float]:
+        """Genesis forgets an env's error when the env is reset, so that a step that ends such episodes hides it."""
+        too_many_contacts, lost = self._simulator_errors.tolist()
+        self._simulator_errors.zero_()
+        if too_many_contacts:
+            raise SimulatorError(
+                f"the simulator met more contacts than it has room for, in {too_many_contacts} steps of single envs "
+                f"in one iteration; {self._hint(TOO_MANY_CONTACTS)}"
+            )
+        if not lost:
+            return {}
+        if not self._has_warned_of_lost:
+            self._has_warned_of_lost = True
+            log.warning("the simulator lost an env %d times in one iteration; %s", lost, self._hint(LOST))
+        return {"Simulator/lost_envs": lost}
+
+    def state(self) -> State:
+        return super().state() | {"simulator": simulator_state(self._scene)}
+
+    def restore(self, state: State) -> None:
+        check_fits("the simulator", state["simulator"], simulator_state(self._scene))
+        super().restore(state)
+        restore_simulator(self._scene, state["simulator"])
+
+    def _simulate(self) -> None:
+        """Steps the scene by `cfg.dt`. Raises a SimulatorError where Genesis does."""
+        solver = self._scene.rigid_solver
+        try:
+            self._scene.step()
+        except gs.GenesisException as error:
+            flagged = qd_to_torch(solver._errno).tolist()
+            hints = [self._hint(kind) for kind in (TOO_MANY_CONTACTS, LOST) if any(bits & kind for bits in flagged)]
+            raise SimulatorError("; ".join([f"the simulator stopped: {error}", *hints])) from error
+        errors = qd_to_torch(solver._errno)
+        self._simulator_errors += torch.stack([(errors & kind != 0).sum() for kind in (TOO_MANY_CONTACTS, LOST)])
+
+    def _hint(self, kind: int) -> str:
+        if kind == LOST:
+            return f"try env.substeps={2 * self.cfg.substeps}"
+        pairs: Any = getattr(self.cfg, "max_collision_pairs", None)
+        return f"try env.max_collision_pairs={2 * pairs}" if pairs else "its scene needs more max_collision_pairs"

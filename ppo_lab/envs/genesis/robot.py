@@ -1,0 +1,57 @@
+"""Robots in a Genesis scene."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import genesis as gs
+import torch
+from torch import Tensor
+
+from ppo_lab.envs.robots import JointedRobotConfig, asset
+
+BASE_DOFS = 6
+"""Of a free base; the joints' come after."""
+
+
+class JointedRobot:
+    """A free base with joints under position control. J joints, in the order of `cfg.default_joint_angles`.
+
+    Holds nothing that changes: the scene does.
+    """
+
+    def __init__(self, scene: gs.Scene, cfg: JointedRobotConfig, device: torch.device) -> None:
+        """Adds the robot to a scene that is not built yet."""
+        self.cfg = cfg
+        self.device = device
+        morph = gs.morphs.URDF(file=str(asset(cfg.urdf)), pos=cfg.base_init_pos, quat=cfg.base_init_quat)
+        self.entity: Any = scene.add_entity(morph)
+
+    def set_gains(self) -> None:
+        """Called once, when the scene is built."""
+        angles, count = self.cfg.default_joint_angles, len(self.cfg.default_joint_angles)
+        dofs = [self.entity.get_joint(name).dof_start for name in angles]
+        self._motor_dofs = torch.tensor(dofs, dtype=torch.int32, device=self.device)
+        self._dof_order = torch.argsort(self._motor_dofs)
+        self._joint_dofs = slice(BASE_DOFS, BASE_DOFS + count)
+        self.entity.set_dofs_kp([self.cfg.kp] * count, self._motor_dofs)
+        self.entity.set_dofs_kv([self.cfg.kd] * count, self._motor_dofs)
+        in_dof_order = [angles[joint.name] for joint in self.entity.joints if joint.name in angles]
+        start = [*self.cfg.base_init_pos, *self.cfg.base_init_quat, *in_dof_order]
+        self._init_qpos = torch.tensor(start, dtype=torch.float32, device=self.device)
+
+    def joint_pos(self) -> Tensor:
+        """Joint positions (N, J), rad."""
+        return self.entity.get_dofs_position(self._motor_dofs)
+
+    def joint_vel(self) -> Tensor:
+        """Joint velocities (N, J), rad/s."""
+        return self.entity.get_dofs_velocity(self._motor_dofs)
+
+    def control_joint_pos(self, target: Tensor) -> None:
+        """Sets the targets (N, J), rad, of the position control."""
+        self.entity.control_dofs_position(target[:, self._dof_order], self._joint_dofs)
+
+    def reset(self, ended: Tensor) -> None:
+        """Puts the envs in `ended` (N,) bool into the default pose, at rest."""
+        self.entity.set_qpos(self._init_qpos, envs_idx=ended, zero_velocity=True, skip_forward=True)

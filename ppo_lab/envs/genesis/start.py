@@ -1,0 +1,33 @@
+"""Starts the Genesis simulator, which a process can do once."""
+
+from __future__ import annotations
+
+import genesis as gs
+import torch
+
+
+def ensure_started(device: torch.device, seed: int, performance_mode: bool) -> None:
+    """Starts Genesis unless it runs already. Raises a RuntimeError where it runs on another kind of device."""
+    if not gs._initialized:
+        start_simulator(device, seed, performance_mode, torch.are_deterministic_algorithms_enabled())
+    elif (gs.backend == gs.cpu) != (device.type == "cpu"):
+        raise RuntimeError(f"the simulator runs on {gs.device} in this process, which starts it once; got {device}")
+
+
+def start_simulator(device: torch.device, seed: int, performance_mode: bool, deterministic: bool = False) -> None:
+    """Starts Genesis on `device`. Seeds torch, numpy and python along with the simulator.
+
+    `deterministic` is Genesis' switch, too. On a GPU it pins one of two constraint solvers that differ in the last
+    bits, where Genesis would take the one that is faster at the time; on a CPU there is one. Left to Genesis (None), it
+    is on outside performance mode.
+    """
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(device)
+    gs.init(
+        backend=gs.cuda if on_gpu else gs.cpu,
+        seed=seed,
+        performance_mode=performance_mode,
+        use_deterministic_algorithms=deterministic if on_gpu else deterministic or None,
+        logging_level="error",
+    )

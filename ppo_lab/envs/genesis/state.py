@@ -1,0 +1,47 @@
+"""The state of a Genesis scene: what its coming steps depend on."""
+
+from __future__ import annotations
+
+import re
+
+import genesis as gs
+import torch
+from genesis.utils import array_class
+from genesis.utils.array_class import DataItem, DataKind, ScalarItem
+from torch import Tensor
+
+CARRIED_OVER = re.compile(
+    r"\.(_is_forward_(pos|vel)_updated|dyn_state\.geoms\.(pos|quat)|dyn_state\.dofs\.cdofd?_(ang|vel)|"
+    r"dyn_state\.links\.(pos|quat|i_pos|i_quat|cd_ang|cd_vel|cinr_\w+|cfrc_coupling_\w+))$"
+)
+"""What Genesis derives in one step and reads in the next, beside what it calls STATE and INFO.
+
+Recomputed instead, it would differ in the last bits. All else that is derived is written before it is read: a test
+fills it with NaN and steps on, for every env.
+"""
+
+
+def simulator_state(scene: gs.Scene) -> dict[str, Tensor]:
+    """What the coming steps of `scene` depend on, by the names of Genesis' arrays, on the CPU."""
+    return {item.name: _read(item) for item in _carried_over(scene)}
+
+
+def restore_simulator(scene: gs.Scene, state: dict[str, Tensor]) -> None:
+    """Puts `scene`, built alike and not stepped since, in the `state` that `simulator_state` read.
+
+    What Genesis' own `Scene.__setstate__` does, without the copy of all derived arrays that it needs.
+    """
+    scene._sim._restart()
+    scene.rigid_solver._restart()
+    array_class.fill_data(_carried_over(scene), state)
+
+
+def _carried_over(scene: gs.Scene) -> list[DataItem]:
+    items = scene._sim.data(frozenset({DataKind.INFO, DataKind.STATE, DataKind.DERIVED}))
+    return [item for item in items if item.kind != DataKind.DERIVED or CARRIED_OVER.search(item.name)]
+
+
+def _read(item: DataItem) -> Tensor:
+    if isinstance(item, ScalarItem):
+        return torch.tensor(getattr(item.owner, item.attr))
+    return torch.as_tensor(array_class.data_to_array(item.array, to_torch=False, copy=True))

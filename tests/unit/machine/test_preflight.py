@@ -1,0 +1,182 @@
+"""A machine that cannot run a training is told so in one line, with the command that mends it."""
+
+import ctypes
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from ppo_lab.__main__ import COMMANDS
+from ppo_lab.cli.choose_run import prepare
+from ppo_lab.errors import MachineError
+from ppo_lab.machine import preflight
+from ppo_lab.sweeps import plan
+from tests.paths import REPOSITORY
+
+RIGHT = {name: metadata.version(name) for name in [*preflight.PINNED, "torch", *preflight.ALSO_NEEDED]}
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, **changes: str | None) -> None:
+    versions = RIGHT | {name.replace("_", "-"): version for name, version in changes.items()}
+
+    def version(name: str) -> str:
+        if versions.get(name) is None:
+            raise metadata.PackageNotFoundError(name)
+        return str(versions[name])
+
+    monkeypatch.setattr(metadata, "version", version)
+
+
+def complaint() -> str:
+    with pytest.raises(MachineError) as refused:
+        preflight.check_installed()
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_this_environment_is_right() -> None:
+    preflight.check_installed()
+
+
+def test_a_wrong_genesis_is_named_with_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, genesis_world="1.5.0")
+    assert complaint() == (
+        f"installed: genesis-world 1.5.0; needed: genesis-world==1.4.5; "
+        f"run: {sys.executable} -m pip install genesis-world==1.4.5"
+    )
+
+
+def test_outside_of_the_projects_environment_that_one_is_named_and_not_the_system(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    installed(monkeypatch, torch=None)
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+    monkeypatch.delenv("CONDA_PREFIX", raising=False)
+    monkeypatch.setattr(preflight, "ENVIRONMENT", tmp_path / "a lab" / ".venv")
+    assert complaint() == (
+        f"{sys.executable} lacks torch; the project's environment is not set up; run: make -C '{tmp_path}/a lab' setup"
+    )
+    python = tmp_path / "a lab" / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    assert complaint() == (
+        f"{sys.executable} lacks torch; the project's environment is not activated; "
+        f"run: . '{tmp_path}/a lab/.venv/bin/activate'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("already", "spins"), [({}, preflight.SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)]
+)
+def test_threads_that_wait_sleep_soon_unless_the_user_says_how(
+    monkeypatch: pytest.MonkeyPatch, already: dict[str, str], spins: str | None
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in already.items():
+        monkeypatch.setenv(name, value)
+    preflight.yield_busy_cores()
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_that_the_package_lists_is_there(command: str) -> None:
+    words = [sys.executable, *command.split()[1:]]
+    question = [] if command.endswith("preflight") else ["--help"]
+    done = subprocess.run([*words, *question], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_package_itself_lists_its_commands() -> None:
+    done = subprocess.run([sys.executable, "-m", "ppo_lab"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert all(line.startswith(command) for line, command in zip(done.stdout.splitlines(), COMMANDS, strict=False))
+
+
+def test_a_missing_rsl_rl_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, rsl_rl_lib=None)
+    assert "installed: rsl-rl-lib missing; needed: rsl-rl-lib==5.5.1" in complaint()
+
+
+def test_the_old_rsl_rl_beside_the_right_one_is_to_be_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, rsl_rl="1.0.2")
+    assert "pip uninstall -y rsl-rl &&" in complaint()
+
+
+@pytest.mark.parametrize(
+    ("version", "fine"), [("2.10.1", False), ("2.11.0", True), ("2.13.0+cpu", True), ("3.0", True)]
+)
+def test_torch_may_be_2_11_or_newer(monkeypatch: pytest.MonkeyPatch, version: str, fine: bool) -> None:
+    installed(monkeypatch, torch=version)
+    if fine:
+        preflight.check_installed()
+    else:
+        assert f"installed: torch {version}; needed: torch==2.13.*" in complaint()
+
+
+def test_missing_opengl_names_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", fails)
+    with pytest.raises(MachineError, match=r"libGL\.so\.1 and libEGL\.so\.1 not found.*apt-get install libgl1"):
+        preflight.check_system_libraries()
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets exactly these of a launcher's variables."""
+
+    def set_exactly(**variables: str) -> None:
+        for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return set_exactly
+
+
+@pytest.mark.parametrize("rank", [{"RANK": "3", "LOCAL_RANK": "1"}, {"RANK": "3"}, {"LOCAL_RANK": "1"}])
+def test_one_of_several_processes_of_a_launcher_is_refused(
+    environment: Callable[..., None], rank: dict[str, str]
+) -> None:
+    environment(WORLD_SIZE="4", **rank)
+    name, value = next(iter(rank.items()))
+    with pytest.raises(MachineError) as refused:
+        preflight.check_single_process()
+    assert str(refused.value) == (
+        f"WORLD_SIZE=4 and {name}={value}: a launcher such as torchrun started several processes, and each would train "
+        "the same run; allowed: one process; start it with python alone, or unset WORLD_SIZE where there is no launcher"
+    )
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"WORLD_SIZE": "4"},  # a cluster's image
+        {"RANK": "0"},
+        {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"},  # torchrun with one process
+        {"WORLD_SIZE": "all", "RANK": "0"},
+    ],
+)
+def test_a_process_that_no_launcher_multiplied_may_train(
+    environment: Callable[..., None], variables: dict[str, str]
+) -> None:
+    environment(**variables)
+    preflight.check_single_process()
+
+
+def test_neither_a_run_nor_a_sweep_starts_as_one_of_several_processes(
+    environment: Callable[..., None], tmp_path: Path
+) -> None:
+    environment(WORLD_SIZE="2", RANK="1")
+    with pytest.raises(MachineError, match="WORLD_SIZE=2 and RANK=1"):
+        prepare(["experiment=smoke", f"hydra.run.dir={tmp_path / 'run'}"])
+    with pytest.raises(MachineError, match="WORLD_SIZE=2 and RANK=1"):
+        plan.prepare(["-m", "experiment=smoke", "seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}"])
+    assert list(tmp_path.iterdir()) == []

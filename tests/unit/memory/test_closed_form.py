@@ -1,0 +1,391 @@
+"""The closed forms, against the real tensors and against figures worked by hand."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import random
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from rsl_rl.algorithms import PPO
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from benchmarks.source_figures import source_comparison
+from ppo_lab.cli.compose import compose
+from ppo_lab.config import ACTIVATIONS, ExperimentConfig, check
+from ppo_lab.errors import ConfigError
+from ppo_lab.learning.episodes import EpisodeStatistics
+from ppo_lab.learning.loop import rsl_rl_config
+from ppo_lab.memory.predict import closed_form
+from ppo_lab.memory.predict.closed_form import TensorSpec, total_bytes
+from ppo_lab.runs.config import to_experiment
+from tests.paths import REPOSITORY
+
+DOC = REPOSITORY / "docs" / "memory.md"
+RANDOM_CONFIGS = range(48)
+OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop")
+
+Layout = dict[str, tuple[tuple[int, ...], str]]
+"""Tensor's name -> shape and dtype."""
+
+
+class Stillness:
+    """Envs in which nothing ever happens: zeros of the right shapes."""
+
+    def __init__(self, cfg: ExperimentConfig) -> None:
+        self.cfg = cfg.env
+        self.num_envs = cfg.num_envs
+        self.num_actions = cfg.env.num_actions
+        self.max_episode_length = cfg.env.max_episode_length
+        self.episode_length_buf = torch.zeros(cfg.num_envs, dtype=torch.int32)
+
+    def get_observations(self) -> TensorDict:
+        return TensorDict({"policy": torch.zeros(self.num_envs, self.cfg.num_obs)}, batch_size=[self.num_envs])
+
+    def check(self) -> dict[str, float]:
+        return {}
+
+    def step(self, actions: Tensor) -> tuple[TensorDict, Tensor, Tensor, dict[str, Tensor]]:
+        extras = {"time_outs": torch.zeros(self.num_envs)}
+        return self.get_observations(), torch.zeros(self.num_envs), torch.zeros(self.num_envs).bool(), extras
+
+
+@dataclass(frozen=True)
+class Reality:
+    """rsl_rl's PPO after one iteration."""
+
+    cfg: ExperimentConfig
+    alg: Any
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        return {
+            f"{name}.{key}": parameter
+            for name, network in (("actor", self.alg.actor), ("critic", self.alg.critic))
+            for key, parameter in network.named_parameters()
+        }
+
+
+def untrained(cfg: ExperimentConfig) -> PPO:
+    env = Stillness(cfg)
+    return PPO.construct_algorithm(env.get_observations(), env, rsl_rl_config(cfg), "cpu")
+
+
+def train_once(cfg: ExperimentConfig) -> Reality:
+    env, alg = Stillness(cfg), untrained(cfg)
+    obs = env.get_observations()
+    alg.train_mode()
+    with torch.inference_mode():
+        for _ in range(cfg.num_steps_per_env):
+            obs, rewards, dones, extras = env.step(alg.act(obs))
+            alg.process_env_step(obs, rewards, dones, extras)
+        alg.compute_returns(obs)
+    alg.update()
+    return Reality(cfg, alg)
+
+
+@cache
+def composed(*words: str) -> ExperimentConfig:
+    return to_experiment(compose(list(words)))
+
+
+def random_config(seed: int) -> ExperimentConfig:
+    draw = random.Random(seed)
+    cfg = copy.deepcopy(composed(f"env={draw.choice(['go2', 'hover'])}"))
+    network = cfg.network
+    for model in (network.actor, network.critic):
+        model.hidden_dims = [draw.randint(1, 40) for _ in range(draw.randint(1, 4))]
+        model.activation = draw.choice(ACTIVATIONS)
+        model.obs_normalization = draw.random() < 0.5
+    network.actor.std_type = draw.choice(["scalar", "log"])
+    mini_batches = draw.randint(1, 5)
+    algorithm = replace(
+        cfg.algorithm,
+        optimizer=draw.choice(OPTIMIZERS),
+        schedule=draw.choice(["adaptive", "fixed"]),
+        num_learning_epochs=draw.randint(1, 2),
+        num_mini_batches=mini_batches,
+        normalize_advantage_per_mini_batch=draw.random() < 0.5,
+        use_clipped_value_loss=draw.random() < 0.5,
+    )
+    cfg = replace(
+        cfg, algorithm=algorithm, num_envs=mini_batches * draw.randint(2, 9), num_steps_per_env=draw.randint(1, 7)
+    )
+    check(cfg)
+    return cfg
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Networks this small spend their time waiting for each other's threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", params=RANDOM_CONFIGS)
+def reality(request: pytest.FixtureRequest) -> Reality:
+    return train_once(random_config(request.param))
+
+
+def layout(tensors: dict[str, Tensor]) -> Layout:
+    return {name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in tensors.items()}
+
+
+def predicted(specs: tuple[TensorSpec, ...]) -> Layout:
+    return {spec.name: (spec.shape, spec.dtype) for spec in specs}
+
+
+def agree(specs: tuple[TensorSpec, ...], tensors: dict[str, Tensor]) -> bool:
+    """Whether names, shapes and dtypes are the same, and so is the memory behind them."""
+    return predicted(specs) == layout(tensors) and total_bytes(specs) == storage_bytes(tensors.values())
+
+
+def kept_alike(specs: tuple[TensorSpec, ...], tensors: list[Tensor]) -> bool:
+    """Whether shapes, dtypes and bytes are the same, in any order."""
+    real = sorted(layout({str(i): tensor for i, tensor in enumerate(tensors)}).values())
+    return real == sorted(predicted(specs).values()) and total_bytes(specs) == storage_bytes(tensors)
+
+
+def storage_bytes(tensors: Iterable[Tensor]) -> int:
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def held_by(holder: Any) -> dict[str, Tensor]:
+    """The tensors in an object's attributes, tuples and TensorDicts among them opened."""
+    found: dict[str, Tensor] = {}
+    for name, value in vars(holder).items():
+        if isinstance(value, Tensor):
+            found[name.lstrip("_")] = value
+        elif isinstance(value, TensorDict):
+            found |= {f"{name}.{key}": value[key] for key in value.keys()}  # noqa: SIM118
+        elif isinstance(value, tuple):
+            found |= {f"{name}.{i}": item for i, item in enumerate(value) if isinstance(item, Tensor)}
+    return found
+
+
+def saved_for_backward(networks: list[nn.Module], obs: TensorDict, mixed_precision: bool = False) -> list[Tensor]:
+    """One tensor for each storage that autograd keeps of the networks' forward passes, the parameters' apart."""
+    own = {p.untyped_storage()._cdata for network in networks for p in network.parameters()}
+    saved: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage()._cdata not in own:
+            saved[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.amp.autocast("cpu", enabled=mixed_precision, dtype=torch.bfloat16),
+    ):
+        outputs = [network(obs) for network in networks]
+    assert all(output.requires_grad for output in outputs)
+    return list(saved.values())
+
+
+def test_the_rollout_is_rsl_rls_storage(reality: Reality) -> None:
+    assert agree(closed_form.rollout_storage(reality.cfg), held_by(reality.alg.storage))
+
+
+def test_the_mini_batch_is_what_rsl_rl_gathers(reality: Reality) -> None:
+    batch = next(reality.alg.storage.mini_batch_generator(reality.cfg.algorithm.num_mini_batches, 1))
+    assert agree(closed_form.mini_batch(reality.cfg), held_by(batch))
+
+
+def test_the_parameters_are_those_that_the_optimizer_steps(reality: Reality) -> None:
+    assert agree(closed_form.parameters(reality.cfg), reality.parameters)
+    stepped = [parameter for group in reality.alg.optimizer.param_groups for parameter in group["params"]]
+    assert [spec.shape for spec in closed_form.parameters(reality.cfg)] == [tuple(p.shape) for p in stepped]
+
+
+def test_the_normalizers_hold_nothing_else(reality: Reality) -> None:
+    buffers = {
+        f"{name}.{key}": buffer
+        for name, network in (("actor", reality.alg.actor), ("critic", reality.alg.critic))
+        for key, buffer in network.named_buffers()
+    }
+    assert agree(closed_form.normalizer_buffers(reality.cfg), buffers)
+
+
+def test_every_parameter_has_a_gradient(reality: Reality) -> None:
+    real = {f"{name}.grad": p.grad for name, p in reality.parameters.items() if p.grad is not None}
+    assert agree(closed_form.gradients(reality.cfg), real)
+
+
+def test_the_optimizer_keeps_its_moments_and_counters(reality: Reality) -> None:
+    real = {
+        f"{name}.{key}": value
+        for name, parameter in reality.parameters.items()
+        for key, value in reality.alg.optimizer.state[parameter].items()
+        if value is not None
+    }
+    assert agree(closed_form.optimizer_state(reality.cfg) + closed_form.optimizer_steps(reality.cfg), real)
+
+
+def test_backward_needs_the_saved_activations(reality: Reality) -> None:
+    batch = next(reality.alg.storage.mini_batch_generator(reality.cfg.algorithm.num_mini_batches, 1))
+    real = saved_for_backward([reality.alg.actor, reality.alg.critic], batch.observations)
+    assert kept_alike(closed_form.saved_activations(reality.cfg), real)
+
+
+def test_the_episode_statistics_are_the_runners(reality: Reality) -> None:
+    cfg: Any = reality.cfg
+    terms = [f.name for f in fields(cfg.env.reward_scales)]
+    real = EpisodeStatistics(cfg.num_envs, cfg.num_steps_per_env, terms, torch.device("cpu"))
+    assert agree(closed_form.episode_statistics(cfg), held_by(real))
+
+
+def test_the_numbers_in_a_formula_work_out_to_its_bytes(reality: Reality) -> None:
+    terms = closed_form.formulas(reality.cfg)
+    for term in terms:
+        expression, _, result = term.numbers.rpartition(" = ")
+        assert evaluate(expression) == evaluate(result) == (term.bytes if term.bytes is not None else evaluate(result))
+    assert [term.bytes for term in terms] == [None] + [
+        total_bytes(specs(reality.cfg))
+        for specs in (
+            closed_form.rollout_storage,
+            closed_form.mini_batch,
+            closed_form.parameters,
+            closed_form.gradients,
+            closed_form.optimizer_state,
+            closed_form.saved_activations,
+        )
+    ]
+
+
+def evaluate(expression: str) -> int:
+    """The value of sums and products in whole numbers, written as a person would."""
+
+    def value(node: ast.expr) -> int:
+        match node:
+            case ast.Constant(value=int(number)):
+                return number
+            case ast.BinOp(left, ast.Add(), right):
+                return value(left) + value(right)
+            case ast.BinOp(left, ast.Mult(), right):
+                return value(left) * value(right)
+        raise ValueError(ast.dump(node))
+
+    return value(ast.parse(expression.replace(",", "").replace("x", "*"), mode="eval").body)
+
+
+def test_the_random_configs_meet_every_choice() -> None:
+    drawn = [random_config(seed) for seed in RANDOM_CONFIGS]
+    models = [model for cfg in drawn for model in (cfg.network.actor, cfg.network.critic)]
+    assert {model.activation for model in models} == set(ACTIVATIONS)
+    assert {cfg.algorithm.optimizer for cfg in drawn} == set(OPTIMIZERS)
+    assert {cfg.network.actor.std_type for cfg in drawn} == {"scalar", "log"}
+    assert {cfg.env.name for cfg in drawn} == {"go2", "hover"}
+    assert {cfg.network.actor.obs_normalization != cfg.network.critic.obs_normalization for cfg in drawn} == {
+        True,
+        False,
+    }
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_an_activation_holds_each_hidden_layer_once_or_twice(activation: str) -> None:
+    cfg = two_hidden_layers(activation)
+    once = activation in ("tanh", "relu", "sigmoid", "identity")
+    by_hand = 12 * 4 * 2 * (17 + (5 + 7) * (1 if once else 2))  # 12 transitions, float32, two networks
+    alg = untrained(cfg)
+    real = saved_for_backward([alg.actor, alg.critic], alg.storage.observations.flatten(0, 1))
+    assert storage_bytes(real) == by_hand
+    assert total_bytes(closed_form.saved_activations(cfg)) == by_hand
+
+
+@pytest.mark.parametrize("activation", sorted({*ACTIVATIONS} - {"softplus"}))
+def test_mixed_precision_halves_the_activations_and_copies_the_weights(activation: str) -> None:
+    cfg = two_hidden_layers(activation, "algorithm.use_mixed_precision=true")
+    whole = total_bytes(closed_form.saved_activations(two_hidden_layers(activation)))
+    by_hand = whole // 2 + 2 * (5 * 7 + 7 * 4 + 5 * 7 + 7 * 1)
+    alg = untrained(cfg)
+    real = saved_for_backward([alg.actor, alg.critic], alg.storage.observations.flatten(0, 1), mixed_precision=True)
+    assert kept_alike(closed_form.saved_activations(cfg), real)
+    assert storage_bytes(real) == by_hand == closed_form.formulas(cfg)[-1].bytes
+    assert evaluate(closed_form.formulas(cfg)[-1].numbers.partition(" = ")[0]) == by_hand
+
+
+def two_hidden_layers(activation: str, *words: str) -> ExperimentConfig:
+    """The drone with one mini-batch of 12 transitions and networks 17-5-7-."""
+    return composed(
+        "env=hover",
+        "num_envs=4",
+        "num_steps_per_env=3",
+        "algorithm.num_mini_batches=1",
+        "network.hidden_dims=[5,7]",
+        f"network.activation={activation}",
+        *words,
+    )
+
+
+def test_softplus_in_mixed_precision_is_refused() -> None:
+    cfg = composed("network.critic.activation=softplus", "algorithm.use_mixed_precision=true")
+    with pytest.raises(ConfigError, match=r"network\.critic\.activation=softplus"):
+        closed_form.saved_activations(cfg)
+
+
+def test_go2_at_4096_envs_by_hand() -> None:
+    cfg = composed("env=go2")
+    rollout = {spec.name: spec.bytes for spec in closed_form.rollout_storage(cfg)}
+    assert rollout["distribution_params.0"] == rollout["distribution_params.1"] == 4_718_592  # 98,304 x 12 x 4
+    assert rollout["dones"] == 98_304
+    assert sum(rollout.values()) == 33_914_880  # 98,304 x 345
+    assert total_bytes(closed_form.mini_batch(cfg)) == 8_355_840  # 24,576 x 340
+    learned = closed_form.parameters(cfg)
+    assert sum(spec.elements for spec in learned if spec.name.startswith("actor.mlp")) == 189_324
+    assert sum(spec.elements for spec in learned if spec.name.startswith("critic.mlp")) == 187_905
+    assert total_bytes(learned) == 1_508_964  # 377,241 x 4
+    assert total_bytes(closed_form.gradients(cfg)) == 1_508_964
+    assert total_bytes(closed_form.optimizer_state(cfg)) == 3_017_928
+    assert total_bytes(closed_form.optimizer_steps(cfg)) == 68  # 17 parameters, in host memory
+    # per transition and network 45 + 2 x (512 + 256 + 128) = 1,837 floats; 24,576 x 2 x 1,837 x 4
+    assert total_bytes(closed_form.saved_activations(cfg)) == 361_168_896
+    assert closed_form.normalizer_buffers(cfg) == ()
+
+
+def test_hover_at_8192_envs_by_hand() -> None:
+    cfg = composed("env=hover")
+    rollout = {spec.name: spec.bytes for spec in closed_form.rollout_storage(cfg)}
+    assert rollout["observations.policy"] == 55_705_600
+    assert rollout["actions"] == 13_107_200
+    assert rollout["rewards"] == 3_276_800
+    assert rollout["dones"] == 819_200
+    assert sum(rollout.values()) == 112_230_400  # 819,200 x 137
+    learned = closed_form.parameters(cfg)
+    assert sum(spec.elements for spec in learned) == 38_281
+    trained = learned + closed_form.gradients(cfg) + closed_form.optimizer_state(cfg)
+    assert total_bytes(trained) == 612_496
+    # per transition and network 17 + 128 + 128 = 273 floats; 204,800 x 2 x 273 x 4
+    assert total_bytes(closed_form.saved_activations(cfg)) == 447_283_200
+
+
+def test_the_formulas_of_go2_can_be_read() -> None:
+    lines = {term.term: term.numbers for term in closed_form.formulas(composed("env=go2"))}
+    assert lines["transitions"] == "4,096 x 24 = 98,304"
+    assert lines["rollout"] == "98,304 x (4 x (45 + 3 x 12 + 5) + 1) = 33,914,880"
+    assert lines["mini-batch"] == "24,576 x 4 x (45 + 3 x 12 + 4) = 8,355,840"
+    assert lines["gradients"] == "4 x 377,241 = 1,508,964"
+    assert lines["optimizer state"] == "2 x 4 x 377,241 = 3,017,928"
+
+
+def test_the_documented_comparison_is_what_the_code_writes() -> None:
+    page = DOC.read_text().split("<!-- source_comparison -->")[1].split("<!-- /source_comparison -->")[0]
+    assert page.strip() == source_comparison()
+
+
+def test_the_closed_forms_need_the_standard_library_alone() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import ppo_lab.memory.closed_form; "
+        "print(*{name.partition('.')[0] for name in set(sys.modules) - before} - sys.stdlib_module_names)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.split() == ["ppo_lab"]
