@@ -135,6 +135,11 @@ class Run:
     """What to say of it at the start."""
     warnings: list[str] = field(default_factory=list)
 
+    @property
+    def first_iteration(self) -> int:
+        """The one that comes next, counted from 0."""
+        return 0 if self.checkpoint is None else self.checkpoint + 1
+
     def keep_device(self) -> None:
         """Writes the device into config.yaml, once what was saved is known to fit a run on it."""
         config, text = RunFolder(self.folder).config, as_yaml(self.cfg)
