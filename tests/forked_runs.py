@@ -108,11 +108,11 @@ def until(condition: Callable[[], Any], forked: ForkedRun, within_s: float = 600
 def build_envs() -> None:
     """Loads everything, starts the simulator and builds every env, once."""
     import torch
-    from ppo_lab.envs.genesis.base import start_simulator
 
     import ppo_lab.training.run  # noqa: F401
     from ppo_lab import envs
     from ppo_lab.cli.compose import compose
+    from ppo_lab.envs.genesis.base import start_simulator
     from ppo_lab.learning.checkpoint import random_state
     from ppo_lab.runs.config import to_experiment
 
