@@ -66,7 +66,7 @@ class JobResult:
     """planned, running, completed, failed, killed, interrupted or over_budget."""
     message: str
     wall_s: float | None
-    """Of the whole process, start-up included."""
+    """Of the process, start-up included."""
     planned_bytes: int | None
     """What was predicted for the whole device before the sweep began."""
     run: RunFigures

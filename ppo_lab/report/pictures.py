@@ -38,7 +38,7 @@ ROWS = {
     "allocated_peak": "tensors at the peak",
     "host_peak_rss": "the process on the host",
 }
-"""Memory row -> what it is, in words."""
+"""Memory row -> its name in a picture."""
 
 SIZE_KEYS = ("num_envs", "algorithm.num_mini_batches")
 """The keys of the heat maps, where both are swept."""
@@ -103,7 +103,7 @@ def _draw(results: Results) -> dict[str, Picture]:
             "Reward over time",
             f"{how} Time is the run's own clock, collecting and learning, without start-up.",
         )
-    pictures["memory"] = Picture(_png(draw_memory(results)), "Memory, predicted and measured", _memory_words(results))
+    pictures["memory"] = Picture(_png(draw_memory(results)), "Memory, predicted and measured", _memory_caption(results))
     if any(one.completed for one in results.configurations) and results.configurations[0].settings:
         keys = size_keys(results)
         pictures["sizes"] = Picture(
@@ -137,11 +137,11 @@ def band(curves: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> t
 
     Where the curves do not share their x, y is interpolated linearly on those of the first.
     """
-    whole = [(x[np.isfinite(y)], y[np.isfinite(y)]) for x, y in curves]
-    first, last = max(x[0] for x, _ in whole), min(x[-1] for x, _ in whole)
-    common = whole[0][0]
+    finite = [(x[np.isfinite(y)], y[np.isfinite(y)]) for x, y in curves]
+    first, last = max(x[0] for x, _ in finite), min(x[-1] for x, _ in finite)
+    common = finite[0][0]
     common = common[(common >= first) & (common <= last)]
-    rewards = np.array([np.interp(common, x, y) for x, y in whole])
+    rewards = np.array([np.interp(common, x, y) for x, y in finite])
     return common, rewards.mean(axis=0), rewards.min(axis=0), rewards.max(axis=0)
 
 
@@ -192,8 +192,8 @@ def draw_memory(results: Results) -> Figure:
     both = [job for job in results.sweep.jobs if results.memory_error_percent(job) is not None]
     if not both:
         figure = _figure(12, 2.2)
-        words = _memory_words(results).replace(". ", ".\n")
-        figure.text(0.5, 0.5, _plain(words), ha="center", va="center", fontsize="large", linespacing=1.6)
+        text = _memory_caption(results).replace(". ", ".\n")
+        figure.text(0.5, 0.5, _plain(text), ha="center", va="center", fontsize="large", linespacing=1.6)
         return figure
     figure = _figure(12, 4.4)
     left, right = figure.subplots(1, 2)
@@ -404,7 +404,7 @@ def _panels(results: Results) -> tuple[str | None, Mapping[Value | None, list[Co
     return panel_key, panels
 
 
-def _memory_words(results: Results) -> str:
+def _memory_caption(results: Results) -> str:
     row = results.memory_row
     errors = [error for job in results.sweep.jobs if (error := results.memory_error_percent(job)) is not None]
     if errors:
@@ -478,7 +478,7 @@ def _ticks(values: Sequence[Value | None], length: int) -> list[str]:
 
 
 def _tick_length(values: Sequence[Value | None], beside: Sequence[Value | None] = ()) -> int:
-    """Of labels below one of two panels, in characters: as many as there is room for, with those `beside` the axis."""
+    """Of labels below one of two panels, in characters: as many as fit, with those `beside` the axis."""
     taken = max((min(len(_tick(value)), NAME_LENGTH) for value in beside), default=0)
     return max(8, (LINE_LENGTH // 2 - taken) // max(1, len(values)))
 

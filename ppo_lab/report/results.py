@@ -268,7 +268,7 @@ def _lesson(measure: Measure, configurations: Sequence[Configuration]) -> str:
 
 
 def rounded(value: float | None, digits: int = 3) -> str:
-    """To so many significant digits, but whole numbers whole; as 1.5e-5 where that is shorter."""
+    """To so many significant digits, integers without decimals; as 1.5e-5 where that is shorter."""
     if value is None:
         return "\N{EN DASH}"
     if not _is_handy(value):

@@ -138,7 +138,7 @@ def _device_of(manifest: dict[str, Any]) -> str | None:
 
 
 def differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
-    """What differs between two manifests of what a result may depend on, in words."""
+    """What differs between two manifests of what a result may depend on, as sentences."""
     for group, keys in (("git", ("commit", "dirty")), ("packages", PACKAGES), ("machine", MATTERS)):
         before, after = then.get(group) or {}, now[group]
         for key in keys:
@@ -149,7 +149,7 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
 
 
 def _exactness(cfg: ExperimentConfig, device: torch.device) -> str:
-    """What is promised of resuming and repeating the run, in words."""
+    """What is promised of resuming and repeating the run."""
     if device.type == "cpu":
         return "bit for bit, on the same versions, processor and number of threads"
     if cfg.deterministic:
@@ -186,9 +186,9 @@ def describe_machine(device: torch.device, asked: str = "auto") -> dict[str, Any
     return machine
 
 
-def _git(repository: Path, *words: str, environment: Mapping[str, str] | None = None) -> bytes | None:
+def _git(repository: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> bytes | None:
     """What git prints; None where it fails, or is not there."""
-    command = ["git", "-C", str(repository), *words]
+    command = ["git", "-C", str(repository), *arguments]
     try:
         answer = subprocess.run(command, capture_output=True, timeout=30, env=os.environ | (environment or {}))
     except (OSError, subprocess.TimeoutExpired):

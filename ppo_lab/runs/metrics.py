@@ -1,6 +1,6 @@
 """One dict of scalars an iteration, to every writer: metrics.jsonl and TensorBoard.
 
-Another place to write to is one more class with the methods of `Writer`, and one more line in `MetricsWriter`.
+Another kind of output is one more class with the methods of `Writer`, and one more line in `MetricsWriter`.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class TensorBoardWriter:
     """Writes one event file of TensorBoard. Any method may raise where the disk does not take it. Loads torch."""
 
     def __init__(self, folder: Path, first_iteration: int) -> None:
-        """The new file takes the place of all that earlier ones hold from `first_iteration` on."""
+        """The new file replaces what earlier ones hold from `first_iteration` on."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._folder = RunFolder(folder)

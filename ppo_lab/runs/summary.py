@@ -53,7 +53,7 @@ class Summary:
                 self.peak_mib[tag] = max(value, self.peak_mib.get(tag, 0.0))
 
     def write(self, status: str, message: str | None, memory: list[dict[str, Any]]) -> str:
-        """Writes the file, where the disk takes it, and returns the gist in words.
+        """Writes the file, where the disk takes it, and returns the main figures as a sentence.
 
         Args:
             status: running, completed, interrupted or failed.

@@ -1,4 +1,4 @@
-"""How a sweep goes, for people: one live table, or plain lines where there is no terminal."""
+"""Shows how far a sweep is: one live table, or plain lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class SweepTable:
             say(self._total())
 
     def view(self) -> RenderableType:
-        """As many jobs as the terminal has room for, and how the whole sweep goes."""
+        """As many jobs as fit the terminal, and the sweep's total."""
         rows, height = self.console.height, self.console.height - 1
         while True:
             table = self._table(_window(self.sweep.jobs, rows), self.console.width)
@@ -239,7 +239,7 @@ def _state(job: Job) -> str:
 
 
 def _window(jobs: list[Job], rows: int) -> list[Job]:
-    """As many as there is room for, around the first that runs or waits."""
+    """As many as fit, around the first that runs or waits."""
     now = next((job.number for job in jobs if job.status in ("running", "planned")), len(jobs))
     first = max(0, min(now - rows // 3, len(jobs) - rows))
     return jobs[first : first + rows]

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes: one live line, or plain lines where there is no terminal."""
+"""What a person sees while a run trains: one live line, or plain lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def show_warnings_only() -> None:
 
 
 def fitted(parts: Sequence[str], width: int, separator: str = " | ") -> str:
-    """The parts side by side, the first ones alone where all would be wider than `width` columns."""
+    """The parts on one line, the first ones alone where all would be wider than `width` columns."""
     lines = itertools.accumulate(parts, lambda line, part: f"{line}{separator}{part}")
     return next((line for line in reversed(list(lines)) if len(line) <= width), "")
 
 
 class ProgressLine(ProgressColumn):
-    """The line of a terminal: what matters most comes first, and what there is no room for is left out."""
+    """The line of a terminal: what matters most comes first, and what does not fit is left out."""
 
     def render(self, task: Task) -> Text:
         ends_s: float | None = task.fields["ends_s"]

@@ -131,7 +131,7 @@ class Recording:
         self._metrics.sync()
 
     def _finish(self, status: str, message: str | None = None) -> str:
-        """Writes the summary, and returns its gist in words. See `Summary.write`."""
+        """Writes the summary, and returns its main figures as a sentence. See `Summary.write`."""
         compared = measured.compare(self._prediction, self._summary.peak_mib) if self._prediction else []
         gist = self._summary.write(status, message, [measured.as_json(comparison) for comparison in compared])
         hparams.write_run(self.run.folder, self.run.cfg, read_json(self._files.summary) | self._peaks())
