@@ -15,7 +15,7 @@ from ppo_lab.runs.files import from_json, write_json
 JOBS = "jobs.json"
 
 Status = Literal["planned", "running", "completed", "failed", "killed", "interrupted", "over_budget"]
-"""failed: it printed a reason. killed: by a signal, or it ended without a reason. interrupted: stopped after a checkpoint.
+"""failed: it printed a reason. killed: by a signal, or without a reason. interrupted: stopped after a checkpoint.
 
 over_budget: predicted not to fit; never started where `exit_code` is None, or else stopped by its own check.
 """
