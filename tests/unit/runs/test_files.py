@@ -9,9 +9,10 @@ from typing import Any, NoReturn, cast
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ppo_lab.contracts import RunRecord
 from ppo_lab.runs.files import from_json, read_json, to_json, write_json
 from ppo_lab.runs.metrics import MetricsWriter, Reopening, TensorBoardWriter
-from ppo_lab.runs.record import read_metrics
+from ppo_lab.runs.record import read, read_metrics
 from ppo_lab.runs.summary import Summary
 
 NAN, INF = math.nan, math.inf
@@ -53,6 +54,26 @@ def test_rows_end_at_the_first_line_that_is_no_row(tmp_path: Path) -> None:
     for rest in ("", '{"iteration": 2, "Loss/va', "null\n", "[2]\n", '{"Loss/value": 1.0}\n', '{"iteration": 3}\n'):
         (tmp_path / "metrics.jsonl").write_text(whole + rest)
         assert read_metrics(tmp_path) == rows, rest
+
+
+def test_a_record_has_what_could_be_read_and_names_what_could_not(tmp_path: Path) -> None:
+    found: RunRecord = read(tmp_path)
+    assert (found.config, found.manifest, found.summary, found.estimate, found.metrics) == ({}, {}, {}, {}, [])
+    assert found.damages == (), "what is missing is no damage"
+    (tmp_path / "config.yaml").write_text("a: &a [1]\nb: *a\n")  # an alias, of which a file may have millions
+    (tmp_path / "manifest.json").write_text("[1]")
+    (tmp_path / "summary.json").write_text('{"final_reward": NaN}')
+    (tmp_path / "estimate.json").write_bytes(b"\xff")
+    (tmp_path / "metrics.jsonl").write_text('{"iteration": 0}\n{"iteration": 2}\n')
+    found = read(tmp_path)
+    assert (found.config, found.manifest, found.estimate) == ({}, {}, {})
+    assert (found.summary, found.metrics) == ({"final_reward": None}, [{"iteration": 0}])
+    assert found.damages == (
+        "config.yaml is damaged",
+        "manifest.json is damaged",
+        "estimate.json is damaged",
+        "metrics.jsonl is damaged in line 2 of 2, and read up to there",
+    )
 
 
 def test_metrics_jsonl_has_null_where_tensorboard_has_the_value(tmp_path: Path) -> None:
