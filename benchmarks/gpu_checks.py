@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ppo_lab import envs
 from ppo_lab.cli.compose import compose
@@ -41,7 +41,8 @@ from ppo_lab.runs.files import from_json
 if TYPE_CHECKING:
     import torch
 
-    from ppo_lab.envs import VecEnv
+    from ppo_lab.contracts import Env
+
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -287,7 +288,7 @@ def simulator(device: str) -> Iterator[Row]:
     import torch
 
     from ppo_lab.envs import make_env
-    from ppo_lab.envs.genesis.base import start_simulator
+    from ppo_lab.envs.genesis.start import ensure_started
 
     cfg, hardware, where = experiment("env=go2", "num_envs=64"), card(device), devices.resolve_device(device)
     _, states = simulator_bytes(cfg, hardware)
@@ -295,12 +296,12 @@ def simulator(device: str) -> Iterator[Row]:
     yield Row("blocks of a multiprocessor", blocks, found, "", "memory.hardware: BLOCKS_PER_MULTIPROCESSOR")
     torch.zeros(1, device=where)
     context_bytes = used_bytes()
-    start_simulator(where, seed=1, performance_mode=cfg.env.performance_mode)
+    ensure_started(where, seed=1, performance_mode=cfg.env.performance_mode)
     started_bytes = used_bytes()
     grown = started_bytes - context_bytes
     yield Row("gs.init takes", (states, states + START), grown, "B", "quadrants' random states (memory.simulator)")
     started_s, reserved = time.perf_counter(), torch.cuda.memory_reserved()
-    env = make_env(cfg.env, cfg.num_envs, where)
+    env = make_env(cfg.env, cfg.num_envs, where, seed=1)
     torch.cuda.synchronize()
     yield Row("building takes", None, time.perf_counter() - started_s, "s")
     pool, pool_used = pool_bytes(POOL_RESERVED), pool_bytes(POOL_USED)
@@ -310,7 +311,7 @@ def simulator(device: str) -> Iterator[Row]:
     built_bytes = outside_pool_bytes()
     yield Row("building, outside the pool", None, built_bytes - started_bytes + reserved, "B")
     with torch.inference_mode():
-        env.step(torch.zeros(cfg.num_envs, env.num_actions, device=where))
+        env.step(torch.zeros(cfg.num_envs, len(env.spec.actions), device=where))
     torch.cuda.synchronize()
     stack = outside_pool_bytes() - built_bytes
     yield Row("first step, outside the pool", FIRST_STEP, stack, "B", "the kernels' stack, which no model has: note it")
@@ -327,7 +328,7 @@ def memory(words: str, device: str) -> Iterator[Row]:
     measured = {tag.removeprefix("Memory/").removesuffix("_mib"): mib * MIB for tag, mib in highest_mib(rows).items()}
     measured["process"] = measured.get("process_device", measured.get("device_used", 0.0))
     wrong = {
-        "rollout_peak": "the env's tensors (memory.tracer.StandInEnv)",
+        "rollout_peak": "the env's tensors (probes.learner.ZeroEnv)",
         "update_peak": "the trace (memory.tracer)",
         "resident": "the trace, or cuBLAS workspaces",
         "reserved": "the allocator's model, or where workspaces are placed (memory.allocator)",
@@ -348,12 +349,12 @@ def train_here(cfg: ExperimentConfig, device: str, iterations: int) -> list[dict
     """The rows of training in this process, with no folder."""
     from ppo_lab.learning.checkpoint import NoCheckpoints
     from ppo_lab.memory.measure.monitor import MemoryMonitor
-    from ppo_lab.training.run import build_runner
+    from ppo_lab.training.run import build_loop
 
     where, rows = devices.resolve_device(device), list[dict[str, float]]()
     with MemoryMonitor(where, count_tensors=device == "cpu") as monitor:
         report = lambda _, scalars: rows.append(scalars)  # noqa: E731
-        build_runner(cfg, where, monitor, cast(Any, NoCheckpoints()), report).learn(iterations, True)
+        build_loop(cfg, where, monitor, NoCheckpoints(), report).learn(iterations, True)
     return rows
 
 
@@ -379,19 +380,19 @@ def syncs(device: str) -> Iterator[Row]:
     import torch
 
     from ppo_lab.learning.checkpoint import NoCheckpoints
-    from ppo_lab.training.run import build_runner
+    from ppo_lab.training.run import build_loop
 
     cfg, where = experiment("env=go2", "num_envs=64"), devices.resolve_device(device)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         counter = SyncCounter(caught)
-        runner = build_runner(cfg, where, cast(Any, counter), cast(Any, NoCheckpoints()), lambda *_: None)
-        runner.learn(2, init_at_random_ep_len=True)
+        loop = build_loop(cfg, where, counter, NoCheckpoints(), lambda *_: None)
+        loop.learn(2, init_at_random_ep_len=True)
         caught.clear()
         torch.cuda.set_sync_debug_mode("warn")
         try:
             with counter.phase("iteration"):
-                runner.learn(1)
+                loop.learn(1)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     steps = cfg.num_steps_per_env
@@ -446,30 +447,30 @@ def finish(process: subprocess.Popen[str]) -> None:
 def state(device: str) -> Iterator[Row]:
     """From a restored state the coming steps are the same bits (tests/system/test_state.py)"""
     from ppo_lab.envs import make_env
-    from ppo_lab.envs.genesis.base import start_simulator
+    from ppo_lab.envs.genesis.start import ensure_started
     from tests.system.test_state import N
 
     where = devices.resolve_device(device)
-    start_simulator(where, seed=1, performance_mode=False)
+    ensure_started(where, seed=1, performance_mode=False)
     for name in envs.names():
-        env = make_env(experiment(f"env={name}", "env.episode_length_s=1.0").env, N, where)
+        env = make_env(experiment(f"env={name}", "env.episode_length_s=1.0").env, N, where, seed=1)
         walked = walk(env, where)
         found = first_difference(env, where, *walked, is_poisoned=False)
         yield Row(name, "equal", found, "", "kernels that do not repeat, or what the state lacks")
         found = first_difference(env, where, *walked, is_poisoned=True)
-        if_not = "an array for envs.base.CARRIED_OVER, where the row above is equal"
+        if_not = "an array for envs.genesis.state.CARRIED_OVER, where the row above is equal"
         yield Row(f"{name}, what is left out NaN", "equal", found, "", if_not)
 
 
-def walk(env: VecEnv, where: torch.device) -> tuple[dict[int, bytes], torch.Tensor, list[list[torch.Tensor]]]:
+def walk(env: Env, where: torch.device) -> tuple[dict[int, bytes], torch.Tensor, list[list[torch.Tensor]]]:
     """Saved states by the step that they are of, the actions of all steps, and what the steps returned."""
     import torch
 
-    from ppo_lab.learning.checkpoint import random_state
+    from ppo_lab.learning.random_state import random_state
     from tests.system.test_state import EVERY, STEPS, N, step
 
     with torch.inference_mode():
-        actions = torch.randn(STEPS, N, env.num_actions, generator=torch.Generator().manual_seed(0)).to(where)
+        actions = torch.randn(STEPS, N, len(env.spec.actions), generator=torch.Generator().manual_seed(0)).to(where)
         states, returned = dict[int, bytes](), []
         for now in range(STEPS):
             if now % EVERY == EVERY - 1:
@@ -481,7 +482,7 @@ def walk(env: VecEnv, where: torch.device) -> tuple[dict[int, bytes], torch.Tens
 
 
 def first_difference(
-    env: VecEnv,
+    env: Env,
     where: torch.device,
     states: dict[int, bytes],
     actions: torch.Tensor,
@@ -491,7 +492,7 @@ def first_difference(
     """Where the steps from restored states first differ, or "equal". `is_poisoned`: what a state leaves out was NaN."""
     import torch
 
-    from ppo_lab.learning.checkpoint import set_random_state
+    from ppo_lab.learning.random_state import set_random_state
     from tests.system.test_state import AHEAD, poison, step
 
     with torch.inference_mode():
@@ -508,15 +509,32 @@ def first_difference(
     return "equal"
 
 
+class StockEnv:
+    """An env of ours as rsl_rl's runner takes it."""
+
+    def __init__(self, env: Env) -> None:
+        self._env = env
+        self.num_actions = len(env.spec.actions)
+        self.max_episode_length = env.spec.max_episode_length
+        self.cfg: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._env, name)
+
+    def step(self, actions: torch.Tensor) -> tuple[Any, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        result = self._env.step(actions)
+        return result.observations, result.rewards, result.dones, {"time_outs": result.time_outs}
+
+
 def speed(device: str) -> Iterator[Row]:
     """An iteration of our loop and of rsl_rl's OnPolicyRunner, in turn on one env, both with TensorBoard"""
     from rsl_rl.runners import OnPolicyRunner
 
     from ppo_lab.learning.checkpoint import NoCheckpoints
-    from ppo_lab.learning.loop import rsl_rl_config
+    from ppo_lab.learning.ppo import rsl_rl_config
     from ppo_lab.memory.measure.monitor import MemoryMonitor
     from ppo_lab.runs.metrics import MetricsWriter
-    from ppo_lab.training.run import build_runner
+    from ppo_lab.training.run import build_loop
 
     cfg, where = experiment("env=go2", *size(device)), devices.resolve_device(device)
     with tempfile.TemporaryDirectory() as folder, MemoryMonitor(where) as monitor:
@@ -528,9 +546,9 @@ def speed(device: str) -> Iterator[Row]:
             ended_s[name].append(time.perf_counter())
 
         report = partial(clocked, "ours", metrics.write)
-        ours = build_runner(cfg, where, monitor, cast(Any, NoCheckpoints()), report)
+        ours = build_loop(cfg, where, monitor, NoCheckpoints(), report)
         settings = rsl_rl_config(cfg) | {"save_interval": 10**9}
-        stock = OnPolicyRunner(ours.env, settings, f"{folder}/stock", device)
+        stock = OnPolicyRunner(StockEnv(ours.env), settings, f"{folder}/stock", device)
         stock.logger.log = partial(clocked, "rsl_rl's", stock.logger.log)
         took_s: dict[str, list[float]] = {"ours": [], "rsl_rl's": []}
         for _ in range(2):

@@ -16,9 +16,8 @@ from typing import Any
 
 from ppo_lab.cli.compose import compose
 from ppo_lab.envs import make_env
-from ppo_lab.envs.genesis.base import start_simulator
 from ppo_lab.learning.checkpoint import Checkpoints
-from ppo_lab.learning.loop import Runner
+from ppo_lab.learning.loop import Loop
 from ppo_lab.machine.devices import resolve_device
 from ppo_lab.memory.measure.growth import FlatMemoryWatch
 from ppo_lab.memory.measure.monitor import MemoryMonitor
@@ -46,8 +45,7 @@ def clocked(call: Callable[..., Any]) -> Callable[..., Any]:
 def main() -> None:
     cfg = to_experiment(compose(["experiment=go2_small", "max_iterations=30", "save_interval=1000", *sys.argv[1:]]))
     device = resolve_device(cfg.device)
-    start_simulator(device, cfg.seed, cfg.env.performance_mode)
-    env = make_env(cfg.env, cfg.num_envs, device)
+    env = make_env(cfg.env, cfg.num_envs, device, cfg.seed)
     with tempfile.TemporaryDirectory() as folder, MemoryMonitor(device, cfg.memory.count_tensors) as monitor:
         metrics = MetricsWriter(Path(folder))
         progress, watch = ProgressDisplay(cfg.max_iterations, quiet=False), FlatMemoryWatch()
@@ -64,11 +62,11 @@ def main() -> None:
             logging_s.append(spent_s)
             ended_s, spent_s = time.perf_counter(), 0.0
 
-        runner = Runner(env, cfg, monitor, Checkpoints(Path(folder) / "checkpoints", cfg.save_interval), report)
+        loop = Loop(env, cfg, monitor, Checkpoints(Path(folder) / "checkpoints", cfg.save_interval), report)
         monitor.scalars = clocked(monitor.scalars)  # type: ignore[method-assign]
-        runner.episodes.add = clocked(runner.episodes.add)  # type: ignore[method-assign]
-        runner.episodes.scalars = clocked(runner.episodes.scalars)  # type: ignore[method-assign]
-        runner.learn(cfg.max_iterations, init_at_random_ep_len=True)
+        loop.episodes.add = clocked(loop.episodes.add)  # type: ignore[method-assign]
+        loop.episodes.scalars = clocked(loop.episodes.scalars)  # type: ignore[method-assign]
+        loop.learn(cfg.max_iterations, init_at_random_ep_len=True)
         metrics.close()
     warm = slice(5, None)  # the first iterations allocate
     shares = [log / whole for log, whole in zip(logging_s[warm], iterations_s[warm], strict=True)]

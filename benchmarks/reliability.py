@@ -101,11 +101,9 @@ def sizes_of(env: str, num_envs: int) -> dict[str, Any]:
             found[kind] = {"bytes": path.stat().st_size, "raw_bytes": len(raw.getvalue())}
 
     from ppo_lab.envs import make_env
-    from ppo_lab.envs.genesis.base import start_simulator
 
     cfg = to_experiment(compose(words))
-    start_simulator(torch.device("cpu"), 1, performance_mode=False)
-    built: Any = make_env(cfg.env, num_envs, torch.device("cpu"))
+    built: Any = make_env(cfg.env, num_envs, torch.device("cpu"), seed=1)
     whole = io.BytesIO()
     torch.save(built._scene.__getstate__(), whole)
     return found | {"whole_scene_bytes": len(whole.getvalue())}
@@ -114,9 +112,8 @@ def sizes_of(env: str, num_envs: int) -> dict[str, Any]:
 def cost() -> dict[str, Any]:
     """Seconds of iterations that end in a checkpoint, and of the next, in which the thread that writes is at work."""
     from ppo_lab.envs import make_env
-    from ppo_lab.envs.genesis.base import start_simulator
     from ppo_lab.learning.checkpoint import Checkpoints
-    from ppo_lab.learning.loop import Runner
+    from ppo_lab.learning.loop import Loop
     from ppo_lab.machine.devices import resolve_device
     from ppo_lab.memory.measure.monitor import MemoryMonitor
     from ppo_lab.runs.metrics import MetricsWriter
@@ -125,30 +122,28 @@ def cost() -> dict[str, Any]:
     words = ["experiment=go2_small", f"max_iterations={2 * (WARM_UP + PAIRS)}"]
     cfg = to_experiment(compose(words))
     device = resolve_device(cfg.device)
-    start_simulator(device, cfg.seed, cfg.env.performance_mode)
-    env = make_env(cfg.env, cfg.num_envs, device)
+    env = make_env(cfg.env, cfg.num_envs, device, cfg.seed)
     with tempfile.TemporaryDirectory() as folder, MemoryMonitor(device, False) as monitor:
         metrics = MetricsWriter(Path(folder))
-        checkpoints = Checkpoints(Path(folder) / "checkpoints", save_interval=2)
-        checkpoints.before_saving = metrics.sync
-        offer, ended_s = checkpoints.offer, [time.perf_counter()]
-        offered_s: list[float] = []
+        checkpoints = Checkpoints(Path(folder) / "checkpoints", save_interval=2, before_saving=metrics.sync)
+        save, ended_s = checkpoints.maybe_save, [time.perf_counter()]
+        saving_s: list[float] = []
 
         def clocked(*args: Any) -> None:
             started_s = time.perf_counter()
-            offer(*args)
+            save(*args)
             ended_s.append(time.perf_counter())
-            offered_s.append(ended_s[-1] - started_s)
+            saving_s.append(ended_s[-1] - started_s)
 
-        vars(checkpoints).update(offer=clocked)
-        runner = Runner(env, cfg, monitor, checkpoints, metrics.write)
-        runner.learn(cfg.max_iterations, init_at_random_ep_len=True)
+        vars(checkpoints).update(maybe_save=clocked)
+        loop = Loop(env, cfg, monitor, checkpoints, metrics.write)
+        loop.learn(cfg.max_iterations, init_at_random_ep_len=True)
         metrics.close()
     whole_s = [after - before for before, after in itertools.pairwise(ended_s)]
     saving = range(2 * WARM_UP, len(whole_s) - 2, 2)  # the last is written at once
-    bare_s = [whole_s[i] - offered_s[i] for i in saving]  # nothing is being written then
+    bare_s = [whole_s[i] - saving_s[i] for i in saving]  # nothing is being written then
     extra_s = [whole_s[i] + whole_s[i + 1] - 2 * bare for i, bare in zip(saving, bare_s, strict=True)]
-    iteration_s, offer_s, extra = map(statistics.median, (bare_s, [offered_s[i] for i in saving], extra_s))
+    iteration_s, offer_s, extra = map(statistics.median, (bare_s, [saving_s[i] for i in saving], extra_s))
     return {
         "env": cfg.env.name,
         "num_envs": cfg.num_envs,

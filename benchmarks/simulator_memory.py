@@ -73,14 +73,12 @@ def resident_bytes(cfg: ExperimentConfig) -> int:
     import torch
 
     from ppo_lab.envs import make_env
-    from ppo_lab.envs.genesis.base import start_simulator
 
     cpu = torch.device("cpu")
-    start_simulator(cpu, seed=1, performance_mode=cfg.env.performance_mode)
-    env = make_env(cfg.env, cfg.num_envs, cpu)
+    env = make_env(cfg.env, cfg.num_envs, cpu, seed=1)
     with torch.inference_mode():
         for _ in range(10):
-            env.step(2 * torch.rand(cfg.num_envs, env.num_actions) - 1)
+            env.step(2 * torch.rand(cfg.num_envs, len(env.spec.actions)) - 1)
     return psutil.Process().memory_info().rss
 
 

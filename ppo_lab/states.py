@@ -48,12 +48,7 @@ def check_fits(owner: str, saved: Mapping[str, Any], own: Mapping[str, Any]) -> 
         saved: tensors and plain data by name, in dicts of dicts, as they are to be put back.
         own: the same of the owner as it is now.
     """
-    saved, own = dict(_flat(saved)), dict(_flat(own))
-    differences = [f"the saved state has no {name}, which {owner} has" for name in own if name not in saved]
-    differences += [f"{owner} has no {name}, which the saved state has" for name in saved if name not in own]
-    for name in own:
-        if name in saved and (ours := _kind(own[name])) != (theirs := _kind(saved[name])):
-            differences.append(f"{name} of {owner} is {ours}, and {theirs} in the saved state")
+    differences = list(_differences(owner, saved, own, ""))
     if differences:
         more = len(differences) - MAX_NAMED
         raise ValueError("; ".join([*islice(differences, MAX_NAMED), *([f"and {more} more"] if more > 0 else [])]))
@@ -121,14 +116,25 @@ def _is_structure(items: list[Any]) -> bool:
     return any(not isinstance(item, int | float | str | None) for item in items)
 
 
-def _flat(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Each value in nested dicts and lists, with its dotted name. A list of numbers is one value."""
-    for name, value in state.items():
-        items = dict(enumerate(value)) if isinstance(value, list) and _is_structure(value) else value
-        if isinstance(items, Mapping) and items and GENERATOR_OF not in items:
-            yield from _flat({str(key): item for key, item in items.items()}, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+def _differences(owner: str, saved: Mapping[str, Any], own: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    """Sentences that name each difference, nested values by their dotted names."""
+    yield from (f"the saved state has no {prefix}{name}, which {owner} has" for name in own if name not in saved)
+    yield from (f"{owner} has no {prefix}{name}, which the saved state has" for name in saved if name not in own)
+    for name in own:
+        if name not in saved:
+            continue
+        ours, theirs = _items(own[name]), _items(saved[name])
+        if ours is not None and theirs is not None:
+            yield from _differences(owner, theirs, ours, f"{prefix}{name}.")
+        elif (ours_is := _kind(own[name])) != (theirs_is := _kind(saved[name])):
+            yield f"{prefix}{name} of {owner} is {ours_is}, and {theirs_is} in the saved state"
+
+
+def _items(value: Any) -> Mapping[str, Any] | None:
+    """What a dict or a list holds, by name; None of a generator's state and of a list of numbers, which are values."""
+    if isinstance(value, list) and _is_structure(value):
+        return {str(index): item for index, item in enumerate(value)}
+    return value if isinstance(value, Mapping) and GENERATOR_OF not in value else None
 
 
 def _kind(value: Any) -> str:

@@ -78,10 +78,10 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 @pytest.fixture(scope="session")
 def simulator() -> torch.device:
     """The simulator on the CPU. One process can start it once."""
-    from ppo_lab.envs.genesis.base import start_simulator
+    from ppo_lab.envs.genesis.start import ensure_started
 
     device = torch.device("cpu")
-    start_simulator(device, seed=1, performance_mode=False)
+    ensure_started(device, seed=1, performance_mode=False)
     return device
 
 

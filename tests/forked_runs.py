@@ -6,7 +6,6 @@ out: predicting memory, and starting the simulator again.
 
 from __future__ import annotations
 
-import copy
 import errno
 import functools
 import gc
@@ -112,16 +111,14 @@ def build_envs() -> None:
     import ppo_lab.training.run  # noqa: F401
     from ppo_lab import envs
     from ppo_lab.cli.compose import compose
-    from ppo_lab.envs.genesis.base import start_simulator
-    from ppo_lab.learning.checkpoint import random_state
+    from ppo_lab.learning.random_state import random_state, seed_everything
     from ppo_lab.runs.config import to_experiment
 
     device = torch.device("cpu")
-    start_simulator(device, SEED, performance_mode=False)
     for name in envs.names():
         cfg = to_experiment(compose([f"env={name}"])).env
-        _seed(SEED)
-        env, left = envs.make_env(cfg, NUM_ENVS, device), random_state(device)
+        seed_everything(SEED)
+        env, left = envs.make_env(cfg, NUM_ENVS, device, SEED), random_state(device)
         compile_kernels(env)
         BUILT[name] = cfg, env, left
     gc.collect()
@@ -132,15 +129,9 @@ def compile_kernels(env: Any) -> None:
     """Uses every kernel once, and leaves the env as it was: compiling takes threads, which a fork does not have."""
     import torch
 
-    built = copy.deepcopy(env.state())  # `step` adds to some of its tensors in place
-    env.step(torch.zeros(env.num_envs, env.num_actions))
+    built = env.state()
+    env.step(torch.zeros(env.num_envs, len(env.spec.actions)))
     env.restore(built)
-
-
-def _seed(seed: int) -> None:
-    from genesis.utils.misc import set_random_seed  # what gs.init does with its seed
-
-    set_random_seed(seed)
 
 
 def _live(program: str, words: list[str], output: Path, errors: Path | None, fault: Fault | None, cwd: Path) -> None:
@@ -162,23 +153,20 @@ def _live(program: str, words: list[str], output: Path, errors: Path | None, fau
 def _use_what_is_built() -> None:
     import torch
 
-    from ppo_lab.learning.checkpoint import set_random_state
+    from ppo_lab.learning.random_state import set_random_state
     from ppo_lab.training import budget
     from ppo_lab.training import run as training
 
-    def start_simulator(device: torch.device, seed: int, *_: bool) -> None:
-        assert seed == SEED
-
-    def make_env(cfg: Any, num_envs: int, device: torch.device) -> Any:
+    def make_env(cfg: Any, num_envs: int, device: torch.device, seed: int) -> Any:
         built_cfg, env, left = BUILT[cfg.name]
-        assert (cfg, num_envs) == (built_cfg, NUM_ENVS)
+        assert (cfg, num_envs, seed) == (built_cfg, NUM_ENVS, SEED)
         set_random_state(left, device)
         return env
 
     no_prediction: Future[Any] = Future()
     no_prediction.set_exception(RuntimeError("this is a test of other things"))
     budget.estimate_in_background = lambda cfg: no_prediction
-    vars(training).update(start_simulator=start_simulator, make_env=make_env)
+    vars(training).update(make_env=make_env)
 
 
 def killed_before_touching(folder: Path, pattern: str, nth: int = 1) -> Fault:

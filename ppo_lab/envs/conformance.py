@@ -18,8 +18,8 @@ from torch import Tensor
 from ppo_lab.config import EnvConfig
 from ppo_lab.contracts import Env, EnvSpec, StepResult
 
-STEPS = 40
-"""Of each walk. Actions are random, so that episodes end."""
+STEPS, MIDDLE = 40, 20
+"""Of the walk, and before the state from which another env goes on. Actions are random, so that episodes end."""
 SEED = 7
 
 Make = Callable[[Any, int, torch.device, int], Env]
@@ -43,12 +43,19 @@ def violations(make: Make, cfg: EnvConfig, num_envs: int = 6, device: torch.devi
     first_state = _through_a_file(env.state())
     before = _global_generators()
     actions = _actions(spec, num_envs, device)
-    walked = [_step(env, action) for action in actions]
+    walked = [_step(env, action) for action in actions[:MIDDLE]]
+    middle_state = _through_a_file(env.state())
+    walked += [_step(env, action) for action in actions[MIDDLE:]]
     found += _of_the_steps(env, spec, walked)
     found += _of_the_rewards(cfg, walked)
     if _global_generators() != before:
         found.append("it draws from torch's, numpy's or python's generator: use the env's own (self._generator)")
-    found += _of_the_state(make, cfg, num_envs, device, env, first_state, actions, walked)
+    if _names(first_state) != (now := _names(env.state())):
+        changed = ", ".join(sorted(now ^ _names(first_state)))
+        found.append(f"its state has other names after some steps than at first: {changed}. Make each in __init__")
+        return found
+    fresh = make(cfg, num_envs, device, SEED + 1)
+    found += _of_the_state(fresh, middle_state, actions[MIDDLE:], walked[MIDDLE:])
     found += _of_time_outs(env, spec)
     return found
 
@@ -127,23 +134,9 @@ def _of_the_rewards(cfg: EnvConfig, walked: list[Walked]) -> Iterator[str]:
         )
 
 
-def _of_the_state(
-    make: Make,
-    cfg: EnvConfig,
-    num_envs: int,
-    device: torch.device,
-    env: Env,
-    first_state: Any,
-    actions: list[Tensor],
-    walked: list[Walked],
-) -> Iterator[str]:
-    now = _names(env.state())
-    if now != _names(first_state):
-        changed = ", ".join(sorted(now ^ _names(first_state)))
-        yield f"its state has other names after some steps than at first: {changed}. Make each in __init__"
-        return
-    fresh = make(cfg, num_envs, device, SEED + 1)
-    fresh.restore(first_state)
+def _of_the_state(fresh: Env, state: Any, actions: list[Tensor], walked: list[Walked]) -> Iterator[str]:
+    """`fresh`, built with another seed, goes on from `state` as the env did that was in it."""
+    fresh.restore(state)
     again = [_step(fresh, action) for action in actions]
     for name in StepResult._fields:
         differing = [
@@ -157,15 +150,15 @@ def _of_the_state(
                 "no tensor, number or generator among its attributes (see ppo_lab.states)"
             )
             break
-    for key in sorted(first_state["own"]) if "own" in first_state else ():
-        lacking = first_state | {"own": {name: value for name, value in first_state["own"].items() if name != key}}
+    for key in sorted(state["own"]) if "own" in state else ():
+        lacking = state | {"own": {name: value for name, value in state["own"].items() if name != key}}
         try:
             fresh.restore(lacking)
         except ValueError:
             continue
         yield f"it restores a state that lacks {key}"
     try:
-        fresh.restore(first_state | {"own": first_state.get("own", {}) | {"not_mine": torch.zeros(1)}})
+        fresh.restore(state | {"own": state.get("own", {}) | {"not_mine": torch.zeros(1)}})
     except ValueError:
         return
     yield "it restores a state that has more than it has"

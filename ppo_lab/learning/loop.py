@@ -14,11 +14,10 @@ from ppo_lab.learning import guard
 from ppo_lab.learning.episodes import EpisodeStatistics
 from ppo_lab.learning.ppo import RslRlUpdate, build_ppo
 from ppo_lab.learning.random_state import kind_of_device, random_state, reseed, set_random_state
+from ppo_lab.learning.ranks import current_ranks
 from ppo_lab.states import check_fits
 
 if TYPE_CHECKING:
-    from tensordict import TensorDict
-
     from ppo_lab.contracts import CheckpointStore, Env, MemoryPhases, Report, State, Update
 
 log = logging.getLogger(__name__)
@@ -41,6 +40,7 @@ class Loop:
     ) -> None:
         """`should_stop` is asked at the end of every iteration."""
         self.env = env
+        self.ranks = current_ranks()
         self.alg = build_ppo(cfg, env.get_observations())
         self.update: Update = RslRlUpdate(self.alg, cfg.algorithm.num_learning_epochs)
         self.episodes = EpisodeStatistics(env.num_envs, cfg.num_steps_per_env, env.spec.rewards, env.device)
@@ -50,6 +50,7 @@ class Loop:
         self._should_stop = should_stop
         self._num_steps_per_env = cfg.num_steps_per_env
         self._seed = cfg.seed
+        self._obs = env.get_observations()
 
     def learn(self, num_learning_iterations: int, init_at_random_ep_len: bool = False) -> None:
         """Runs iterations of one rollout and one update each, from `next_iteration` on.
@@ -60,11 +61,11 @@ class Loop:
         env = self.env
         if init_at_random_ep_len:  # or else every env would time out in the same step
             env.episode_length_buf = torch.randint_like(env.episode_length_buf, high=env.spec.max_episode_length)
-        obs = env.get_observations()
+        self._obs = env.get_observations()
         self.alg.train_mode()
         final = self.next_iteration + num_learning_iterations - 1
         for iteration in range(self.next_iteration, final + 1):
-            obs, scalars = self.iterate(obs, self._num_steps_per_env, self.update)
+            scalars = self.iterate(self._num_steps_per_env, self.update)
             self.next_iteration = iteration + 1
             self._report(iteration, scalars)
             last = iteration == final or self._should_stop()
@@ -72,17 +73,17 @@ class Loop:
             if last:
                 break
 
-    def iterate(self, obs: TensorDict, num_steps: int, update: Update) -> tuple[TensorDict, dict[str, float]]:
-        """One iteration, from the newest observations: those after it, and its scalars."""
+    def iterate(self, num_steps: int, update: Update) -> dict[str, float]:
+        """One iteration, which goes on from the newest observations: its scalars."""
         started_s = self._clock_s()
         with self._phases.phase("rollout"):
-            obs = self._rollout(obs, num_steps)
+            self._rollout(num_steps)
         collected_s = self._clock_s()
         with self._phases.phase("update"):
-            losses = self._guarded_update(obs, update)
+            losses = self._guarded_update(update)
         learned_s = self._clock_s()
-        guard.check(self.alg, self.next_iteration, obs, losses)
-        return obs, {
+        guard.check(self.alg, self.next_iteration, self._obs, losses)
+        return {
             **self.episodes.scalars(),
             **self.env.check(),
             **{f"Loss/{name}": value for name, value in losses.items()},
@@ -166,7 +167,8 @@ class Loop:
         check_fits("the optimizer", moments, own)
 
     @torch.inference_mode()
-    def _rollout(self, obs: TensorDict, num_steps: int) -> TensorDict:
+    def _rollout(self, num_steps: int) -> None:
+        obs = self._obs
         try:
             for _ in range(num_steps):
                 obs, rewards, dones, time_outs, episode_sums = self.env.step(self.alg.act(obs))
@@ -175,13 +177,13 @@ class Loop:
         except Exception:  # the env may break over what it is given
             guard.check_interrupted(self.alg, self.next_iteration, obs)
             raise
-        return obs
+        self._obs = obs
 
-    def _guarded_update(self, obs: TensorDict, update: Update) -> dict[str, float]:
+    def _guarded_update(self, update: Update) -> dict[str, float]:
         try:
-            return update(obs)
+            return update(self._obs)
         except Exception:  # torch refuses to draw from a distribution whose deviation is NaN
-            guard.check_interrupted(self.alg, self.next_iteration, obs)
+            guard.check_interrupted(self.alg, self.next_iteration, self._obs)
             raise
 
     def _clock_s(self) -> float:

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import logging
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ppo_lab.contracts import Ranks
+
+log = logging.getLogger(__name__)
 
 
 class SingleProcess:
@@ -19,3 +28,11 @@ class SingleProcess:
 
     def barrier(self) -> None:
         pass
+
+
+def current_ranks() -> Ranks:
+    """The ranks of this process. A WORLD_SIZE that no launcher set, as some cluster images do, is ignored."""
+    world_size = os.environ.get("WORLD_SIZE", "")
+    if world_size.isdecimal() and int(world_size) > 1:
+        log.info("WORLD_SIZE=%s is ignored: one process trains this run", world_size)
+    return SingleProcess()

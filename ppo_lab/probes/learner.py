@@ -248,8 +248,8 @@ def run(cfg: ExperimentConfig, device_type: DeviceType) -> Trace:
             for group in alg.optimizer.param_groups:
                 group["foreach"] = True
         alg.train_mode()
-        obs, _ = loop.iterate(env.get_observations(), 1, RslRlUpdate(alg, num_learning_epochs=1))
-        loop.iterate(obs, cfg.num_steps_per_env, loop.update)
+        loop.iterate(1, RslRlUpdate(alg, num_learning_epochs=1))
+        loop.iterate(cfg.num_steps_per_env, loop.update)
         label()
         events = recorder.events()[: phases.end]
     return trace.summarize(events, phases.marks["rollout"], phases.marks["update"], recorder.matmul_starts())

@@ -11,33 +11,98 @@ import pytest
 
 from benchmarks import calibration, predicted_vs_measured, reliability
 from ppo_lab.cli.compose import compose
+from ppo_lab.envs.robots import asset
 from ppo_lab.errors import ConfigError
 from ppo_lab.runs.config import to_experiment
+from ppo_lab.runs.files import read_rows
 from tests.paths import REPOSITORY
 
+EXAMPLES = {
+    "conf/robot/heavy_dog.yaml",
+    *("conf/env/go2_calm.yaml", "ppo_lab/envs/tasks/go2_calm.py"),
+    *("conf/env/stand.yaml", "ppo_lab/envs/tasks/stand.py"),
+    *("conf/env/puck.yaml", "ppo_lab/envs/tasks/puck.py"),
+}
+CHECK_AND_TRAIN = """
+import json, sys
+from importlib import import_module
 
-def test_the_worked_example_of_a_new_env_trains_as_it_stands(tmp_path: Path) -> None:
-    page = (REPOSITORY / "docs" / "add_an_env.md").read_text()
-    files = dict(re.findall(r"`(\S+\.(?:yaml|py))`\n\n```\w+\n(.*?)```", page, re.DOTALL))
-    assert set(files) == {"conf/env/puck.yaml", "ppo_lab/envs/tasks/puck.py"}
+import torch
+
+from ppo_lab.cli.compose import compose
+from ppo_lab.envs import make_env
+from ppo_lab.envs.conformance import violations
+from ppo_lab.learning.checkpoint import NoCheckpoints
+from ppo_lab.learning.loop import Loop
+from ppo_lab.memory.measure.monitor import MemoryMonitor
+from ppo_lab.runs.config import to_experiment
+from ppo_lab.runs.files import read_rows
+
+cpu, found = torch.device("cpu"), {}
+for overrides in (["env=go2", "robot=heavy_dog"], ["env=go2_calm"], ["env=stand"]):
+    cfg = to_experiment(compose(["experiment=smoke", *overrides]))
+    wrong = violations(import_module(f"ppo_lab.envs.tasks.{cfg.env.name}").make, cfg.env)
+    rows = []
+    env = make_env(cfg.env, cfg.num_envs, cpu, seed=1)
+    loop = Loop(env, cfg, MemoryMonitor(cpu), NoCheckpoints(), lambda _, scalars: rows.append(scalars))
+    loop.learn(2)
+    found[overrides[-1]] = [wrong, len(rows), loop.alg.actor.obs_dim, loop.alg.critic.obs_dim]
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the code with every example of docs/add_an_env.md in its place, and the URDF of its robot."""
+    folder = tmp_path_factory.mktemp("checkout")
     for name in ("conf", "ppo_lab"):
-        shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(REPOSITORY / "train.py", tmp_path)
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "train.py", folder)
+    for name, text in examples().items():
+        (folder / name).write_text(text)
+    go2 = asset("urdf/go2/urdf/go2.urdf")
+    (folder / "heavy_dog.urdf").write_text(go2.read_text().replace("../", f"{go2.parent.parent}/"))
+    return folder
 
-    def train(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "train.py", "env=puck", *words]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
 
-    refused = train("env.push=-1")
-    assert refused.returncode == 2
-    assert refused.stderr in page
-    done = train("max_iterations=25", "hydra.run.dir=run")
+def examples() -> dict[str, str]:
+    page = (REPOSITORY / "docs" / "add_an_env.md").read_text()
+    return dict(re.findall(r"`(\S+\.(?:yaml|py))`\n\n```\w+\n(.*?)```", page, re.DOTALL))
+
+
+def python(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *words], cwd=checkout, capture_output=True, text=True, timeout=300)
+
+
+def test_the_examples_on_the_simulator_keep_the_contract_and_train_as_they_stand(checkout: Path) -> None:
+    assert set(examples()) == EXAMPLES
+    done = python(checkout, "-c", CHECK_AND_TRAIN)
     assert done.returncode == 0, done.stderr
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    rewards = [json.loads(line).get("Train/mean_reward", 0.0) for line in lines]
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "robot=heavy_dog": [[], 2, 45, 45],
+        "env=go2_calm": [[], 2, 45, 45],
+        "env=stand": [[], 2, 27, 28],  # gravity 3, positions and velocities of 12 joints; the critic: height
+    }
+
+
+def test_the_example_without_a_simulator_trains_as_it_stands_and_never_loads_the_simulator(checkout: Path) -> None:
+    page = (REPOSITORY / "docs" / "add_an_env.md").read_text()
+    refused = python(checkout, "train.py", "env=puck", "env.push=-1")
+    assert (refused.returncode, refused.stderr in page) == (2, True)
+    begin = "import sys, runpy; sys.argv = ['train.py', 'env=puck', 'max_iterations=25', 'hydra.run.dir=run']\n"
+    end = "runpy.run_path('train.py', run_name='__main__'); print('genesis' in sys.modules)"
+    done = python(checkout, "-c", begin + end)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("False\n"), done.stdout
+    rewards = [row.get("Train/mean_reward", 0.0) for row in read_rows(checkout / "run")]
     assert rewards[-1] > 1.5 * rewards[5], "it learns"
+
+
+def test_a_joint_that_the_urdf_has_and_the_robot_lacks_is_named(checkout: Path) -> None:
+    page = (REPOSITORY / "docs" / "add_an_env.md").read_text()
+    overrides = ["env=go2", "robot=heavy_dog", "~env.robot.default_joint_angles.FL_hip_joint"]
+    refused = python(checkout, "train.py", *overrides)
+    assert (refused.returncode, refused.stderr in page) == (2, True), refused.stderr
 
 
 def test_the_readme_shows_the_errors_that_one_gets() -> None:

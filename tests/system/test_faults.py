@@ -507,8 +507,8 @@ def test_words_beside_resume_are_of_the_runs_own_env(stopped: Path) -> None:
         prepare([f"resume={stopped}", "env.yaw_lambda=-5"])
     with pytest.raises(ConfigError, match=r"unknown key env\.yaw_lamda\. Did you mean env\.yaw_lambda\?"):
         prepare([f"resume={stopped}", "env.yaw_lamda=-5"])
-    with pytest.raises(ConfigError, match=r"unknown key env\.kp\."):
-        prepare([f"resume={stopped}", "env.kp=30"])
+    with pytest.raises(ConfigError, match=r"unknown key env\.robot\.kp\."):
+        prepare([f"resume={stopped}", "env.robot.kp=30"])
 
 
 @pytest.mark.parametrize("start", ["resume", "reproduce"])

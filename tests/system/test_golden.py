@@ -27,33 +27,33 @@ def test_replaying_the_recorded_actions_gives_the_recorded_steps(
     _, num_envs, num_actions = golden["actions"].shape
     cfg = experiment(f"env={name}", *RECORDED_WITH[name])
     with torch.inference_mode():
-        env = make_env(cfg.env, num_envs, simulator)
-        assert env.num_actions == num_actions == cfg.env.num_actions
-        assert golden["obs"].shape[-1] == cfg.env.num_obs
+        env = make_env(cfg.env, num_envs, simulator, seed=1)
+        assert num_actions == len(env.spec.actions)
+        assert golden["obs"].shape[-1] == env.spec.width("policy")
         observed = [env.get_observations()["policy"]]
         kept = [observed[0].clone()]
         rewards, dones, time_outs, episode_sums = [], [], [], []
         for action in torch.from_numpy(golden["actions"]):
-            obs, reward, done, extras = env.step(action)
+            obs, reward, done, time_out, sums = env.step(action)
             observed.append(obs["policy"])
             kept.append(obs["policy"].clone())
             rewards.append(reward)
             dones.append(done)
-            time_outs.append(extras["time_outs"])
-            episode_sums.append(extras["episode_sums"])
+            time_outs.append(time_out)
+            episode_sums.append(sums)
 
     np.testing.assert_allclose(torch.stack(kept), golden["obs"], atol=ATOL, rtol=0)
     np.testing.assert_allclose(torch.stack(rewards), golden["rewards"], atol=ATOL, rtol=0)
     np.testing.assert_array_equal(torch.stack(dones), golden["dones"].astype(bool))
-    np.testing.assert_array_equal(torch.stack(time_outs), golden["time_outs"])
+    np.testing.assert_array_equal(torch.stack(time_outs), golden["time_outs"].astype(bool))
     assert golden["dones"].sum() > 10, "a trace without resets would prove little"
     assert all(torch.equal(was, is_now) for was, is_now in zip(kept, observed, strict=True)), "a step wrote to old obs"
 
-    # What the books say of ended episodes is what those episodes were paid.
-    paid = golden["rewards"].astype(np.float64)
+    # The reward terms of ended episodes sum up to what those episodes were rewarded with.
+    rewarded = golden["rewards"].astype(np.float64)
     ended_before = np.cumsum(golden["dones"][::-1], axis=0)[::-1] > 0  # steps of episodes that ended later on
-    booked = torch.stack(episode_sums).sum() * cfg.env.episode_length_s
-    assert booked.item() == pytest.approx(paid[ended_before].sum(), abs=ATOL)
+    summed = torch.stack(episode_sums).sum() * cfg.env.episode_length_s
+    assert summed.item() == pytest.approx(rewarded[ended_before].sum(), abs=ATOL)
 
 
 @pytest.mark.parametrize("name", RECORDED_WITH)
@@ -63,14 +63,14 @@ def test_an_episode_that_lasts_too_long_is_a_time_out(
     cfg = experiment(f"env={name}", "env.episode_length_s=0.1")
     limit = cfg.env.max_episode_length  # 5 steps for Go2, 10 for the drone
     with torch.inference_mode():
-        env = make_env(cfg.env, 3, simulator)
-        still = torch.zeros(3, cfg.env.num_actions)
+        env = make_env(cfg.env, 3, simulator, seed=1)
+        still = torch.zeros(3, len(env.spec.actions))
         lengths, time_outs = [], []
         for _ in range(limit + 1):
-            _, _, dones, extras = env.step(still)
-            time_outs.append(extras["time_outs"].tolist())
+            _, _, dones, time_out, _ = env.step(still)
+            time_outs.append(time_out.tolist())
             lengths.append(env.episode_length_buf.tolist())
-    assert time_outs == [[0.0] * 3] * limit + [[1.0] * 3]
+    assert time_outs == [[False] * 3] * limit + [[True] * 3]
     assert dones.all()
     assert lengths == [[n] * 3 for n in [*range(1, limit + 1), 0]]
 
@@ -81,10 +81,10 @@ def test_commands_are_drawn_anew_when_their_time_is_up_and_only_then(
     cfg = experiment("env.resampling_time_s=0.06", "env.lin_vel_x_range=[-1,1]", "env.clip_actions=0.1")
     commands = slice(6, 9)
     with torch.inference_mode():
-        env = make_env(cfg.env, 4, simulator)
+        env = make_env(cfg.env, 4, simulator, seed=1)
         seen = [env.get_observations()["policy"][:, commands]]
         for _ in range(7):
-            obs, _, dones, _ = env.step(torch.zeros(4, 12))
+            obs, _, dones, *_ = env.step(torch.zeros(4, 12))
             assert not dones.any()
             seen.append(obs["policy"][:, commands])
     changed = [not torch.equal(before, after) for before, after in pairwise(seen)]

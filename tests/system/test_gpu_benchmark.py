@@ -267,9 +267,6 @@ def test_the_first_event_at_which_the_allocator_differs_is_told(
 def test_the_simulators_part_runs_to_its_end_with_a_fake_card(
     cuda: pytest.MonkeyPatch, simulator: torch.device
 ) -> None:
-    from ppo_lab.envs.genesis import base
-
-    cuda.setattr(base, "start_simulator", lambda *_, **__: None)  # once in a process
     rows = {row.check: row for row in gpu_checks.simulator("cpu")}
     assert rows["gs.init takes"].expected == (173_015_040, 173_015_040 + 36_000_000)
     assert rows["the pool's bytes in use"].measured == 576 * MIB
@@ -281,7 +278,6 @@ def test_the_simulators_part_runs_to_its_end_with_a_fake_card(
 @pytest.mark.slow
 def test_reads_of_the_host_are_counted_by_phase(cuda: pytest.MonkeyPatch, simulator: torch.device) -> None:
     from ppo_lab.learning import guard
-    from ppo_lab.training import run as training
 
     mode = ["default"]
     check = guard.check
@@ -294,7 +290,6 @@ def test_reads_of_the_host_are_counted_by_phase(cuda: pytest.MonkeyPatch, simula
         check(*args)
 
     cuda.setattr(guard, "check", read)
-    cuda.setattr(training, "start_simulator", lambda *_, **__: None)
     cuda.setattr(torch.cuda, "set_sync_debug_mode", mode.append)
     rows = {row.check: row for row in gpu_checks.syncs("cpu")}
     assert mode[1:] == ["warn", "default"]

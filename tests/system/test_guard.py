@@ -11,7 +11,7 @@ import subprocess
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -21,14 +21,16 @@ from torch.utils._pytree import tree_leaves
 
 from ppo_lab.cli import replay
 from ppo_lab.config import ExperimentConfig
+from ppo_lab.contracts import StepResult
 from ppo_lab.envs import make_env
 from ppo_lab.errors import ConfigError, SimulatorError
 from ppo_lab.learning import checkpoint, guard
 from ppo_lab.learning.guard import Fault, NonFiniteError
-from ppo_lab.learning.loop import Runner
+from ppo_lab.learning.loop import Loop
+from ppo_lab.learning.ppo import RslRlUpdate
 from ppo_lab.machine import commands
 from ppo_lab.memory.measure.monitor import MemoryMonitor
-from ppo_lab.probes.learner import StandInEnv
+from ppo_lab.probes.learner import ZeroEnv
 from tests import forked_runs
 from tests.forked_runs import Fault as ForkedFault
 from tests.forked_runs import ForkedRun
@@ -38,12 +40,12 @@ T, N = 8, 16
 NAN, INF = math.nan, math.inf
 
 Experiment = Callable[..., ExperimentConfig]
-Step = tuple[Any, Tensor, Tensor, dict[str, Tensor]]
+Step = StepResult
 Train = Callable[..., subprocess.CompletedProcess[str]]
 Failed = tuple[Path, int, str]
 
 
-class FaultyEnv(StandInEnv):
+class FaultyEnv(ZeroEnv):
     """Stands still, but for what `fault` does to the step it is told the number of, counted over the whole run."""
 
     def __init__(self, cfg: ExperimentConfig, fault: Callable[[int, Step], None]) -> None:
@@ -63,36 +65,35 @@ class Reports:
 
     def __init__(self) -> None:
         self.rows: dict[int, dict[str, float]] = {}
-        self.offered: list[int] = []
+        self.saved: list[int] = []
 
     def report(self, iteration: int, scalars: dict[str, float]) -> None:
         self.rows[iteration] = scalars
 
-    def offer(self, iteration: int, *args: Any) -> None:
-        self.offered.append(iteration)
+    def maybe_save(self, iteration: int, *_: Any, **__: Any) -> None:
+        self.saved.append(iteration)
 
 
-def runner(cfg: ExperimentConfig, reports: Reports, fault: Callable[[int, Step], None] = lambda *_: None) -> Runner:
-    env = cast(Any, FaultyEnv(cfg, fault))
-    return Runner(env, cfg, MemoryMonitor(torch.device("cpu")), cast(Any, reports), reports.report)
+def looping(cfg: ExperimentConfig, reports: Reports, fault: Callable[[int, Step], None] = lambda *_: None) -> Loop:
+    return Loop(FaultyEnv(cfg, fault), cfg, MemoryMonitor(torch.device("cpu")), reports, reports.report)
 
 
-def stopped(runner: Runner, reports: Reports, iterations: int = 4) -> NonFiniteError:
+def stopped(loop: Loop, reports: Reports, iterations: int = 4) -> NonFiniteError:
     """What `learn` raised; nothing of that iteration was reported or saved."""
     with pytest.raises(NonFiniteError) as caught:
-        runner.learn(iterations)
+        loop.learn(iterations)
     before = list(range(caught.value.fault.iteration))
-    assert reports.offered == list(reports.rows) == before
+    assert reports.saved == list(reports.rows) == before
     return caught.value
 
 
 def test_observations_are_named_by_the_step_that_acts_on_them_and_by_env(experiment: Experiment) -> None:
     def fault(step: int, stepped: Step) -> None:
         if step == 2 * T + 4:  # what the step after, 5, acts on
-            stepped[0]["policy"][[3, 11], 2] = NAN
+            stepped.observations["policy"][[3, 11], 2] = NAN
 
     reports = Reports()
-    found = stopped(runner(experiment("experiment=smoke"), reports, fault), reports)
+    found = stopped(looping(experiment("experiment=smoke"), reports, fault), reports)
     assert found.fault.env_ids == [3, 11]
     assert str(found) == "observations are not finite in iteration 2: nan first at step 5 in 2 envs: 3, 11"
 
@@ -100,11 +101,11 @@ def test_observations_are_named_by_the_step_that_acts_on_them_and_by_env(experim
 def test_what_the_last_step_observed_counts_as_well(experiment: Experiment) -> None:
     def fault(step: int, stepped: Step) -> None:
         if step == 2 * T - 1:
-            stepped[0]["policy"][15, 0] = -INF
+            stepped.observations["policy"][15, 0] = -INF
 
     reports = Reports()
     cfg = experiment("experiment=smoke", "network.activation=tanh")  # bounded: the value of that state is finite
-    found = stopped(runner(cfg, reports, fault), reports)
+    found = stopped(looping(cfg, reports, fault), reports)
     assert found.fault == Fault(1, "observations", -INF, T, [15], [])
     assert found.evidence["observations"][T, 0, 0] == -INF
 
@@ -112,12 +113,12 @@ def test_what_the_last_step_observed_counts_as_well(experiment: Experiment) -> N
 def test_rewards_are_named_by_the_step_that_earned_them(experiment: Experiment) -> None:
     def fault(step: int, stepped: Step) -> None:
         if step == T + 5:
-            stepped[1][0] = INF
+            stepped.rewards[0] = INF
         if step == T + 6:  # not the first
-            stepped[0]["policy"][9] = NAN
+            stepped.observations["policy"][9] = NAN
 
     reports = Reports()
-    found = stopped(runner(experiment("experiment=smoke"), reports, fault), reports)
+    found = stopped(looping(experiment("experiment=smoke"), reports, fault), reports)
     assert found.fault == Fault(1, "rewards", INF, 5, [0], [])
     assert found.evidence["envs"].tolist() == [0, 1, 2, 3, 4], "and a few others to compare with"
     assert found.evidence["rewards"].shape == (T, 5, 1)
@@ -127,10 +128,10 @@ def test_rewards_are_named_by_the_step_that_earned_them(experiment: Experiment) 
 @pytest.mark.parametrize(("network", "group"), [("actor", "actions"), ("critic", "values")])
 def test_a_network_that_overflows_is_told_from_the_env(experiment: Experiment, network: str, group: str) -> None:
     def fault(step: int, stepped: Step) -> None:
-        stepped[0]["policy"][:] = 10.0
+        stepped.observations["policy"][:] = 10.0
 
     reports = Reports()
-    running = runner(experiment("experiment=smoke", "network.activation=relu"), reports, fault)
+    running = looping(experiment("experiment=smoke", "network.activation=relu"), reports, fault)
     with torch.no_grad():
         for parameter in getattr(running.alg, network).mlp.parameters():
             parameter.fill_(1e30)  # finite, as is 10; their products are not
@@ -140,10 +141,10 @@ def test_a_network_that_overflows_is_told_from_the_env(experiment: Experiment, n
 
 def test_a_loss_is_named(experiment: Experiment) -> None:
     def fault(step: int, stepped: Step) -> None:
-        stepped[1][:] = 1e30  # finite, and its square is not
+        stepped.rewards[:] = 1e30  # finite, and its square is not
 
     reports = Reports()
-    found = stopped(runner(experiment("experiment=smoke"), reports, fault), reports)
+    found = stopped(looping(experiment("experiment=smoke"), reports, fault), reports)
     assert (found.fault.group, found.fault.step, found.fault.env_ids) == ("losses", None, [])
     assert "value" in found.fault.names
     assert found.evidence["losses"]["value"] == INF
@@ -152,8 +153,10 @@ def test_a_loss_is_named(experiment: Experiment) -> None:
 
 def test_weights_are_named(experiment: Experiment) -> None:
     reports = Reports()
-    running = runner(experiment("experiment=smoke", "algorithm.num_mini_batches=1"), reports)
-    running.alg.num_learning_epochs = 1  # the loss comes before the one step that ruins them
+    running = looping(experiment("experiment=smoke", "algorithm.num_mini_batches=1"), reports)
+    running.update = RslRlUpdate(
+        running.alg, num_learning_epochs=1
+    )  # the loss comes before the one step that ruins them
     spoil = running.alg.critic.mlp[2].bias.register_hook(lambda gradient: gradient / 0.0)
     found = stopped(running, reports)
     spoil.remove()
@@ -164,7 +167,7 @@ def test_weights_are_named(experiment: Experiment) -> None:
 
 def test_a_normalizer_belongs_to_the_weights(experiment: Experiment) -> None:
     reports = Reports()
-    running = runner(experiment("experiment=smoke", "network.obs_normalization=true"), reports)
+    running = looping(experiment("experiment=smoke", "network.obs_normalization=true"), reports)
     running.alg.actor.obs_normalizer._var[0, 4] = NAN  # not read in an update, unlike the standard deviation
     found = stopped(running, reports)
     assert found.fault == Fault(0, "weights", found.fault.value, None, [], found.fault.names)
@@ -174,12 +177,12 @@ def test_a_normalizer_belongs_to_the_weights(experiment: Experiment) -> None:
 def test_an_env_that_breaks_over_nan_is_not_blamed(experiment: Experiment) -> None:
     def fault(step: int, stepped: Step) -> None:
         if step == T + 2:
-            stepped[0]["policy"][7] = NAN
+            stepped.observations["policy"][7] = NAN
         if step == T + 3:
             raise RuntimeError("singular matrix")
 
     reports = Reports()
-    found = stopped(runner(experiment("experiment=smoke"), reports, fault), reports)
+    found = stopped(looping(experiment("experiment=smoke"), reports, fault), reports)
     assert found.fault == Fault(1, "observations", found.fault.value, 3, [7], [])
     assert str(found.__context__) == "singular matrix"
     assert found.evidence["actions"].shape[0] == 3
@@ -191,11 +194,11 @@ def test_an_env_that_breaks_by_itself_says_so_itself(experiment: Experiment) -> 
             raise RuntimeError("singular matrix")
 
     with pytest.raises(RuntimeError, match=r"^singular matrix$"):
-        runner(experiment("experiment=smoke"), Reports(), fault).learn(2)
+        looping(experiment("experiment=smoke"), Reports(), fault).learn(2)
 
 
 def test_a_sum_that_overflows_is_no_fault(experiment: Experiment) -> None:
-    running = runner(experiment("experiment=smoke"), Reports())
+    running = looping(experiment("experiment=smoke"), Reports())
     running.learn(1)
     running.alg.storage.rewards.fill_(3e38)
     assert running.alg.storage.rewards.sum() == INF
@@ -211,7 +214,7 @@ def test_the_guard_reads_the_device_once_an_iteration(experiment: Experiment) ->
             self.count += func.name() in names
             return func(*args, **(kwargs or {}))
 
-    running = runner(experiment("experiment=smoke"), Reports())
+    running = looping(experiment("experiment=smoke"), Reports())
     running.learn(1)
     with HostReads() as reads:
         guard.check(running.alg, 0, running.env.get_observations(), {"value": 1.0})
@@ -221,19 +224,19 @@ def test_the_guard_reads_the_device_once_an_iteration(experiment: Experiment) ->
 def test_a_dump_holds_the_envs_at_fault_first_and_not_all_of_many(experiment: Experiment) -> None:
     def fault(step: int, stepped: Step) -> None:
         if step == 1:
-            stepped[1][20:] = NAN
+            stepped.rewards[20:] = NAN
 
     reports = Reports()
-    found = stopped(runner(experiment("experiment=smoke", "num_envs=64"), reports, fault), reports)
+    found = stopped(looping(experiment("experiment=smoke", "num_envs=64"), reports, fault), reports)
     assert found.fault.env_ids == list(range(20, 64))
     assert found.evidence["envs"].tolist() == [*range(20, 36), 0, 1, 2, 3]
     assert str(found).endswith("nan first at step 1 in 44 envs: 20, 21, 22, 23, 24, 25, 26, 27, ...")
 
 
-def test_the_runner_saves_and_loads_through_checkpoints_alone() -> None:
+def test_the_loop_saves_and_loads_through_checkpoints_alone() -> None:
     """rsl_rl's own `save` writes no checksum and no state, and its `load` unpickles."""
-    assert not hasattr(Runner, "save")
-    assert not hasattr(Runner, "load")
+    assert not hasattr(Loop, "save")
+    assert not hasattr(Loop, "load")
 
 
 def test_a_world_size_that_no_launcher_set_is_ignored_and_told(
@@ -242,13 +245,13 @@ def test_a_world_size_that_no_launcher_set_is_ignored_and_told(
     monkeypatch.setenv("WORLD_SIZE", "8")
     reports = Reports()
     with caplog.at_level("INFO"):
-        runner(experiment("experiment=smoke"), reports).learn(1)
+        looping(experiment("experiment=smoke"), reports).learn(1)
     assert caplog.messages == ["WORLD_SIZE=8 is ignored: one process trains this run"]
     assert list(reports.rows) == [0]
     for alone in ("1", "", "many"):
         caplog.clear()
         monkeypatch.setenv("WORLD_SIZE", alone)
-        runner(experiment("experiment=smoke"), Reports())
+        looping(experiment("experiment=smoke"), Reports())
         assert caplog.messages == []
 
 
@@ -256,7 +259,7 @@ def test_the_networks_are_printed_to_the_log(
     experiment: Experiment, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("DEBUG"):
-        runner(experiment("experiment=smoke"), Reports())
+        looping(experiment("experiment=smoke"), Reports())
     assert capsys.readouterr().out == ""
     assert any(message.startswith("Actor Model: MLPModel") for message in caplog.messages)
 
@@ -264,11 +267,13 @@ def test_the_networks_are_printed_to_the_log(
 class Memory:
     """Keeps what a checkpoint would hold."""
 
-    def offer(self, iteration: int, model: Callable[[], Any], state: Callable[[], Any], *_: Any) -> None:
+    def maybe_save(
+        self, iteration: int, model: Callable[[], Any], state: Callable[[], Any], *_: Any, **__: Any
+    ) -> None:
         self.model, self.state = copy.deepcopy((model(), state()))
 
 
-class StatefulEnv(StandInEnv):
+class StatefulEnv(ZeroEnv):
     """Has one number as its state."""
 
     value = 0
@@ -280,9 +285,8 @@ class StatefulEnv(StandInEnv):
         self.value = state["value"]
 
 
-def saving(cfg: ExperimentConfig, memory: Memory) -> Runner:
-    env = cast(Any, StatefulEnv(cfg))
-    return Runner(env, cfg, MemoryMonitor(torch.device("cpu")), cast(Any, memory), lambda *_: None)
+def saving(cfg: ExperimentConfig, memory: Memory) -> Loop:
+    return Loop(StatefulEnv(cfg), cfg, MemoryMonitor(torch.device("cpu")), memory, lambda *_: None)
 
 
 def another_shape(tensors: dict[str, Any], name: str) -> None:
@@ -432,11 +436,11 @@ def _spoil_rewards(value: float) -> None:
     step, env.steps = env.step, torch.zeros((), dtype=torch.int64)  # saved and restored with the env's other tensors
 
     def step_with_a_fault(actions: Tensor) -> Any:
-        obs, rewards, dones, extras = step(actions)
+        result = step(actions)
         if env.steps == FAULT_AT:
-            rewards[[3, 11]] = value
+            result.rewards[[3, 11]] = value
         env.steps = env.steps + 1
-        return obs, rewards, dones, extras
+        return result
 
     env.step = step_with_a_fault
 
@@ -485,7 +489,7 @@ def test_nan_reaches_neither_checkpoint_nor_metrics(failed: Failed) -> None:
     for name in names:
         state = checkpoint.load(folder / "checkpoints" / name)
         if name.startswith("state"):
-            state = {"env": state["env"]["buffers"], "episodes": state["episodes"]}  # the simulator's limits are inf
+            state = {"env": state["env"]["own"], "episodes": state["episodes"]}  # the simulator's limits are inf
         tensors = [value for value in tree_leaves(state) if isinstance(value, Tensor)]
         assert len(tensors) > 5
         assert all(tensor.isfinite().all() for tensor in tensors), name
@@ -552,7 +556,7 @@ def test_a_file_that_is_no_dump_is_refused(failed: Failed, name: str) -> None:
 COLLAPSE = [
     "env=go2",
     "env.max_collision_pairs=1",
-    "env.kp=0",
+    "env.robot.kp=0",
     "env.termination_if_roll_greater_than=180",
     "env.termination_if_pitch_greater_than=180",
 ]
@@ -565,13 +569,13 @@ def test_an_env_that_ends_the_episodes_in_which_the_simulator_errs_counts_them(
     experiment: Experiment, simulator: torch.device, caplog: pytest.LogCaptureFixture
 ) -> None:
     cfg = experiment(*COLLAPSE)
-    env: Any = make_env(cfg.env, 4, simulator)
+    env: Any = make_env(cfg.env, 4, simulator, seed=1)
     still = torch.zeros(4, 12)
     env.step(still)
     assert env.check() == {}
 
-    env._robot.set_dofs_velocity(torch.full((2, 18), NAN), envs_idx=[0, 2])
-    _, _, dones, _ = env.step(still)
+    env._robot.entity.set_dofs_velocity(torch.full((2, 18), NAN), envs_idx=[0, 2])
+    _, _, dones, *_ = env.step(still)
     assert dones.tolist() == [True, False, True, False]
     assert env.check() == {"Simulator/lost_envs": 2}
     assert caplog.messages == ["the simulator lost an env 2 times in one iteration; try env.substeps=4"]
@@ -588,7 +592,7 @@ def test_what_the_simulator_raises_comes_with_the_setting_that_mends_it(
     experiment: Experiment, simulator: torch.device
 ) -> None:
     cfg = experiment("env=hover")
-    env: Any = make_env(cfg.env, 2, simulator)
+    env: Any = make_env(cfg.env, 2, simulator, seed=1)
     env._drone.set_dofs_velocity(torch.full((1, 6), NAN), envs_idx=[1])
     steps = [env.step] * 10  # it looks for errors at every tenth substep
     with pytest.raises(SimulatorError, match=r"the simulator stopped: Invalid .*; try env\.substeps=4$"):

@@ -180,13 +180,13 @@ def in_iteration(number: int, run_out: Callable[[], NoReturn]) -> Fault:
 
 
 def _run_out(number: int, run_out: Callable[[], NoReturn]) -> None:
-    from ppo_lab.learning.loop import Runner
+    from ppo_lab.learning.loop import Loop
 
-    rollout, held = Runner._rollout, []
+    rollout, held = Loop._rollout, []
 
-    def runs_out(self: Runner, obs: Any) -> Any:
+    def runs_out(self: Loop, num_steps: int) -> None:
         if self.next_iteration < number:
-            return rollout(self, obs)
+            return rollout(self, num_steps)
         held.extend([weakref.ref(self), weakref.ref(self.alg.storage.observations["policy"])])
         run_out()
 
@@ -195,7 +195,7 @@ def _run_out(number: int, run_out: Callable[[], NoReturn]) -> None:
             print("alive:", [reference() is not None for reference in held])
         return 2**33
 
-    Runner._rollout = runs_out  # type: ignore[method-assign]
+    Loop._rollout = runs_out  # type: ignore[method-assign]
     budget.room_bytes = room_bytes
 
 

@@ -225,9 +225,8 @@ BALL = {
 def test_an_env_without_a_scene_holds_its_own_tensors_and_no_simulator(monkeypatch: pytest.MonkeyPatch) -> None:
     from ppo_lab.memory.measure.live_tensors import LiveTensors
 
-    monkeypatch.setattr(counting, "start_simulator", lambda *_, **__: None)
     monkeypatch.setattr(LiveTensors, "see_what_is_alive", lambda _: None)  # of other tests
-    monkeypatch.setattr(counting, "make_env", lambda cfg, num_envs, device: Ball(num_envs))
+    monkeypatch.setattr(counting, "make_env", lambda cfg, num_envs, device, seed: Ball(num_envs))
     assert counting.count(experiment("env=hover").env, [100, 10, 30]) == BALL
 
 

@@ -46,7 +46,12 @@ OLD_ENVS = {
     "go2": OldEnv(
         sizes=(45, 12),
         commands=frozenset({"lin_vel_x_range", "lin_vel_y_range", "ang_vel_range"}),
-        in_code={"env.dt": 0.02, "env.substeps": 2, "env.simulate_action_latency": True},
+        in_code={
+            "env.dt": 0.02,
+            "env.substeps": 2,
+            "env.simulate_action_latency": True,
+            "env.robot.urdf": "urdf/go2/urdf/go2.urdf",
+        },
         without_counterpart=("env.performance_mode", "env.max_collision_pairs"),
         dropped={
             "env_cfg.simulate_action_latency": "the example's env does not read it: its actions are always late",
@@ -59,7 +64,8 @@ OLD_ENVS = {
         in_code={
             "env.dt": 0.01,
             "env.substeps": 2,
-            "env.hover_rpm": 14468.429183500699,
+            "env.robot.urdf": "urdf/drones/cf2x.urdf",
+            "env.robot.hover_rpm": 14468.429183500699,
             "env.action_scale": 0.8,
         },
         without_counterpart=("env.performance_mode",),
@@ -214,24 +220,26 @@ def _recognise(old: Settings) -> str:
 
 
 def _sort_env(settings: _Sorting, env: OldEnv, today: Settings) -> None:
-    """Sorts the four env dicts, whose keys are today's. `today`: the env's settings."""
+    """Sorts the four env dicts, whose keys are today's, the robot's among them. `today`: the env's settings."""
     old, new = settings.old, settings.new
     new |= env.in_code
     if settings.of("env_cfg.default_joint_angles"):
-        new["env.default_joint_angles"] = _joint_angles(old)
-        today = {key: value for key, value in today.items() if not key.startswith("env.default_joint_angles.")}
+        new["env.robot.default_joint_angles"] = _joint_angles(old)
+        today = {key: value for key, value in today.items() if not key.startswith("env.robot.default_joint_angles.")}
     expected = set(today) - {"env.name", *env.in_code, *env.without_counterpart}
     for key in settings.of(*ENV_PARTS):
-        counterpart = f"env.{key.partition('.')[2]}"
-        if counterpart in expected:
-            settings.take(key, counterpart)
+        name = key.partition(".")[2]
+        counterparts = {f"env.{name}", f"env.robot.{name}"} & expected
+        if counterparts:
+            settings.take(key, counterparts.pop())
         elif key.startswith(TERMS) and old[key] == 0:
             settings.drop(key, "its weight is 0")
     for key, why in ({key: "follows from the env" for key in SIZES} | env.dropped).items():
         settings.drop(key, why)
     for key in sorted(expected - set(new)):
         if not key.startswith("env.reward_scales."):
-            raise ConfigError(f"{key.removeprefix('env.')} is missing, without which the example's env does not start.")
+            name = key.removeprefix("env.").removeprefix("robot.")
+            raise ConfigError(f"{name} is missing, without which the example's env does not start.")
         new[key] = 0.0  # the old env pays the terms that are named, and no other
 
 

@@ -374,7 +374,7 @@ def test_a_folder_of_any_printable_name_is_made_and_handed_on_to_hydra(name: str
         ("env=hover", "num_envs=2000000000", "network.critic.hidden_dims=[1000000]"): "the critic's outputs",
         ("env.episode_length_s=1e30",): "env.episode_length_s=1e+30 is too many steps of env.dt=0.02 s.",
         ("env.resampling_time_s=1e30",): "env.resampling_time_s=1e+30 is too many steps",
-        ("env.kp=1e39",): "env.kp=1e+39 is out of range.",
+        ("env.robot.kp=1e39",): "env.robot.kp=1e+39 is out of range.",
         ("network.hidden_dims=[64,[32]]",): "network.hidden_dims=[64,[32]] is ",
         ("memory=${seed}",): "memory=${seed} is of the wrong kind.",
         ("device=cuda:100",): "device=cuda:100 is out of range.",

@@ -120,7 +120,7 @@ WRONG = {
     "network.hidden_dims=256": "Allowed: a list of whole numbers, as in [1,2,3].",
     "network.hidden_dims=[a]": "network.hidden_dims=[a] is of the wrong kind.",
     "memory=3": "Allowed: a group of settings: count_tensors, over_budget.",
-    "env.kp=stiff": "env.kp=stiff is of the wrong kind. Allowed: a number.",
+    "env.robot.kp=stiff": "env.robot.kp=stiff is of the wrong kind. Allowed: a number.",
     # out of range
     "num_envs=0": "num_envs=0 is out of range. Allowed: >= 1, <= 2147483647.",
     "network.hidden_dims=[64,0]": "network.hidden_dims=[64,0] is out of range.",
@@ -131,7 +131,7 @@ WRONG = {
     "seed=-1": "seed=-1 is out of range.",
     "device=gpu": "device=gpu is out of range. Did you mean cuda? Allowed: text like auto, cpu, cuda, cuda:1.",
     "run_name=../elsewhere": "run_name=../elsewhere is out of range.",
-    "env.base_init_pos=[0,0]": "Allowed: a list of 3.",
+    "env.robot.base_init_pos=[0,0]": "Allowed: a list of 3.",
     "env.dt=0": "env.dt=0.0 is out of range. Allowed: > 0.",
     # combinations
     "algorithm.num_mini_batches=7": (
@@ -139,9 +139,9 @@ WRONG = {
         "Try algorithm.num_mini_batches=6 or algorithm.num_mini_batches=8."
     ),
     "env.lin_vel_x_range=[1,0]": "Try env.lin_vel_x_range=[0.0,1.0].",
-    "env.base_init_quat=[0,0,0,0]": "a quaternion has length 1.",
+    "env.robot.base_init_quat=[0,0,0,0]": "a quaternion has length 1.",
     "env.resampling_time_s=0.001": "is shorter than one step",
-    "~env.default_joint_angles.FR_hip_joint": "missing or unknown: FR_hip_joint.",
+    "~env.robot.default_joint_angles.FR_hip_joint": "missing or unknown: FR_hip_joint.",
     # not settings at all
     "num_envs": "cannot read 'num_envs'. Allowed: words of the form key=value. Try num_envs=...",
     "lr=0.1": "unknown key lr. Did you mean algorithm.learning_rate?",

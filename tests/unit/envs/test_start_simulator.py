@@ -6,7 +6,7 @@ import genesis as gs
 import pytest
 import torch
 
-from ppo_lab.envs.genesis import base
+from ppo_lab.envs.genesis import start
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,6 @@ def test_deterministic_false_turns_genesis_switch_off_on_a_gpu(
     started: dict[str, Any] = {}
     monkeypatch.setattr(gs, "init", lambda **settings: started.update(settings))
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    base.start_simulator(torch.device(device), 3, performance_mode, deterministic)
+    start.start_simulator(torch.device(device), 3, performance_mode, deterministic)
     assert started["use_deterministic_algorithms"] is passed
     assert started["performance_mode"] is performance_mode

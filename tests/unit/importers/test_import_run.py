@@ -29,7 +29,7 @@ from ppo_lab.config import ExperimentConfig
 from ppo_lab.errors import ConfigError
 from ppo_lab.importers.rsl_rl_2_2 import old_checkpoint, old_settings, plain_pickle
 from ppo_lab.learning.checkpoint import load
-from ppo_lab.learning.loop import rsl_rl_config
+from ppo_lab.learning.ppo import rsl_rl_config
 from ppo_lab.runs.config import read_experiment
 from tests.paths import REPOSITORY
 
@@ -224,7 +224,7 @@ def test_actions_keep_their_order() -> None:
     cfgs[0]["joint_names"].reverse()
     cfgs[0]["dof_names"] = cfgs[0].pop("joint_names")  # as it was called until April 2025
     env: Any = old_settings.translate(cfgs, None).experiment.env
-    first = list(env.default_joint_angles.items())[:2]
+    first = list(env.robot.default_joint_angles.items())[:2]
     assert first == [("RL_calf_joint", -1.5), ("RL_thigh_joint", 1.0)]
 
 
@@ -267,9 +267,9 @@ REFUSED: dict[str, tuple[Callable[[list[dict[str, Any]]], Any], str]] = {
     "a setting of its own": (spoil(0, push_interval_s=5.0), "env_cfg.push_interval_s=5.0 has no counterpart"),
     "a setting too few": (lambda c: c[0].pop("kp"), "kp is missing"),
     "other joints": (lambda c: c[0]["joint_names"].pop(), "env_cfg.joint_names must name the joints"),
-    "a wrong kind": (spoil(0, kp="stiff"), "env.kp=stiff is of the wrong kind"),
-    "out of range": (spoil(0, kp=-1.0), "env.kp=-1.0 is out of range"),
-    "not a number": (spoil(0, kp=math.nan), "env.kp=nan is out of range"),
+    "a wrong kind": (spoil(0, kp="stiff"), "env.robot.kp=stiff is of the wrong kind"),
+    "out of range": (spoil(0, kp=-1.0), "env.robot.kp=-1.0 is out of range"),
+    "not a number": (spoil(0, kp=math.nan), "env.robot.kp=nan is out of range"),
     "a number beyond all": (spoil(0, kp=10**400), "env_cfg.kp=1000"),
     "a recurrent policy": (policy(class_name="ActorCriticRecurrent"), "Allowed: ActorCritic"),
     "written after the runner took it apart": (lambda c: c[4]["policy"].pop("class_name"), "class_name=null"),

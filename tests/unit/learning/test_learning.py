@@ -12,16 +12,9 @@ import pytest
 import torch
 
 from ppo_lab.errors import CheckpointError
-from ppo_lab.learning.checkpoint import (
-    Checkpoints,
-    begin_anew,
-    kind_of_device,
-    load,
-    random_state,
-    save,
-    set_random_state,
-)
+from ppo_lab.learning.checkpoint import Checkpoints, load, rename_newer, save
 from ppo_lab.learning.episodes import EpisodeStatistics
+from ppo_lab.learning.random_state import kind_of_device, random_state, reseed, set_random_state
 from ppo_lab.runs.files import write_atomically
 
 
@@ -79,14 +72,14 @@ def model(iteration: int) -> dict[str, Any]:
     return {"iter": iteration, "actor_state_dict": {"weight": torch.full((3,), float(iteration))}}
 
 
-def offer(checkpoints: Checkpoints, iteration: int, reward: float | None = None, last: bool = False) -> None:
-    checkpoints.offer(iteration, lambda: model(iteration), lambda: {"iteration": iteration}, reward, last)
+def save_if_due(checkpoints: Checkpoints, iteration: int, reward: float | None = None, last: bool = False) -> None:
+    checkpoints.maybe_save(iteration, lambda: model(iteration), lambda: {"iteration": iteration}, reward, last)
 
 
 def test_checkpoints_come_at_intervals_and_at_the_end_with_the_state_of_the_newest(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", save_interval=3, keep_state=2)
     for iteration, reward in enumerate([None, 1.0, 5.0, 2.0, 3.0]):
-        offer(checkpoints, iteration, reward, last=iteration == 4)
+        save_if_due(checkpoints, iteration, reward, last=iteration == 4)
     folder = checkpoints.folder
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["best.pt", "model_0.pt", "model_3.pt", "model_4.pt", "state_3.pt", "state_4.pt"]
@@ -97,9 +90,9 @@ def test_checkpoints_come_at_intervals_and_at_the_end_with_the_state_of_the_newe
 
 def test_a_checkpoint_comes_also_when_the_time_has_passed(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", save_interval=10**9, every_seconds=1e-9)
-    offer(checkpoints, 1)
+    save_if_due(checkpoints, 1)
     checkpoints.every_seconds = 1e9
-    offer(checkpoints, 2)
+    save_if_due(checkpoints, 2)
     checkpoints.wait()
     assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["model_1.pt", "state_1.pt"]
 
@@ -107,16 +100,16 @@ def test_a_checkpoint_comes_also_when_the_time_has_passed(tmp_path: Path) -> Non
 def test_the_best_is_a_copy_of_its_own_moment(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", save_interval=10)
     living = model(0)
-    checkpoints.offer(1, lambda: living, dict, reward=1.0)
+    checkpoints.maybe_save(1, lambda: living, dict, reward=1.0)
     living["actor_state_dict"]["weight"].fill_(99.0)  # training goes on
-    checkpoints.offer(2, lambda: living, dict, reward=0.0, last=True)
+    checkpoints.maybe_save(2, lambda: living, dict, reward=0.0, last=True)
     assert load(checkpoints.folder / "best.pt")["actor_state_dict"]["weight"].tolist() == [0.0, 0.0, 0.0]
 
 
 def test_without_a_reward_the_last_is_the_best(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", save_interval=1)
-    offer(checkpoints, 0)
-    offer(checkpoints, 1, last=True)
+    save_if_due(checkpoints, 0)
+    save_if_due(checkpoints, 1, last=True)
     assert load(checkpoints.folder / "best.pt")["iter"] == 1
 
 
@@ -124,7 +117,7 @@ def test_a_reward_that_is_not_finite_is_never_the_best(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", save_interval=10)
     checkpoints.best_reward = math.inf  # of a state that an older version saved
     for iteration, reward in enumerate([1.0, math.nan, math.inf, -math.inf, 2.0, 1.5, math.inf]):
-        offer(checkpoints, iteration, reward, last=iteration == 6)
+        save_if_due(checkpoints, iteration, reward, last=iteration == 6)
     assert load(checkpoints.folder / "best.pt")["iter"] == 4
     assert load(checkpoints.folder / "state_6.pt")["best_reward"] == 2.0
 
@@ -132,9 +125,9 @@ def test_a_reward_that_is_not_finite_is_never_the_best(tmp_path: Path) -> None:
 def test_what_was_saved_after_the_point_of_return_is_set_aside(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", save_interval=1)
     for iteration in range(3):
-        offer(checkpoints, iteration, last=iteration == 2)
+        save_if_due(checkpoints, iteration, last=iteration == 2)
     (checkpoints.folder / ".model_2.pt.77.tmp").write_bytes(b"half")
-    checkpoints.set_aside(after=1)
+    rename_newer(checkpoints.folder, after=1)
     names = {path.name for path in checkpoints.folder.iterdir()}
     assert names == {"best.pt", "model_0.pt", "model_1.pt", "model_2.pt.old", "state_1.pt", "state_2.pt.old"}
 
@@ -242,12 +235,12 @@ def test_random_numbers_go_on_on_the_device_that_they_were_drawn_on(generator: S
     assert torch.equal(torch.rand(3), drawn)
 
 
-def test_random_numbers_that_begin_anew_depend_on_seed_and_iteration_alone(generator: SimpleNamespace) -> None:
+def test_random_numbers_that_reseed_depend_on_seed_and_iteration_alone(generator: SimpleNamespace) -> None:
     places = [(1, 12), (1, 12), (1, 13), (2, 12), (2, 11)]
     drawn = []
     for seed, iteration in places:
-        begin_anew(CUDA, seed, iteration)
-        begin_anew(torch.device("cpu"), seed, iteration)
+        reseed(CUDA, seed, iteration)
+        reseed(torch.device("cpu"), seed, iteration)
         drawn.append(tuple(torch.rand(4).tolist()))
     assert drawn[0] == drawn[1]
     assert generator.seeds[0] == generator.seeds[1]

@@ -23,7 +23,7 @@ from ppo_lab.cli.compose import compose
 from ppo_lab.config import ACTIVATIONS, ExperimentConfig, check
 from ppo_lab.errors import ConfigError
 from ppo_lab.learning.episodes import EpisodeStatistics
-from ppo_lab.learning.loop import rsl_rl_config
+from ppo_lab.learning.ppo import rsl_rl_config
 from ppo_lab.memory.predict import closed_form
 from ppo_lab.memory.predict.closed_form import TensorSpec, total_bytes
 from ppo_lab.runs.config import to_experiment

@@ -7,7 +7,6 @@ import random
 import subprocess
 import sys
 from contextlib import suppress
-from typing import Any, cast
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from ppo_lab.config import ACTIVATIONS, ExperimentConfig
 from ppo_lab.config import to_json as experiment_to_json
 from ppo_lab.errors import ConfigError
 from ppo_lab.learning.checkpoint import NoCheckpoints
-from ppo_lab.learning.loop import Runner
+from ppo_lab.learning.loop import Loop
 from ppo_lab.memory.measure.monitor import MIB, MemoryMonitor
 from ppo_lab.memory.predict.allocator import cublas_workspace_bytes, replay
 from ppo_lab.memory.predict.estimate import estimate
@@ -82,9 +81,9 @@ def measured(cfg: ExperimentConfig) -> dict[str, int]:
     rows: dict[str, float] = {}
     with MemoryMonitor(torch.device("cpu"), count_tensors=True) as monitor:
         others_mib = monitor.scalars()["Memory/resident_mib"]
-        env, checkpoints = cast(Any, learner.StandInEnv(cfg)), cast(Any, NoCheckpoints())
-        runner = Runner(env, cfg, monitor, checkpoints, lambda _, scalars: rows.update(scalars))
-        runner.learn(3, init_at_random_ep_len=True)
+        env = learner.ZeroEnv(cfg)
+        loop = Loop(env, cfg, monitor, NoCheckpoints(), lambda _, scalars: rows.update(scalars))
+        loop.learn(3, init_at_random_ep_len=True)
     return {
         name: round((rows[f"Memory/{name}_mib"] - others_mib) * MIB)
         for name in ("rollout_peak", "update_peak", "resident")
@@ -126,7 +125,7 @@ def test_go2_at_its_peaks_holds_what_one_counts_by_hand() -> None:
     assert env
     assert update["env"] == env.env_bytes(16)
     # the observations before, and the step's reward, done, time-out and 6 sums; the act after it peaks, not the step
-    assert rollout["env"] == env.env_bytes(16) + 16 * (45 * 4 + 4 + 1 + 4) + 6 * 4
+    assert rollout["env"] == env.env_bytes(16) + 16 * (45 * 4 + 4 + 1 + 1) + 6 * 4
     # (T, N) returns, lengths, ended; (N,) return and length; the sums
     assert update["episodes"] == 128 * (4 + 4 + 1) + 2 * 16 * 4 + 6 * 4
 
@@ -202,7 +201,9 @@ def test_mixed_precision_on_a_gpu_is_refused_by_name() -> None:
 
 
 def test_asking_for_a_trace_or_a_replay_does_not_load_torch() -> None:
-    program = "import sys, ppo_lab.memory.trace, ppo_lab.memory.allocator; assert 'torch' not in sys.modules"
+    program = (
+        "import sys, ppo_lab.memory.predict.trace, ppo_lab.memory.predict.allocator; assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
@@ -270,7 +271,7 @@ def test_an_envs_tensors_are_as_wide_as_its_actions_whatever_the_number_of_envs(
         cfg = experiment(f"env={env}", f"num_envs={num_envs}")
         counted = simulator_memory(cfg)
         assert counted
-        sizes = [tensor.nbytes for tensor in learner.StandInEnv(cfg)._rest]
+        sizes = [tensor.nbytes for tensor in learner.ZeroEnv(cfg)._rest]
         assert sizes == [num_envs * width] * blocks + [counted.env_constant_bytes + num_envs * rest]
 
 

@@ -63,18 +63,18 @@ def test_every_run_is_one_row_with_what_was_set_and_what_came_of_it(tmp_path: Pa
         train(tmp_path / f"num_envs={num_envs}", [0.5, 1.5])
         write_hparams(
             tmp_path / f"num_envs={num_envs}",
-            {"num_envs": num_envs, "deterministic": True, "network.activation": "elu", "env.kp": 20.5},
+            {"num_envs": num_envs, "deterministic": True, "network.activation": "elu", "env.robot.kp": 20.5},
             {"final_reward": final_reward, "wall_s": 12.5},
         )
     columns, rows = shown(tmp_path)
-    also = {"deterministic": True, "network.activation": "elu", "env.kp": 20.5, "Result/wall_s": 12.5}
+    also = {"deterministic": True, "network.activation": "elu", "env.robot.kp": 20.5, "Result/wall_s": 12.5}
     assert rows == {
         "num_envs=64": {"num_envs": 64, "Result/final_reward": 1.5, **also},
         "num_envs=128": {"num_envs": 128, **also},
     }
     assert rows["num_envs=64"]["deterministic"] is True, "not 1.0000"
     assert columns == [
-        *("deterministic", "env.kp", "network.activation", "num_envs"),
+        *("deterministic", "env.robot.kp", "network.activation", "num_envs"),
         *("Result/final_reward", "Result/wall_s"),
     ]
 

@@ -58,21 +58,7 @@ class Go2Env(GenesisEnv):
         self.episode_length_buf += 1
         self._read_state()
 
-        step_rewards = self._weighted_rewards(
-            {
-                "tracking_lin_vel": rewards.tracking(
-                    self._commands[:, :2], self._base_lin_vel[:, :2], cfg.tracking_sigma
-                ),
-                "tracking_ang_vel": rewards.tracking(
-                    self._commands[:, 2:], self._base_ang_vel[:, 2:], cfg.tracking_sigma
-                ),
-                "lin_vel_z": rewards.squared_deviation(self._base_lin_vel[:, 2]),
-                "base_height": rewards.squared_deviation(self._base_height, cfg.base_height_target),
-                "action_rate": rewards.squared_change(self._actions, self._last_actions),
-                "similar_to_default": rewards.absolute_deviation(self._dof_pos, self._default_dof_pos),
-            }
-        )
-
+        step_rewards = self._weighted_rewards(self._reward_terms())
         self._resample_commands(self.episode_length_buf % self._resampling_steps == 0)
         time_outs = self.episode_length_buf > self.spec.max_episode_length
         dones = time_outs | self._has_fallen() | self._scene.rigid_solver.get_error_envs_mask()
@@ -80,6 +66,18 @@ class Go2Env(GenesisEnv):
         self._update_observations()
         self._last_actions = self._actions
         return self._result(step_rewards, dones, time_outs, episode_sums)
+
+    def _reward_terms(self) -> dict[str, Tensor]:
+        """Each (N,); `env.reward_scales` has a weight for each."""
+        sigma = self.cfg.tracking_sigma
+        return {
+            "tracking_lin_vel": rewards.tracking(self._commands[:, :2], self._base_lin_vel[:, :2], sigma),
+            "tracking_ang_vel": rewards.tracking(self._commands[:, 2:], self._base_ang_vel[:, 2:], sigma),
+            "lin_vel_z": rewards.squared_deviation(self._base_lin_vel[:, 2]),
+            "base_height": rewards.squared_deviation(self._base_height, self.cfg.base_height_target),
+            "action_rate": rewards.squared_change(self._actions, self._last_actions),
+            "similar_to_default": rewards.absolute_deviation(self._dof_pos, self._default_dof_pos),
+        }
 
     def _build_scene(self) -> None:
         cfg = self.cfg
