@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from ppo_lab.runs.files import read_rows
 from ppo_lab.runs.manifest import describe_machine
+from ppo_lab.runs.record import read_metrics
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SETTINGS: dict[str, dict[str, str]] = {
@@ -49,7 +49,7 @@ def train(folder: Path, words: list[str], environment: dict[str, str]) -> tuple[
     """Seconds of collection and of the update."""
     command = [sys.executable, "train.py", *words, "quiet=true", f"hydra.run.dir={folder}"]
     subprocess.run(command, cwd=REPOSITORY, env=os.environ | environment, check=True, stdout=subprocess.DEVNULL)
-    rows = read_rows(folder)[WARM_UP:]
+    rows = read_metrics(folder)[WARM_UP:]
     collection_s, learning_s = (
         statistics.median(row[f"Perf/{part}_time"] for row in rows) for part in ("collection", "learning")
     )

@@ -1,15 +1,15 @@
-"""Draws runs side by side, from their metrics.jsonl and summary.json alone, one line a run:
+"""Draws runs side by side, from their folders alone, one line a run:
 
 python benchmarks/plot_runs.py OUT.png RUN [RUN ...]
 """
 
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from ppo_lab.runs.record import number, read
 
 PANELS = {
     "mean reward": "Train/mean_reward",
@@ -33,14 +33,15 @@ def main(out: Path, runs: list[Path]) -> None:
 
 def draw(figure: Figure, run: Path) -> None:
     """Adds one run to the panels, which the first run makes. A value that an iteration lacks is a gap."""
-    summary = json.loads((run / "summary.json").read_text())
-    rows: list[dict[str, Any]] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    label = f"{run.resolve().name}: {summary['iterations']} iterations in {summary['wall_s']:.0f} s"
+    record = read(run)
+    wall_s = number(record.summary.get("wall_s"))
+    time = "" if wall_s is None else f" in {wall_s:.0f} s"
+    label = f"{run.resolve().name}: {len(record.metrics)} iterations{time}"
     panels = figure.axes or list(figure.subplots(1, len(PANELS)))
     for axes, (title, tag) in zip(panels, PANELS.items(), strict=True):
         axes.plot(
-            [row["iteration"] for row in rows],
-            [row.get(tag, float("nan")) for row in rows],
+            [row["iteration"] for row in record.metrics],
+            [float("nan") if (value := number(row.get(tag))) is None else value for row in record.metrics],
             label=label if axes is panels[0] else None,
         )
         axes.set_title(title, fontsize="medium")

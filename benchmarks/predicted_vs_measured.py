@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ppo_lab.runs.files import write_json
+from ppo_lab.runs.record import read
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULT = REPOSITORY / "docs/results/predicted_vs_measured.json"
@@ -58,16 +59,14 @@ def measure(words: list[str]) -> dict[str, Any]:
         run = Path(parent) / "run"
         also = ["max_iterations=2", "device=cpu", "memory.count_tensors=true", "quiet=true", f"hydra.run.dir={run}"]
         subprocess.run([sys.executable, "train.py", *words, *also], cwd=REPOSITORY, check=True)
-        summary = json.loads((run / "summary.json").read_text())
-        estimate = json.loads((run / "estimate.json").read_text())
-        manifest = json.loads((run / "manifest.json").read_text())
+        record = read(run)
     return {
-        "memory": {row["name"]: row for row in summary["memory"]},
-        "known_bytes": estimate["device_bytes"]["low"],
-        "host_peak_rss_bytes": round(summary["peak_mib"]["Memory/host_peak_rss_mib"] * 2**20),
-        "commit": manifest["git"]["commit"],
-        "torch": manifest["packages"]["torch"],
-        "genesis-world": manifest["packages"]["genesis-world"],
+        "memory": {row["name"]: row for row in record.summary["memory"]},
+        "known_bytes": record.estimate["device_bytes"]["low"],
+        "host_peak_rss_bytes": round(record.summary["peak_mib"]["Memory/host_peak_rss_mib"] * 2**20),
+        "commit": record.manifest["git"]["commit"],
+        "torch": record.manifest["packages"]["torch"],
+        "genesis-world": record.manifest["packages"]["genesis-world"],
     }
 
 

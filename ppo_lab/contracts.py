@@ -201,12 +201,23 @@ Report = Callable[[int, dict[str, float]], None]
 class RunRecord(Protocol):
     """What a run folder says, as far as it got."""
 
-    config: Mapping[str, Any]
-    """Nested; empty where the run never started."""
-    manifest: Mapping[str, Any]
-    summary: Mapping[str, Any]
-    estimate: Mapping[str, Any]
-    metrics: list[dict[str, Any]]
-    """A row an iteration, up to the first line that cannot be read."""
-    damages: tuple[str, ...]
-    """What could not be read, and why."""
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Nested; empty where the run never started."""
+        ...
+
+    @property
+    def manifest(self) -> Mapping[str, Any]: ...
+    @property
+    def summary(self) -> Mapping[str, Any]: ...
+    @property
+    def estimate(self) -> Mapping[str, Any]: ...
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """A row an iteration, up to the first line that cannot be read."""
+        ...
+
+    @property
+    def damages(self) -> tuple[str, ...]:
+        """What could not be read, and why."""
+        ...

@@ -22,7 +22,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from ppo_lab.runs.files import read_rows
+from ppo_lab.runs.record import read_metrics
 from tests.paths import REPOSITORY
 
 NUM_ENVS = 16
@@ -90,7 +90,7 @@ def is_complete(run: Path) -> bool:
 
 
 def rows_so_far(folder: Path) -> int:
-    return len(read_rows(folder))
+    return len(read_metrics(folder))
 
 
 def until(condition: Callable[[], Any], forked: ForkedRun, within_s: float = 600.0) -> bool:

@@ -19,17 +19,29 @@ from ppo_lab.config import ExperimentConfig, as_text, flat
 from ppo_lab.config.overrides import RUN_DIR, SWEEP_DIR, first_line
 from ppo_lab.errors import ConfigError, NothingToDo, StoppedError
 from ppo_lab.machine import commands, devices, preflight
-from ppo_lab.runs.config import as_yaml, from_older_version, read_experiment, to_experiment, without_start
-from ppo_lab.runs.files import flaw, is_locked, numbered, read_json, shown, with_state, write_text
-from ppo_lab.runs.folder import Run, cannot_write, is_complete, make_new_folder, started_s, take
-
-ON_REQUEST = ("max_iterations", "device")
-"""Settings that a run may go on with changed where it is named; resume=auto takes a run that has the same."""
-
-
-MAY_CHANGE = (*ON_REQUEST, "save_interval", "checkpoint", "memory", "quiet")
-"""Settings that a run may go on with changed: none of them touches what is learned, but for another kind of device."""
-
+from ppo_lab.runs.config import (
+    LABELS,
+    MAY_CHANGE,
+    ON_REQUEST,
+    as_yaml,
+    from_older_version,
+    read_experiment,
+    to_experiment,
+    without_start,
+)
+from ppo_lab.runs.files import damage, numbered, read_json, shown, write_text
+from ppo_lab.runs.folder import (
+    Run,
+    RunFolder,
+    cannot_write,
+    folder_of_checkpoint,
+    is_complete,
+    is_locked,
+    lock,
+    make_new_folder,
+    resumable,
+    started_s,
+)
 
 AUTO = "auto"
 """As in resume=auto."""
@@ -119,8 +131,8 @@ class _Start:
 def _start(asked: str, path: Path, source: Source) -> _Start:
     try:
         folder, at = path, None
-        if path.is_file() and path.parent.name == "checkpoints":
-            folder = path.parent.parent
+        if path.is_file() and (found := folder_of_checkpoint(path)):
+            folder = found
             at = next(
                 (n for kind in ("model", "state") for n, p in numbered(path.parent, kind).items() if p == path), None
             )
@@ -132,16 +144,16 @@ def _start(asked: str, path: Path, source: Source) -> _Start:
             )
     except OSError as error:
         raise ConfigError(f"{asked}: {error.strerror}. Allowed: a run folder.") from None
-    if not (folder / "config.yaml").is_file():
+    if not RunFolder(folder).config.is_file():
         raise ConfigError(f"{asked}: {folder} is not a run folder: it has no config.yaml.")
     return _Start(asked, folder, read_unchanged(folder, asked), at, source)
 
 
 def read_unchanged(folder: Path, asked: str) -> ExperimentConfig:
     """The experiment of the run in `folder`, as it began. Raises a ConfigError, also where config.yaml was changed."""
-    manifest = read_json(folder / "manifest.json")
+    manifest = read_json(RunFolder(folder).manifest)
     try:
-        saved = read_experiment(folder / "config.yaml")
+        saved = read_experiment(RunFolder(folder).config)
     except ConfigError as error:
         raise ConfigError(f"{error}{_missing_package(manifest)}") from None
     began = manifest.get("config")
@@ -172,14 +184,14 @@ def _begin(start: _Start | None, cfg: DictConfig, overrides: list[str], notes: l
     if start is None:
         experiment = to_experiment(cfg)
     else:
-        if not (start.folder / "metrics.jsonl").is_file():
+        if not RunFolder(start.folder).metrics.is_file():
             raise ConfigError(f"{start.asked}: it has no metrics.jsonl, and so nothing to compare with.")
-        experiment = _with_changes(start, cfg, overrides, ("quiet", "run_name"))
+        experiment = _with_changes(start, cfg, overrides, LABELS)
     _take_device(experiment)
     folder = make_new_folder(folder_of(cfg), may_be_renamed)
     try:
-        held = take(folder)
-        write_text(folder / "config.yaml", as_yaml(experiment))  # from here on the run can be gone on with
+        held = lock(folder)
+        write_text(RunFolder(folder).config, as_yaml(experiment))  # from here on the run can be gone on with
     except OSError as error:
         shutil.rmtree(folder)
         raise cannot_write(folder, error) from None
@@ -194,7 +206,7 @@ def _continue(start: _Start, cfg: DictConfig, overrides: list[str], notes: list[
     experiment = _with_changes(start, cfg, overrides, MAY_CHANGE)
     _take_device(experiment)
     warnings: list[str] = []
-    held = take(folder)
+    held = lock(folder)
     try:
         checkpoint = _newest_whole(folder, start.at, asked, warnings)
         done = 0 if checkpoint is None else checkpoint + 1
@@ -208,7 +220,7 @@ def _continue(start: _Start, cfg: DictConfig, overrides: list[str], notes: list[
                 f"{asked}: {done} iterations are done, and max_iterations={experiment.max_iterations} is the total. "
                 f"Try {more} to train on."
             )
-        write_text(folder / "config.yaml", as_yaml(replace(experiment, device=start.saved.device)))
+        write_text(RunFolder(folder).config, as_yaml(replace(experiment, device=start.saved.device)))
     except (ConfigError, NothingToDo):
         held.close()
         raise
@@ -225,7 +237,7 @@ def _newest(asked: ExperimentConfig, folder: Path, is_folder_named: bool) -> tup
     Where a folder was named, only that one counts.
     """
     if is_folder_named:
-        has_run = (folder / "config.yaml").exists()
+        has_run = RunFolder(folder).config.exists()
         return folder if has_run else None, "goes on" if has_run else f"a new run begins, as {folder} holds none"
     outputs, wanted = shown(folder.parent), _settings_that_matter(asked)
     free: list[Path] = []
@@ -233,7 +245,7 @@ def _newest(asked: ExperimentConfig, folder: Path, is_folder_named: bool) -> tup
     why = f"there is no run in {outputs}"
     for run in sorted(folder.parent.iterdir(), key=started_s) if folder.parent.is_dir() else ():
         try:
-            settings = _settings_that_matter(read_experiment(run / "config.yaml"))
+            settings = _settings_that_matter(read_experiment(RunFolder(run).config))
         except ConfigError:
             continue
         if settings != wanted:
@@ -279,15 +291,15 @@ def _with_changes(
 
 def _newest_whole(folder: Path, at: int | None, asked: str, warnings: list[str]) -> int | None:
     """The newest iteration of which model and state are whole, or `at`. None where nothing was saved yet."""
-    resumable = with_state(folder / "checkpoints")
-    if at is None and not numbered(folder / "checkpoints", "model"):
+    saved = resumable(RunFolder(folder).checkpoints)
+    if at is None and not numbered(RunFolder(folder).checkpoints, "model"):
         return None
-    for number in reversed(resumable) if at is None else [at]:
-        if number not in resumable:
+    for number in reversed(saved) if at is None else [at]:
+        if number not in saved:
             raise ConfigError(
                 f"{asked}: iteration {number} has weights alone, no state to go on from. {_resumable(folder)}"
             )
-        flaws = [f"{path} {why}" for path in resumable[number] if (why := flaw(path.read_bytes()))]
+        flaws = [f"{path} {why}" for path in saved[number] if (why := damage(path.read_bytes()))]
         if not flaws:
             return number
         warnings += flaws
@@ -296,8 +308,8 @@ def _newest_whole(folder: Path, at: int | None, asked: str, warnings: list[str])
 
 def _resumable(folder: Path, broken: list[str] | None = None) -> str:
     """Which checkpoints there are to go on from, in words."""
-    resumable = with_state(folder / "checkpoints")
-    there = [str(n) for n in resumable if not any(f"_{n}.pt " in why for why in broken or ())]
+    saved = resumable(RunFolder(folder).checkpoints)
+    there = [str(n) for n in saved if not any(f"_{n}.pt " in why for why in broken or ())]
     return f"Allowed: those of iteration {' or '.join(there)}." if there else "The weights alone cannot go on exactly."
 
 

@@ -25,6 +25,7 @@ from ppo_lab.learning.checkpoint import NoCheckpoints, load, load_both
 from ppo_lab.learning.guard import Fault, NonFiniteError
 from ppo_lab.machine import commands, devices, preflight
 from ppo_lab.runs.config import read_experiment
+from ppo_lab.runs.folder import RunFolder
 
 STEPS, ENVS = 8, 4
 """At most so many steps of so many envs are shown."""
@@ -39,11 +40,11 @@ def main(argv: list[str]) -> None:
     show(fault, dump)
     folder, good = path.resolve().parent, dump["last_good"]
     try:
-        saved = None if good is None else load_both(folder / "checkpoints", good)
+        saved = None if good is None else load_both(RunFolder(folder).checkpoints, good)
     except CheckpointError as error:
         print(f"not repeated, as there is no full state to go on from: {error}")
         return
-    if not (folder / "config.yaml").is_file():
+    if not RunFolder(folder).config.is_file():
         print(f"not repeated: {folder} is not a run folder, it has no config.yaml")
         return
     again = repeat(folder, fault.iteration, saved)
@@ -89,7 +90,7 @@ def repeat(folder: Path, iteration: int, saved: tuple[State, State] | None) -> N
     from ppo_lab.memory.measure.monitor import MemoryMonitor
     from ppo_lab.training.run import build_loop
 
-    cfg = read_experiment(folder / "config.yaml")
+    cfg = read_experiment(RunFolder(folder).config)
     preflight.check_system_libraries()
     device = devices.resolve_device(cfg.device)
     with MemoryMonitor(device) as monitor:

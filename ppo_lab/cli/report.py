@@ -9,7 +9,8 @@ from ppo_lab.cli.exits import Parser
 from ppo_lab.errors import ConfigError
 from ppo_lab.machine import commands
 from ppo_lab.report import write, write_into
-from ppo_lab.report.jobs import JOBS, read_runs, read_sweep
+from ppo_lab.report.job_results import read_runs, read_sweep
+from ppo_lab.sweeps.jobs import is_sweep as holds_sweep
 
 
 def main(argv: list[str]) -> None:
@@ -18,7 +19,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--into", type=Path, help="a folder for the report; a sweep's goes into the sweep otherwise")
     asked = parser.parse_args(argv)
     folders: list[Path] = asked.folders
-    is_sweep = len(folders) == 1 and (folders[0] / JOBS).exists()
+    is_sweep = len(folders) == 1 and holds_sweep(folders[0])
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     into = asked.into or (folders[0] if is_sweep else Path("outputs", "reports", stamp))
     try:

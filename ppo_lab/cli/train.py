@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
 
 import rich
 from hydra.core.hydra_config import HydraConfig
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> ExitCode:
         ask_hydra([argument for argument in argv if not is_multirun(argument)], TRAIN.name)
         return ExitCode.DONE
     if any(map(is_multirun, argv)):
-        return launcher.launch(sweep.prepare(argv))
+        return launcher.launch(sweep.prepare(argv), _write_report)
     run, cfg = choose_run.prepare(argv)
     with run.discarded_unless_begun(), exit_codes(output_may_fail=True):  # it goes by the exit code
         _begin_log(run, cfg)
@@ -40,6 +41,12 @@ def main(argv: list[str]) -> ExitCode:
 
         train(run, estimated)
     return ExitCode.DONE
+
+
+def _write_report(folder: Path) -> Path:
+    from ppo_lab import report  # loads matplotlib
+
+    return report.write(folder)
 
 
 def _begin_log(run: Run, cfg: DictConfig) -> None:

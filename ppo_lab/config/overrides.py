@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,13 @@ def leaves(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, f"{key}.{part}" if key else str(part))
     else:
         yield key, content
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """Key -> its last part, where that tells it from the other `keys`, or else the whole key."""
+    last_parts = {key: key.rpartition(".")[2] for key in keys}
+    counts = Counter(last_parts.values())
+    return {key: last_part if counts[last_part] == 1 else key for key, last_part in last_parts.items()}
 
 
 def one_of(options: Sequence[str]) -> str:

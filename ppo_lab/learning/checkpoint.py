@@ -26,7 +26,8 @@ from torch import Tensor
 
 from ppo_lab.contracts import State
 from ppo_lab.errors import CheckpointError
-from ppo_lab.runs.files import flaw, numbered, seal, with_state, write_atomically
+from ppo_lab.runs.files import damage, numbered, seal, write_atomically
+from ppo_lab.runs.folder import BEST, checkpoint_name, resumable
 
 log = logging.getLogger(__name__)
 
@@ -81,12 +82,12 @@ class Checkpoints:
             self.wait()
             self._before_saving()
             content = content or _to_bytes(model())
-            if last and self._best is None and not (self.folder / "best.pt").exists():
+            if last and self._best is None and not (self.folder / BEST).exists():
                 self._best = content
-            files = {f"state_{iteration}.pt": _to_bytes(state() | {"best_reward": self.best_reward})}
+            files = {checkpoint_name("state", iteration): _to_bytes(state() | {"best_reward": self.best_reward})}
             if self._best is not None:
-                files["best.pt"] = self._best
-            files[f"model_{iteration}.pt"] = content
+                files[BEST] = self._best
+            files[checkpoint_name("model", iteration)] = content
             self._saved_s = time.monotonic()
             self._writing = self._writer.submit(self._write, iteration, files)
         if last:
@@ -110,14 +111,14 @@ class Checkpoints:
     def newest(self) -> int | None:
         """The newest iteration from which one can go on, None where there is none. Waits for what is being written."""
         self.wait()
-        return max(with_state(self.folder), default=None)
+        return max(resumable(self.folder), default=None)
 
     def write_best(self) -> None:
         """Writes the best so far, where it is not on disk yet and the disk takes it."""
         self.wait()
         if self._best is not None:
             try:
-                self._write_file("best.pt", self._best)
+                self._write_file(BEST, self._best)
             except CheckpointError as error:
                 log.warning("%s", error)
 
@@ -174,7 +175,7 @@ def load(path: Path) -> State:
         content = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    wrong = flaw(content)
+    wrong = damage(content)
     if wrong:
         raise CheckpointError(f"{path} {wrong}")
     try:
@@ -185,7 +186,8 @@ def load(path: Path) -> State:
 
 def load_both(checkpoints: Path, iteration: int) -> tuple[State, State]:
     """Model and state as they were after `iteration`. Raises a CheckpointError."""
-    model, state = (load(checkpoints / f"{kind}_{iteration}.pt") for kind in ("model", "state"))
+    model = load(checkpoints / checkpoint_name("model", iteration))
+    state = load(checkpoints / checkpoint_name("state", iteration))
     for kind, found in (("model", model.get("iter")), ("state", state.get("iteration"))):
         if found != iteration:
             raise CheckpointError(f"{checkpoints / kind}_{iteration}.pt is of iteration {found}")

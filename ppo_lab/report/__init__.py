@@ -1,4 +1,4 @@
-"""What a sweep, or any runs laid side by side, came to: a table, pictures and one page, from their folders alone.
+"""The results of a sweep, or of any runs: a table, pictures and one page, from their folders alone.
 
 Nothing here knows where a run ran, or loads torch.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ppo_lab.report import page, pictures, results
-from ppo_lab.report.jobs import Sweep, read_sweep
+from ppo_lab.report.job_results import RunSet, read_sweep
 from ppo_lab.runs.files import write_atomically, write_json, write_text
 from ppo_lab.runs.hparams import RESULTS, write_hparams
 
@@ -26,7 +26,7 @@ def write(folder: Path) -> Path:
     return write_into(folder, sweep)
 
 
-def write_into(folder: Path, sweep: Sweep) -> Path:
+def write_into(folder: Path, sweep: RunSet) -> Path:
     """Writes sweep.csv, sweep.json, the pictures and report.html into `folder`, over those of an earlier report."""
     found = results.of(sweep)
     write_text(folder / "sweep.csv", results.as_csv(found))

@@ -15,9 +15,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ppo_lab.report import results as numbers
-from ppo_lab.report.jobs import Job, Value
+from ppo_lab.report.job_results import JobResult, Value
 from ppo_lab.report.pictures import Picture
-from ppo_lab.report.results import Configuration, Results, known
+from ppo_lab.report.results import Configuration, Results
+from ppo_lab.runs.folder import RunFolder
 
 HERE = Path(__file__).parent
 
@@ -26,7 +27,7 @@ STATUSES = ("completed", "running", "planned", "over_budget", "interrupted", "ki
 
 
 def render(results: Results, pictures: Mapping[str, Picture], folder: Path) -> str:
-    """The page. `folder`: where it will lie, from which it points to the runs."""
+    """The page. `folder`: where the page will be, from which its links start."""
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -52,10 +53,10 @@ def render(results: Results, pictures: Mapping[str, Picture], folder: Path) -> s
 
 
 def _settings_table(results: Results) -> list[tuple[Configuration, Any, bool]]:
-    """Configuration, figures, and whether it is on the front; the best final reward first."""
-    front = set(id(one) for one in results.pareto_front)
+    """Configuration, figures, and whether no other beats it (it is Pareto-optimal); the best final reward first."""
+    best = {id(one) for one in results.pareto_front}
     best_first = sorted(results.configurations, key=_final_reward, reverse=True)
-    return [(one, _figures(results, one), id(one) in front) for one in best_first]
+    return [(one, _figures(results, one), id(one) in best) for one in best_first]
 
 
 def _shown(pictures: Mapping[str, Picture], env: str) -> list[tuple[Picture, str]]:
@@ -77,8 +78,7 @@ def _figures(results: Results, one: Configuration) -> list[tuple[float | None, f
         lambda job: job.training_s,
         results.measured_mib,
     )
-    values = [known(one.completed, of) for of in columns]
-    return [(sum(v) / len(v), min(v), max(v)) if v else (None, None, None) for v in values]
+    return [numbers.mean_and_range(one.completed, of) or (None, None, None) for of in columns]
 
 
 def _final_reward(one: Configuration) -> float:
@@ -86,9 +86,9 @@ def _final_reward(one: Configuration) -> float:
     return float("-inf") if reward is None else reward
 
 
-def _links(job: Job, folder: Path) -> dict[str, str | None]:
+def _links(job: JobResult, folder: Path) -> dict[str, str | None]:
     """Addresses of what there is to open of the run, from the page."""
-    paths = {"folder": job.folder, "log": job.folder / "train.log"}
+    paths = {"folder": job.folder, "log": RunFolder(job.folder).log}
     return {
         name: f"./{quote(os.path.relpath(path, folder))}" if path.exists() else None for name, path in paths.items()
     }

@@ -20,11 +20,14 @@ from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
-from ppo_lab.report.jobs import Job, Value
+from ppo_lab.memory.show import palette
+from ppo_lab.report.job_results import JobResult, Value
 from ppo_lab.report.results import Configuration, Results, as_set, in_order, known, mean, rounded
 
-COLOURS = ("#332288", "#CC6677", "#117733", "#DDCC77", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499")
-"""Paul Tol's muted colours, which people with colour-blindness can tell apart."""
+COLOURS = (
+    *(palette.INDIGO, palette.ROSE, palette.GREEN, palette.SAND, palette.CYAN),
+    *(palette.WINE, palette.TEAL, palette.OLIVE, palette.PURPLE),
+)
 
 GREY = "#999999"
 
@@ -35,12 +38,12 @@ ROWS = {
     "allocated_peak": "tensors at the peak",
     "host_peak_rss": "the process on the host",
 }
-"""Memory row -> what it is, in words."""
+"""Memory row -> its name in a picture."""
 
 SIZE_KEYS = ("num_envs", "algorithm.num_mini_batches")
 """The keys of the heat maps, where both are swept."""
 
-Course = Callable[[Job], tuple[NDArray[np.float64], NDArray[np.float64]]]
+Course = Callable[[JobResult], tuple[NDArray[np.float64], NDArray[np.float64]]]
 """Of a run: what to draw its reward over, and the reward, where there is one."""
 
 
@@ -100,12 +103,12 @@ def _draw(results: Results) -> dict[str, Picture]:
             "Reward over time",
             f"{how} Time is the run's own clock, collecting and learning, without start-up.",
         )
-    pictures["memory"] = Picture(_png(draw_memory(results)), "Memory, predicted and measured", _memory_words(results))
+    pictures["memory"] = Picture(_png(draw_memory(results)), "Memory, predicted and measured", _memory_caption(results))
     if any(one.completed for one in results.configurations) and results.configurations[0].settings:
         keys = size_keys(results)
         pictures["sizes"] = Picture(
             _png(draw_sizes(results, keys)),
-            f"Speed and memory over {' and '.join(map(_short, keys)) or 'runs'}",
+            f"Speed and memory over {' and '.join(results.short_names[key] for key in keys) or 'runs'}",
             "Means over the completed runs of each size; blank where there is none."
             if keys
             else "Each point is a completed run.",
@@ -120,12 +123,12 @@ def _draw(results: Results) -> dict[str, Picture]:
     return pictures
 
 
-def over_steps(job: Job) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def over_steps(job: JobResult) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     per_iteration = job.run.transitions_per_iteration or math.nan
     return np.arange(1.0, job.iterations + 1) * per_iteration, job.run.reward
 
 
-def over_time(job: Job) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def over_time(job: JobResult) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return job.run.time_s, job.run.reward
 
 
@@ -134,11 +137,11 @@ def band(curves: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> t
 
     Where the curves do not share their x, y is interpolated linearly on those of the first.
     """
-    whole = [(x[np.isfinite(y)], y[np.isfinite(y)]) for x, y in curves]
-    first, last = max(x[0] for x, _ in whole), min(x[-1] for x, _ in whole)
-    common = whole[0][0]
+    finite = [(x[np.isfinite(y)], y[np.isfinite(y)]) for x, y in curves]
+    first, last = max(x[0] for x, _ in finite), min(x[-1] for x, _ in finite)
+    common = finite[0][0]
     common = common[(common >= first) & (common <= last)]
-    rewards = np.array([np.interp(common, x, y) for x, y in whole])
+    rewards = np.array([np.interp(common, x, y) for x, y in finite])
     return common, rewards.mean(axis=0), rewards.min(axis=0), rewards.max(axis=0)
 
 
@@ -148,7 +151,7 @@ def draw_rewards(results: Results, course: Course, label: str) -> Figure:
     rest = [key for key in results.configurations[0].settings if key != panel_key]
 
     def name_of(one: Configuration) -> str:
-        return one.label if results.are_named else _label(one, rest)
+        return one.label if results.are_named else _label(one, rest, results.short_names)
 
     names = list(dict.fromkeys(map(name_of, results.configurations)))
     labels = list(names) if rest else []
@@ -163,7 +166,7 @@ def draw_rewards(results: Results, course: Course, label: str) -> Figure:
         for one in configurations:
             _draw_course(axes, one, course, colours[name_of(one)])
         if panel_key:
-            title = f"{_short(panel_key)} = {_value(value)}"
+            title = f"{results.short_names[panel_key]} = {_value(value)}"
             axes.set_title(_plain(_wrapped(title, LINE_LENGTH // columns)), fontsize="medium")
         if results.threshold is not None:
             axes.axhline(results.threshold, color="black", linewidth=0.8, linestyle=":")
@@ -189,8 +192,8 @@ def draw_memory(results: Results) -> Figure:
     both = [job for job in results.sweep.jobs if results.memory_error_percent(job) is not None]
     if not both:
         figure = _figure(12, 2.2)
-        words = _memory_words(results).replace(". ", ".\n")
-        figure.text(0.5, 0.5, _plain(words), ha="center", va="center", fontsize="large", linespacing=1.6)
+        text = _memory_caption(results).replace(". ", ".\n")
+        figure.text(0.5, 0.5, _plain(text), ha="center", va="center", fontsize="large", linespacing=1.6)
         return figure
     figure = _figure(12, 4.4)
     left, right = figure.subplots(1, 2)
@@ -231,7 +234,7 @@ def size_keys(results: Results) -> tuple[str, ...]:
 
 def draw_sizes(results: Results, keys: tuple[str, ...]) -> Figure:
     """Steps a second and memory: annotated heat maps over two keys, points and their means over one or no key."""
-    quantities: dict[str, Callable[[Job], float | None]] = {"steps per second": lambda job: job.steps_per_s}
+    quantities: dict[str, Callable[[JobResult], float | None]] = {"steps per second": lambda job: job.steps_per_s}
     if results.memory_row:
         quantities[f"{ROWS[results.memory_row]} (MiB)"] = results.measured_mib
     completed = [job for job in results.sweep.jobs if job.completed]
@@ -245,12 +248,13 @@ def draw_sizes(results: Results, keys: tuple[str, ...]) -> Figure:
             axes.set_xlabel(title)
         return figure
     if len(keys) == 1:
-        places = sorted({job.settings[keys[0]] for job in completed}, key=in_order)
-        figure = _figure(12, 4 + 0.17 * _more_lines(places, _tick_length(places)))
+        values_of_key = sorted({job.settings[keys[0]] for job in completed}, key=in_order)
+        figure = _figure(12, 4 + 0.17 * _more_lines(values_of_key, _tick_length(values_of_key)))
         for axes, (title, of) in zip(
             np.atleast_1d(figure.subplots(1, len(quantities))), quantities.items(), strict=True
         ):
             _draw_over(axes, keys[0], completed, of)
+            axes.set_xlabel(_plain(results.short_names[keys[0]]))
             axes.set_title(title, fontsize="medium")
         return figure
     values = [sorted({job.settings[key] for job in results.sweep.jobs}, key=in_order) for key in keys]
@@ -268,24 +272,24 @@ def draw_sizes(results: Results, keys: tuple[str, ...]) -> Figure:
             size = mean(here, of)
             grid[row, column] = math.nan if size is None else size
         _draw_map(axes, grid, values)
-        axes.set_xlabel(_plain(_short(keys[0])))
-        axes.set_ylabel(_plain(_short(keys[1])))
+        axes.set_xlabel(_plain(results.short_names[keys[0]]))
+        axes.set_ylabel(_plain(results.short_names[keys[1]]))
         axes.set_title(title, fontsize="medium")
     return figure
 
 
 def draw_pareto(results: Results) -> Figure:
-    """Reward over time and over memory; what is on the front of all three has a letter."""
+    """Reward over time and over memory; what no other beats in all three has a letter."""
     front = results.pareto_front
-    labels = [f"{_letter(place)}   {one.label}" for place, one in enumerate(front)]
+    labels = [f"{_letter(rank)}   {one.label}" for rank, one in enumerate(front)]
     figure = _figure(12, 4.2 + _legend_height(labels))
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, of in ((left, lambda job: job.training_s), (right, results.measured_mib)):
         for one in results.configurations:
             if results.reward_memory_time(one) is None:
                 continue
-            place = front.index(one) if one in front else None
-            _draw_point(axes, known(one.completed, of), known(one.completed, lambda job: job.final_reward), place)
+            rank = front.index(one) if one in front else None
+            _draw_point(axes, known(one.completed, of), known(one.completed, lambda job: job.final_reward), rank)
         axes.grid(alpha=0.3)
         axes.margins(0.08)
     left.set_ylabel("final reward")
@@ -328,28 +332,27 @@ def _draw_band(
         axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
-def _draw_over(axes: Axes, key: str, completed: Sequence[Job], of: Callable[[Job], float | None]) -> None:
+def _draw_over(axes: Axes, key: str, completed: Sequence[JobResult], of: Callable[[JobResult], float | None]) -> None:
     values = sorted({job.settings[key] for job in completed}, key=in_order)
     found = [
         [size for job in completed if job.settings[key] == value and (size := of(job)) is not None] for value in values
     ]
-    for place, sizes in enumerate(found):
-        axes.plot([place] * len(sizes), sizes, "o", color=COLOURS[0], alpha=0.5, markeredgewidth=0)
+    for position, sizes in enumerate(found):
+        axes.plot([position] * len(sizes), sizes, "o", color=COLOURS[0], alpha=0.5, markeredgewidth=0)
     means = [float(np.mean(sizes)) if sizes else math.nan for sizes in found]
     axes.plot(range(len(values)), means, color=COLOURS[0], linewidth=1.6)
     axes.set_xticks(range(len(values)), _ticks(values, _tick_length(values)))
     axes.set_xlim(-0.5, len(values) - 0.5)
-    axes.set_xlabel(_plain(_short(key)))
     axes.set_ylim(0, 1.1 * max((size for sizes in found for size in sizes), default=1.0))
     axes.yaxis.set_major_formatter("{x:,.10g}")
     axes.grid(alpha=0.3)
 
 
-def _draw_by_name(axes: Axes, configurations: Sequence[Configuration], of: Callable[[Job], float | None]) -> None:
+def _draw_by_name(axes: Axes, configurations: Sequence[Configuration], of: Callable[[JobResult], float | None]) -> None:
     """A line for each configuration, with the values of its completed runs; the first is at the top."""
-    for place, one in enumerate(configurations):
+    for position, one in enumerate(configurations):
         sizes = [size for job in one.completed if (size := of(job)) is not None]
-        axes.plot(sizes, [place] * len(sizes), "o", color=COLOURS[0], alpha=0.5, markeredgewidth=0)
+        axes.plot(sizes, [position] * len(sizes), "o", color=COLOURS[0], alpha=0.5, markeredgewidth=0)
     names = [_plain(_wrapped(one.label, NAME_LENGTH)) for one in configurations]
     axes.set_yticks(range(len(configurations)), names)
     axes.set_ylim(len(configurations) - 0.5, -0.5)
@@ -373,18 +376,18 @@ def _draw_map(axes: Axes, grid: NDArray[np.float64], values: Sequence[Sequence[V
     axes.spines[:].set_visible(False)
 
 
-def _draw_point(axes: Axes, x: Sequence[float], y: Sequence[float], place: int | None) -> None:
-    """`place`: on the front."""
-    colour = GREY if place is None else COLOURS[0]
+def _draw_point(axes: Axes, x: Sequence[float], y: Sequence[float], rank: int | None) -> None:
+    """`rank`: among those that no other beats; None elsewhere."""
+    colour = GREY if rank is None else COLOURS[0]
     centre = float(np.mean(x)), float(np.mean(y))
     reach_x, reach_y = ([[m - min(v)], [max(v) - m]] for m, v in zip(centre, (x, y), strict=True))
     axes.errorbar(*centre, xerr=reach_x, yerr=reach_y, color=colour, linewidth=1, alpha=0.6, zorder=1)
-    if place is None:
+    if rank is None:
         axes.plot(*centre, "o", color=colour, markersize=6, zorder=2)
     else:
-        axes.plot(*centre, "o", color=colour, markersize=15, zorder=4 + place, markeredgecolor="white")
+        axes.plot(*centre, "o", color=colour, markersize=15, zorder=4 + rank, markeredgecolor="white")
         axes.annotate(
-            _letter(place), centre, ha="center", va="center", color="white", fontsize="small", zorder=4.5 + place
+            _letter(rank), centre, ha="center", va="center", color="white", fontsize="small", zorder=4.5 + rank
         )
 
 
@@ -401,7 +404,7 @@ def _panels(results: Results) -> tuple[str | None, Mapping[Value | None, list[Co
     return panel_key, panels
 
 
-def _memory_words(results: Results) -> str:
+def _memory_caption(results: Results) -> str:
     row = results.memory_row
     errors = [error for job in results.sweep.jobs if (error := results.memory_error_percent(job)) is not None]
     if errors:
@@ -441,9 +444,9 @@ def _legend_height(labels: Sequence[str]) -> float:
     return 0.1 + (0.08 + 0.17 * max(_lines(label, LINE_LENGTH) for label in labels)) * rows
 
 
-def _letter(place: int) -> str:
+def _letter(number: int) -> str:
     """A to Z, then AA, AB, ...: jobs have numbers, so settings have letters."""
-    before, here = divmod(place, 26)
+    before, here = divmod(number, 26)
     return (_letter(before - 1) if before else "") + chr(ord("A") + here)
 
 
@@ -456,12 +459,8 @@ def _lines(text: str, length: int) -> int:
     return len(textwrap.wrap(text, length, break_on_hyphens=False))
 
 
-def _label(one: Configuration, keys: Iterable[str]) -> str:
-    return ", ".join(f"{_short(key)}={_value(one.settings[key])}" for key in keys)
-
-
-def _short(key: str) -> str:
-    return key.rpartition(".")[2]
+def _label(one: Configuration, keys: Iterable[str], names: Mapping[str, str]) -> str:
+    return ", ".join(f"{names[key]}={_value(one.settings[key])}" for key in keys)
 
 
 def _value(value: Value | None) -> str:
@@ -479,7 +478,7 @@ def _ticks(values: Sequence[Value | None], length: int) -> list[str]:
 
 
 def _tick_length(values: Sequence[Value | None], beside: Sequence[Value | None] = ()) -> int:
-    """Of labels below one of two panels, in characters: as many as there is room for, with those `beside` the axis."""
+    """Of labels below one of two panels, in characters: as many as fit, with those `beside` the axis."""
     taken = max((min(len(_tick(value)), NAME_LENGTH) for value in beside), default=0)
     return max(8, (LINE_LENGTH // 2 - taken) // max(1, len(values)))
 

@@ -10,9 +10,10 @@ from decimal import Decimal
 from statistics import fmean
 from typing import Any
 
+from ppo_lab.config.overrides import short_names
 from ppo_lab.memory.measure.measured import Comparison, peak_row
 from ppo_lab.memory.predict.hardware import MIB
-from ppo_lab.report.jobs import Job, Sweep, Value
+from ppo_lab.report.job_results import JobResult, RunSet, Value
 
 THRESHOLD_SHARE = 0.9
 """Of the best configuration's final reward: what counts as having got there, where no threshold was set."""
@@ -30,10 +31,10 @@ class Configuration:
 
     label: str
     settings: Mapping[str, Value | None]
-    jobs: tuple[Job, ...]
+    jobs: tuple[JobResult, ...]
 
     @property
-    def completed(self) -> tuple[Job, ...]:
+    def completed(self) -> tuple[JobResult, ...]:
         return tuple(job for job in self.jobs if job.completed)
 
 
@@ -43,7 +44,7 @@ class Measure:
 
     title: str
     unit: str
-    of: Callable[[Job], float | None]
+    of: Callable[[JobResult], float | None]
     highest_wins: bool = True
 
 
@@ -51,7 +52,7 @@ class Measure:
 class Results:
     """A sweep, evaluated. Where its jobs have several envs, each env is evaluated by itself, in `parts` alone."""
 
-    sweep: Sweep
+    sweep: RunSet
     configurations: tuple[Configuration, ...]
     """In the order of their settings."""
     threshold: float | None
@@ -72,34 +73,39 @@ class Results:
         return _are_named(self.sweep)
 
     @property
+    def short_names(self) -> Mapping[str, str]:
+        """Swept key -> its name in a picture or label."""
+        return short_names(_compared_keys(self.sweep))
+
+    @property
     def has_reward(self) -> bool:
         """Whether an episode ended in any run."""
         return any(job.final_reward is not None for job in self.sweep.jobs)
 
-    def predicted_mib(self, job: Job) -> float | None:
+    def predicted_mib(self, job: JobResult) -> float | None:
         size = job.run.predicted_bytes.get(self.memory_row) if self.memory_row else None
         return None if size is None else size / MIB
 
-    def measured_mib(self, job: Job) -> float | None:
+    def measured_mib(self, job: JobResult) -> float | None:
         size = job.run.measured_bytes.get(self.memory_row) if self.memory_row else None
         return None if size is None else size / MIB
 
-    def memory_error_percent(self, job: Job) -> float | None:
+    def memory_error_percent(self, job: JobResult) -> float | None:
         """Positive where more was predicted than measured."""
         predicted, size = (
             sizes.get(self.memory_row or "") for sizes in (job.run.predicted_bytes, job.run.measured_bytes)
         )
         return Comparison(self.memory_row or "", predicted, size).error_percent if predicted and size else None
 
-    def time_to_threshold_s(self, job: Job) -> float | None:
+    def time_to_threshold_s(self, job: JobResult) -> float | None:
         return None if self.threshold is None else job.time_to_s(self.threshold)
 
-    def reward_per_minute(self, job: Job) -> float | None:
+    def reward_per_minute(self, job: JobResult) -> float | None:
         """None where the final reward is not positive: a ratio would then favour the slow."""
         reward, seconds = job.final_reward, job.training_s
         return 60 * reward / seconds if reward is not None and reward > 0 and seconds else None
 
-    def reward_per_mib(self, job: Job) -> float | None:
+    def reward_per_mib(self, job: JobResult) -> float | None:
         reward, size = job.final_reward, self.measured_mib(job)
         return reward / size if reward is not None and reward > 0 and size else None
 
@@ -133,7 +139,7 @@ class Results:
         return None if None in means else (means[0], means[1], means[2])  # type: ignore[return-value]
 
 
-def of(sweep: Sweep) -> Results:
+def of(sweep: RunSet) -> Results:
     """Evaluates a sweep."""
     envs = list(dict.fromkeys(job.env for job in sweep.jobs if job.env is not None))
     if len(envs) > 1:
@@ -145,13 +151,21 @@ def of(sweep: Sweep) -> Results:
     return Results(sweep, configurations, threshold, threshold_from, _memory_row(sweep.jobs))
 
 
-def mean(jobs: Sequence[Job], of: Callable[[Job], float | None]) -> float | None:
+def mean(jobs: Sequence[JobResult], of: Callable[[JobResult], float | None]) -> float | None:
     """Over the jobs; None where one of them has no such value."""
     values = known(jobs, of)
     return fmean(values) if values else None
 
 
-def known(jobs: Sequence[Job], of: Callable[[Job], float | None]) -> list[float]:
+def mean_and_range(
+    jobs: Sequence[JobResult], of: Callable[[JobResult], float | None]
+) -> tuple[float, float, float] | None:
+    """Mean, lowest and highest over the jobs; None where one of them has no such value."""
+    values = known(jobs, of)
+    return (fmean(values), min(values), max(values)) if values else None
+
+
+def known(jobs: Sequence[JobResult], of: Callable[[JobResult], float | None]) -> list[float]:
     """Every job's value; none where one of them has none, for what is left is no fair sample."""
     values = [of(job) for job in jobs]
     return [] if None in values else [value for value in values if value is not None]
@@ -162,7 +176,7 @@ def rows(results: Results) -> list[dict[str, Any]]:
     return [_row(job, results.parts.get(job.env or "", results)) for job in results.sweep.jobs]
 
 
-def _row(job: Job, results: Results) -> dict[str, Any]:
+def _row(job: JobResult, results: Results) -> dict[str, Any]:
     return {
         "number": job.number,
         "name": job.name,
@@ -254,7 +268,7 @@ def _lesson(measure: Measure, configurations: Sequence[Configuration]) -> str:
 
 
 def rounded(value: float | None, digits: int = 3) -> str:
-    """To so many significant digits, but whole numbers whole; as 1.5e-5 where that is shorter."""
+    """To so many significant digits, integers without decimals; as 1.5e-5 where that is shorter."""
     if value is None:
         return "\N{EN DASH}"
     if not _is_handy(value):
@@ -289,24 +303,24 @@ def _spread(values: Sequence[float], unit: str) -> str:
     return f"{rounded(fmean(values))}{unit} ({lowest} to {highest} over {len(values)} runs)"
 
 
-def _of_env(sweep: Sweep, env: str) -> Sweep:
+def _of_env(sweep: RunSet, env: str) -> RunSet:
     """The jobs of one env, and the keys in which these differ."""
     jobs = tuple(job for job in sweep.jobs if job.env == env)
     swept = tuple(key for key in sweep.swept if len({job.settings[key] for job in jobs}) > 1)
     return replace(sweep, name=jobs[0].name if len(jobs) == 1 else env, swept=swept, jobs=jobs)
 
 
-def _compared_keys(sweep: Sweep) -> list[str]:
+def _compared_keys(sweep: RunSet) -> list[str]:
     return [key for key in sweep.swept if key != "seed"]
 
 
-def _are_named(sweep: Sweep) -> bool:
+def _are_named(sweep: RunSet) -> bool:
     return not sweep.was_launched and len(_compared_keys(sweep)) > MOST_KEYS
 
 
-def _configurations(sweep: Sweep) -> tuple[Configuration, ...]:
+def _configurations(sweep: RunSet) -> tuple[Configuration, ...]:
     keys = _compared_keys(sweep)
-    groups: dict[tuple[Value | None, ...], list[Job]] = {}
+    groups: dict[tuple[Value | None, ...], list[JobResult]] = {}
     for job in sweep.jobs:
         groups.setdefault(tuple(job.settings[key] for key in keys), []).append(job)
     ordered = sorted(groups, key=lambda values: [in_order(value) for value in values])
@@ -317,13 +331,12 @@ def _configurations(sweep: Sweep) -> tuple[Configuration, ...]:
 
 
 def _settings_label(settings: Mapping[str, Value | None]) -> str:
-    """As "num_envs=8, gamma=0.9": keys are cut to their last part where that tells them apart."""
-    short = {key: key.rpartition(".")[2] for key in settings}
-    names = {key: name if list(short.values()).count(name) == 1 else key for key, name in short.items()}
+    """As "num_envs=8, gamma=0.9"."""
+    names = short_names(settings)
     return ", ".join(f"{names[key]}={as_set(value)}" for key, value in settings.items())
 
 
-def _names(groups: Sequence[Sequence[Job]]) -> list[str]:
+def _names(groups: Sequence[Sequence[JobResult]]) -> list[str]:
     """A name for each group of jobs, that of its first job; the job's number is added where two would be equal."""
     names = [jobs[0].name + (f" and {len(jobs) - 1} more" if len(jobs) > 1 else "") for jobs in groups]
     return [
@@ -337,7 +350,7 @@ def in_order(value: Value | None) -> tuple[bool, float, str]:
     return (False, value, "") if isinstance(value, int | float) else (True, 0, str(value))
 
 
-def _threshold(sweep: Sweep, configurations: Sequence[Configuration]) -> tuple[float | None, str]:
+def _threshold(sweep: RunSet, configurations: Sequence[Configuration]) -> tuple[float | None, str]:
     if sweep.reward_threshold is not None:
         return sweep.reward_threshold, "set for the sweep"
     means = [mean(one.completed, lambda job: job.final_reward) for one in configurations]
@@ -351,7 +364,7 @@ def _threshold_words(results: Results) -> str:
     return f"{'' if results.threshold is None else f'{rounded(results.threshold, 4)}, '}{results.threshold_from}"
 
 
-def _memory_row(jobs: Sequence[Job]) -> str | None:
+def _memory_row(jobs: Sequence[JobResult]) -> str | None:
     """The row that stands for all jobs."""
     both = {name for job in jobs for name in job.run.predicted_bytes.keys() & job.run.measured_bytes.keys()}
     return peak_row(both, {name for job in jobs for name in job.run.measured_bytes})

@@ -1,9 +1,7 @@
-"""Files that no reader ever finds half of: written in one stroke, sealed with a checksum, locked by one process."""
+"""Files that no reader finds half-written: renamed into place, and sealed with a checksum."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -63,27 +61,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl, an iteration each, up to the first line that is none.
-
-    A killed run may leave half a line. None stands where a value was not finite.
-    """
-    rows: list[dict[str, Any]] = []
-    try:
-        lines = (folder / "metrics.jsonl").read_bytes().splitlines()
-    except OSError:
-        return rows
-    for line in lines:
-        try:
-            row = from_json(line)
-        except ValueError:
-            break
-        if not isinstance(row, dict) or row.get("iteration") != len(rows):
-            break
-        rows.append(row)
-    return rows
-
-
 def _non_finite_as_none(content: Any) -> Any:
     if isinstance(content, dict):
         return {key: _non_finite_as_none(value) for key, value in content.items()}
@@ -106,7 +83,7 @@ def seal(archive: bytes) -> bytes:
     return content + SEAL + hashlib.sha256(content).hexdigest().encode()
 
 
-def flaw(sealed: bytes) -> str | None:
+def damage(sealed: bytes) -> str | None:
     """Why the bytes of a file that should be sealed cannot be trusted; None where they are as they were written."""
     content, comment = sealed[:-SEAL_BYTES], sealed[-SEAL_BYTES:]
     if not sealed:
@@ -122,39 +99,6 @@ def numbered(folder: Path, name: str) -> dict[int, Path]:
     """The files `<name>_<number>.pt` in `folder`, by number, the lowest first."""
     found = {path: re.fullmatch(rf"{name}_(\d+)\.pt", path.name) for path in folder.glob(f"{name}_*.pt")}
     return dict(sorted((int(match[1]), path) for path, match in found.items() if match))
-
-
-def with_state(checkpoints: Path) -> dict[int, tuple[Path, Path]]:
-    """The checkpoints that one can go on from, the oldest first: iteration -> model and state."""
-    models, states = (numbered(checkpoints, kind) for kind in ("model", "state"))
-    return {iteration: (path, states[iteration]) for iteration, path in models.items() if iteration in states}
-
-
-def lock(folder: Path) -> IO[str] | None:
-    """Takes `folder` for this process until the file returned is closed, or the process ends. None where it is taken.
-
-    Raises an OSError where the folder cannot be written to.
-    """
-    file = (folder / ".lock").open("a", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    file.truncate(0)
-    with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
-        os.write(file.fileno(), f"{os.getpid()}\n".encode())
-    return file
-
-
-def is_locked(folder: Path) -> bool:
-    """Whether a process that lives has taken `folder`."""
-    with contextlib.suppress(OSError), (folder / ".lock").open(encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def shown(path: Path) -> Path:

@@ -1,7 +1,8 @@
-"""A run folder: how it is made, locked and named."""
+"""A run folder: the names of its files, how it is made, found and locked."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -10,13 +11,106 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from ppo_lab.config import ExperimentConfig, as_text
 from ppo_lab.config.overrides import RUN_DIR
 from ppo_lab.errors import ConfigError, ExitCode, StoppedError
 from ppo_lab.runs.config import as_yaml
-from ppo_lab.runs.files import lock, read_json, write_text
+from ppo_lab.runs.files import numbered, read_json, write_text
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where each file of a run lies. Nothing else spells the names of these files."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The experiment. A folder with this file is a run folder."""
+        return self.path / "config.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def metrics(self) -> Path:
+        """A line of JSON an iteration."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def estimate(self) -> Path:
+        return self.path / "estimate.json"
+
+    @property
+    def reproduction(self) -> Path:
+        return self.path / "reproduction.json"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "train.log"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
+
+    @property
+    def checkpoints(self) -> Path:
+        """A folder; `checkpoint_name`, BEST and `resumable` know its files."""
+        return self.path / "checkpoints"
+
+    def diff(self, goes_on_with: int | None = None) -> Path:
+        """What the checkout had beyond its commit when the run began, or went on with that iteration."""
+        return self.path / ("git.diff" if goes_on_with is None else f"git_{goes_on_with}.diff")
+
+    def dump(self, iteration: int) -> Path:
+        """What led to a NaN or Inf."""
+        return self.path / f"nan_{iteration}.pt"
+
+    def event_files(self) -> set[Path]:
+        """TensorBoard's."""
+        return set(self.path.glob("events.*"))
+
+
+BEST = "best.pt"
+"""In `checkpoints`: the weights with the highest mean reward."""
+
+
+def checkpoint_name(kind: Literal["model", "state"], iteration: int) -> str:
+    return f"{kind}_{iteration}.pt"
+
+
+def resumable(checkpoints: Path) -> dict[int, tuple[Path, Path]]:
+    """The checkpoints that have a state, the oldest first: iteration -> model and state."""
+    models, states = (numbered(checkpoints, kind) for kind in ("model", "state"))
+    return {iteration: (path, states[iteration]) for iteration, path in models.items() if iteration in states}
+
+
+def folder_of_checkpoint(checkpoint: Path) -> Path | None:
+    """The run folder of a checkpoint's file; None where it lies elsewhere."""
+    folder = RunFolder(checkpoint.parent.parent)
+    return folder.path if checkpoint.parent.name == folder.checkpoints.name else None
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Every run folder in `folder`, itself among them, sorted by path.
+
+    Symbolic links are not followed, and folders whose names begin with a dot are left out.
+    """
+    name, checkpoints = RunFolder(folder).config.name, RunFolder(folder).checkpoints.name
+    found = []
+    for path, subfolders, files in os.walk(folder):
+        subfolders[:] = [subfolder for subfolder in subfolders if subfolder != checkpoints and subfolder[0] != "."]
+        if name in files:
+            found.append(Path(path))
+    return sorted(found)
+
 
 LEFT_BY_A_START = re.compile(r"\.lock|\.config\.yaml\.\d+\.tmp")
 """All that a run killed before it had its config.yaml leaves in its folder."""
@@ -41,9 +135,14 @@ class Run:
     """What to say of it at the start."""
     warnings: list[str] = field(default_factory=list)
 
+    @property
+    def first_iteration(self) -> int:
+        """The one that comes next, counted from 0."""
+        return 0 if self.checkpoint is None else self.checkpoint + 1
+
     def keep_device(self) -> None:
         """Writes the device into config.yaml, once what was saved is known to fit a run on it."""
-        config, text = self.folder / "config.yaml", as_yaml(self.cfg)
+        config, text = RunFolder(self.folder).config, as_yaml(self.cfg)
         if config.read_text() != text:
             write_text(config, text)
 
@@ -61,22 +160,22 @@ class Run:
 
 def has_rows(folder: Path) -> bool:
     """Whether the run in `folder` has completed an iteration."""
-    metrics = folder / "metrics.jsonl"
+    metrics = RunFolder(folder).metrics
     return metrics.exists() and metrics.stat().st_size > 0
 
 
 def started_s(run: Path) -> float:
     """When the run began, in seconds since 1970; of what is no run, 0."""
     try:
-        return datetime.fromisoformat(read_json(run / "manifest.json")["started"]).timestamp()
+        return datetime.fromisoformat(read_json(RunFolder(run).manifest)["started"]).timestamp()
     except (KeyError, TypeError, ValueError):  # killed before its manifest was written
-        config = run / "config.yaml"
+        config = RunFolder(run).config
         return config.stat().st_mtime if config.exists() else 0.0
 
 
 def is_complete(run: Path) -> bool:
     """Whether the run says that it came to its end."""
-    return read_json(run / "summary.json").get("status") == "completed"
+    return read_json(RunFolder(run).summary).get("status") == "completed"
 
 
 def make_new_folder(wanted: Path, may_be_renamed: bool, word: str = RUN_DIR) -> Path:
@@ -111,16 +210,48 @@ def make_new_folder(wanted: Path, may_be_renamed: bool, word: str = RUN_DIR) -> 
             ) from None
 
 
-def take(folder: Path) -> IO[str]:
+def lock(folder: Path) -> IO[str]:
     """The lock of `folder`, held as long as it is open. Raises a ConfigError where another process has it."""
     try:
-        held = lock(folder)
+        held = try_lock(folder)
     except OSError as error:
         raise cannot_write(folder, error) from None
     if held is None:
-        pid = (folder / ".lock").read_text().strip()
+        pid = locked_by(folder)
         raise ConfigError(f"{folder} is in use: process {pid} trains in it. Wait for it, or stop it with: kill {pid}")
     return held
+
+
+def try_lock(folder: Path) -> IO[str] | None:
+    """Locks `folder` for this process until the file returned is closed, or the process ends. None where it is locked.
+
+    Raises an OSError where the folder cannot be written to.
+    """
+    file = RunFolder(folder).lock.open("a", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    file.truncate(0)
+    with suppress(OSError):  # on a full disk the lock holds all the same
+        os.write(file.fileno(), f"{os.getpid()}\n".encode())
+    return file
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a running process has locked `folder`."""
+    with suppress(OSError), RunFolder(folder).lock.open(encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def locked_by(folder: Path) -> str:
+    """The id of the process that locked `folder` last, as it wrote it."""
+    return as_text(RunFolder(folder).lock.read_text(errors="replace").strip())
 
 
 def cannot_write(folder: Path, error: OSError) -> ConfigError:

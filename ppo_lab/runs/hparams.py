@@ -57,7 +57,7 @@ def write_run(run_folder: Path, cfg: ExperimentConfig, results: Mapping[str, Any
 def write_hparams(
     run_folder: Path, hparams: Mapping[str, bool | int | float | str], metrics: Mapping[str, float | None]
 ) -> None:
-    """Gives the run one row, called like the run, in place of the one it had.
+    """Gives the run one row, named like the run, and removes its earlier one.
 
     Metrics become scalars `Result/<name>`. TensorBoard takes the columns from one run, whichever it meets first, so all
     runs of a sweep need the same keys: a metric that is None has a column and no value. It shows the

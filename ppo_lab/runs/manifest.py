@@ -14,15 +14,18 @@ from dataclasses import asdict
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
-import torch
 
 from ppo_lab import envs
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.machine import commands, devices
 from ppo_lab.machine.preflight import cpu_name
+from ppo_lab.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    import torch
 
 REPOSITORY = commands.PACKAGE.parent
 MAX_NEW_BYTES = 2**20
@@ -94,7 +97,7 @@ def describe_run(
         "command": commands.portable("train", *overrides),
         "overrides": overrides,
         "config": asdict(cfg),
-        "repeat": how_to_repeat(overrides, checkout, folder / "git.diff", env_package),
+        "repeat": how_to_repeat(overrides, checkout, RunFolder(folder).diff(), env_package),
         "reproduce": commands.portable("train", f"reproduce={folder}"),
         "exact": _exactness(cfg, device),
         "seed": cfg.seed,
@@ -166,7 +169,7 @@ def _device_of(manifest: dict[str, Any]) -> str | None:
 
 
 def differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
-    """What differs between two manifests of what a result may depend on, in words."""
+    """What differs between two manifests of what a result may depend on, as sentences."""
     for group, keys in (("git", ("commit", "dirty")), ("packages", PACKAGES), ("machine", MATTERS)):
         before, after = then.get(group) or {}, now[group]
         for key in keys:
@@ -177,7 +180,7 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
 
 
 def _exactness(cfg: ExperimentConfig, device: torch.device) -> str:
-    """What is promised of resuming and repeating the run, in words."""
+    """What is promised of resuming and repeating the run."""
     if device.type == "cpu":
         return "bit for bit, on the same versions, processor and number of threads"
     if cfg.deterministic:
@@ -187,6 +190,8 @@ def _exactness(cfg: ExperimentConfig, device: torch.device) -> str:
 
 def describe_machine(device: torch.device, asked: str = "auto") -> dict[str, Any]:
     """Processor, memory, and the card with its driver where one is used. `asked`: the device, as the user named it."""
+    import torch
+
     machine = {
         "platform": platform.platform(),
         "cpu": cpu_name(),
@@ -212,9 +217,9 @@ def describe_machine(device: torch.device, asked: str = "auto") -> dict[str, Any
     return machine
 
 
-def _git(repository: Path, *words: str, environment: Mapping[str, str] | None = None) -> bytes | None:
+def _git(repository: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> bytes | None:
     """What git prints; None where it fails, or is not there."""
-    command = ["git", "-C", str(repository), *words]
+    command = ["git", "-C", str(repository), *arguments]
     try:
         answer = subprocess.run(command, capture_output=True, timeout=30, env=os.environ | (environment or {}))
     except (OSError, subprocess.TimeoutExpired):

@@ -1,4 +1,7 @@
-"""One dict of scalars an iteration, to TensorBoard and to metrics.jsonl alike."""
+"""One dict of scalars an iteration, to every writer: metrics.jsonl and TensorBoard.
+
+Another kind of output is one more class with the methods of `Writer`, and one more line in `MetricsWriter`.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,14 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from tensorboard.compat.proto.summary_pb2 import Summary
-from torch.utils.tensorboard import SummaryWriter
-
-from ppo_lab.runs.files import read_rows, to_json, write_text
+from ppo_lab.runs.files import to_json, write_text
+from ppo_lab.runs.folder import RunFolder
+from ppo_lab.runs.record import read_metrics
 
 log = logging.getLogger(__name__)
 
@@ -55,50 +58,42 @@ def layout(memory_tags: Collection[str], reward_terms: Collection[str]) -> dict[
     }
 
 
-class MetricsWriter:
-    """Writes a run's scalars to event files and to metrics.jsonl, each iteration once, in order.
+Layout = Mapping[str, Mapping[str, list[Any]]]
+"""As `layout` gives it."""
 
-    Neither may end a run. What metrics.jsonl cannot take is kept and written with the next row. An event file that
-    fails is given up, with a warning; the next `sync` tries a new one, with all since the last.
-    """
+
+class Writer(Protocol):
+    """Takes a run's scalars."""
+
+    def describe(self, config_yaml: str, environment: Mapping[str, Any], page: Layout) -> None:
+        """Takes the configuration, a table of the environment and the custom-scalars page."""
+
+    def write(self, iteration: int, scalars: Mapping[str, float]) -> None:
+        """Takes {tag: value} of one iteration. Values may be NaN or infinite."""
+
+    def sync(self) -> None:
+        """Returns when all that was written is on the disk."""
+
+    def close(self) -> None: ...
+
+
+class MetricsWriter:
+    """Writes a run's scalars with every writer, each iteration once, in order. No writer may end a run."""
 
     def __init__(self, folder: Path, first_iteration: int = 0) -> None:
         """Rows from `first_iteration` on, which an earlier attempt may have written, are about to be written anew."""
-        self.earlier = [row for row in read_rows(folder) if row["iteration"] < first_iteration]
-        if len(self.earlier) != first_iteration:
-            log.warning("metrics.jsonl has %d rows of the %d before", len(self.earlier), first_iteration)
-        if first_iteration or (folder / "metrics.jsonl").exists():
-            write_text(folder / "metrics.jsonl", "".join(to_json(row) + "\n" for row in self.earlier))
-        self._lines = (folder / "metrics.jsonl").open("ab", buffering=0)
-        self._unwritten = b""
-        self._folder = folder
-        self._board: SummaryWriter | None = None
-        self._since_sync: list[tuple[int, Callable[[SummaryWriter], None]]] = []
-        self._has_warned = False
+        rows = JsonlWriter(folder, first_iteration)
+        self.earlier = rows.earlier
+        """The rows before `first_iteration`."""
+        self._writers: Sequence[Writer] = (Reopening(partial(TensorBoardWriter, folder), first_iteration), rows)
         self._not_finite: set[str] = set()  # the tags that a warning was given for
-        self._open_board(first_iteration)
 
-    def describe(
-        self, config_yaml: str, environment: dict[str, Any], page: Mapping[str, Mapping[str, list[Any]]]
-    ) -> None:
-        """Puts the configuration, a table of the environment and the custom-scalars page into the event file.
+    def describe(self, config_yaml: str, environment: Mapping[str, Any], page: Layout) -> None:
+        for writer in self._writers:
+            writer.describe(config_yaml, environment, page)
 
-        `page`: as `layout` gives it.
-        """
-        rows = "\n".join(f"| {key} | {value} |" for key, value in environment.items())
-
-        def describe(board: SummaryWriter) -> None:
-            board.add_text("config", f"```yaml\n{config_yaml}\n```")
-            board.add_text("environment", f"| | |\n|---|---|\n{rows}")
-            board.add_custom_scalars(page)
-
-        self._on_the_board(len(self.earlier), describe)
-
-    def write(self, iteration: int, scalars: dict[str, float]) -> None:
-        """Writes {tag: value}. One event for all of them: an event each costs ten times as much.
-
-        A value that is not finite is null in metrics.jsonl, itself on TensorBoard, and one warning for its tag.
-        """
+    def write(self, iteration: int, scalars: Mapping[str, float]) -> None:
+        """Writes {tag: value}. A value that is not finite is one warning for its tag, and null in metrics.jsonl."""
         for tag, value in scalars.items():
             if not math.isfinite(value) and tag not in self._not_finite:
                 self._not_finite.add(tag)
@@ -107,58 +102,154 @@ class MetricsWriter:
                     "metrics.jsonl has null for such values",
                     *(tag, value, iteration),
                 )
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-        self._on_the_board(iteration, lambda board: board.file_writer.add_summary(Summary(value=values), iteration))
+        for writer in self._writers:
+            writer.write(iteration, scalars)
+
+    def sync(self) -> None:
+        for writer in self._writers:
+            writer.sync()
+
+    def close(self) -> None:
+        for writer in self._writers:
+            writer.close()
+
+
+class JsonlWriter:
+    """Writes metrics.jsonl. A row that the disk does not take is kept, and written with the next."""
+
+    def __init__(self, folder: Path, first_iteration: int) -> None:
+        path = RunFolder(folder).metrics
+        self.earlier = [row for row in read_metrics(folder) if row["iteration"] < first_iteration]
+        if len(self.earlier) != first_iteration:
+            log.warning("metrics.jsonl has %d rows of the %d before", len(self.earlier), first_iteration)
+        if first_iteration or path.exists():
+            write_text(path, "".join(to_json(row) + "\n" for row in self.earlier))
+        self._file = path.open("ab", buffering=0)
+        self._unwritten = b""
+
+    def describe(self, config_yaml: str, environment: Mapping[str, Any], page: Layout) -> None:
+        """Files of their own have these."""
+
+    def write(self, iteration: int, scalars: Mapping[str, float]) -> None:
         had_trouble = bool(self._unwritten)
         self._unwritten += to_json({"iteration": iteration, **scalars}).encode() + b"\n"
         try:
             while self._unwritten:
-                self._unwritten = self._unwritten[self._lines.write(self._unwritten) :]
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
         except OSError as error:
             if not had_trouble:
                 log.warning("metrics.jsonl cannot be written: %s; its rows are kept and tried again", error.strerror)
 
     def sync(self) -> None:
-        """Returns when all that was written is on the disk."""
-        if self._board is None and self._since_sync:
-            self._open_board(self._since_sync[0][0])
-        self._try_the_board(lambda board: board.flush())
-        if self._board is not None:
-            self._since_sync.clear()
         with contextlib.suppress(OSError):
-            os.fsync(self._lines.fileno())
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._try_the_board(lambda board: board.close())
-        self._lines.close()
+        self._file.close()
 
-    def _open_board(self, first_iteration: int) -> None:
-        """Opens a new event file, which takes the place of all that earlier ones hold from that iteration on."""
-        before = set(self._folder.glob("events.*"))
+
+class TensorBoardWriter:
+    """Writes one event file of TensorBoard. Any method may raise where the disk does not take it. Loads torch."""
+
+    def __init__(self, folder: Path, first_iteration: int) -> None:
+        """The new file replaces what earlier ones hold from `first_iteration` on."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._folder = RunFolder(folder)
+        self._before = self._folder.event_files()
         try:
-            self._board = SummaryWriter(str(self._folder), flush_secs=10, purge_step=first_iteration)
-            for _, do in self._since_sync:
-                do(self._board)
-            self._board.flush()
+            self._writer = SummaryWriter(str(folder), flush_secs=10, purge_step=first_iteration)
+            self._writer.flush()
+        except Exception:
+            self.discard()
+            raise
+
+    def describe(self, config_yaml: str, environment: Mapping[str, Any], page: Layout) -> None:
+        rows = "\n".join(f"| {key} | {value} |" for key, value in environment.items())
+        self._writer.add_text("config", f"```yaml\n{config_yaml}\n```")
+        self._writer.add_text("environment", f"| | |\n|---|---|\n{rows}")
+        self._writer.add_custom_scalars(page)
+
+    def write(self, iteration: int, scalars: Mapping[str, float]) -> None:
+        """One event for all scalars: an event each costs ten times as much."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        self._writer.file_writer.add_summary(Summary(value=values), iteration)
+
+    def sync(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def discard(self) -> None:
+        """Removes the file that this writer has made."""
+        for path in self._folder.event_files() - self._before:
+            path.unlink()
+
+
+class Reopening:
+    """Gives up a TensorBoardWriter that fails, with one warning; the next `sync` opens a new one.
+
+    What was written since the last `sync` that worked goes into the new one first.
+    """
+
+    def __init__(self, open_writer: Callable[[int], TensorBoardWriter], first_iteration: int) -> None:
+        """`open_writer`: takes the first iteration that the writer is about to get."""
+        self._open_writer = open_writer
+        self._first = first_iteration
+        self._writer: TensorBoardWriter | None = None
+        self._description: tuple[str, Mapping[str, Any], Layout] | None = None
+        self._rows: list[tuple[int, Mapping[str, float]]] = []
+        self._has_warned = False
+        self._open()
+
+    def describe(self, config_yaml: str, environment: Mapping[str, Any], page: Layout) -> None:
+        description = self._description = (config_yaml, environment, page)
+        self._try(lambda writer: writer.describe(*description))
+
+    def write(self, iteration: int, scalars: Mapping[str, float]) -> None:
+        self._rows.append((iteration, scalars))
+        self._try(lambda writer: writer.write(iteration, scalars))
+
+    def sync(self) -> None:
+        if self._writer is None and (self._description or self._rows):
+            self._open()
+        self._try(lambda writer: writer.sync())
+        if self._writer is not None:
+            self._first = self._rows[-1][0] + 1 if self._rows else self._first
+            self._description, self._rows = None, []
+
+    def close(self) -> None:
+        self._try(lambda writer: writer.close())
+
+    def _open(self) -> None:
+        """Opens a writer, and writes what no file has for sure."""
+        writer = None
+        try:
+            writer = self._open_writer(self._first)
+            if self._description:
+                writer.describe(*self._description)
+            for iteration, scalars in self._rows:
+                writer.write(iteration, scalars)
+            writer.sync()
+            self._writer = writer
         except Exception as error:
-            self._give_up_the_board(error)
-            for path in set(self._folder.glob("events.*")) - before:
-                path.unlink()
+            self._give_up(error)
+            if writer:
+                writer.discard()
 
-    def _on_the_board(self, iteration: int, do: Callable[[SummaryWriter], None]) -> None:
-        self._since_sync.append((iteration, do))
-        self._try_the_board(do)
-
-    def _try_the_board(self, do: Callable[[SummaryWriter], None]) -> None:
-        if self._board is not None:
+    def _try(self, do: Callable[[TensorBoardWriter], None]) -> None:
+        if self._writer is not None:
             try:
-                do(self._board)
+                do(self._writer)
             except Exception as error:
-                self._give_up_the_board(error)
+                self._give_up(error)
 
-    def _give_up_the_board(self, error: Exception) -> None:
+    def _give_up(self, error: Exception) -> None:
         """A dashboard is no reason to lose a run."""
-        self._board = None
+        self._writer = None
         if not self._has_warned:
             self._has_warned = True
             why = getattr(error, "strerror", None) or error

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 
 from ppo_lab.runs.files import write_json
+from ppo_lab.runs.record import iteration_s
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class Summary:
         self._earlier_s = 0.0
         for row in earlier:
             self.add(row)
-            self._earlier_s += sum(row.get(f"Perf/{part}_time") or 0.0 for part in ("collection", "learning"))
+            self._earlier_s += iteration_s(row)
 
     def begin_training(self) -> None:
         """Everything is built; the first iteration begins."""
@@ -52,7 +53,7 @@ class Summary:
                 self.peak_mib[tag] = max(value, self.peak_mib.get(tag, 0.0))
 
     def write(self, status: str, message: str | None, memory: list[dict[str, Any]]) -> str:
-        """Writes the file, where the disk takes it, and returns the gist in words.
+        """Writes the file, where the disk takes it, and returns the main figures as a sentence.
 
         Args:
             status: running, completed, interrupted or failed.

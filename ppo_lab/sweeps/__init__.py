@@ -1,1 +1,1 @@
-"""Many runs from one command. Knows words, processes and files, not learners; loads neither torch nor the simulator."""
+"""Many runs from one command. It knows overrides, processes and files; it loads neither torch nor the simulator."""

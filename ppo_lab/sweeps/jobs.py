@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import types
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from ppo_lab.config import as_text
 from ppo_lab.errors import ConfigError
-from ppo_lab.runs.files import write_json
+from ppo_lab.runs.files import from_json, write_json
+
+JOBS = "jobs.json"
 
 Status = Literal["planned", "running", "completed", "failed", "killed", "interrupted", "over_budget"]
-"""failed: it said why. killed: by a signal, or it ended without saying why. interrupted: stopped after a checkpoint.
+"""failed: it printed a reason. killed: by a signal, or without a reason. interrupted: stopped after a checkpoint.
 
 over_budget: predicted not to fit; never started where `exit_code` is None, or else stopped by its own check.
 """
@@ -28,14 +31,14 @@ class Job:
     folder: str
     """Its run folder, beneath the sweep's."""
     overrides: tuple[str, ...]
-    """The words for train.py, without what the sweep adds."""
+    """For train.py, without what the sweep adds."""
     max_iterations: int
     transitions: int
     """In one iteration."""
     predicted_bytes: int | None = None
-    """What must be free on the device; None where nobody knows."""
+    """What must be free on the device; None where that is unknown."""
     predicted_is_least: bool = True
-    """There is more to it that nobody has measured."""
+    """It needs more, by an amount that was never measured."""
     status: Status = "planned"
     exit_code: int | None = None
     """Negative: the signal that ended it."""
@@ -56,12 +59,12 @@ class Job:
 
     @property
     def is_missing(self) -> bool:
-        """Whether it would have to run for the sweep to be whole."""
+        """Whether the sweep is incomplete without it."""
         return self.status != "completed" and not self.was_skipped
 
 
 class Sweep:
-    """A sweep's folder with jobs.json in it, whole at every moment."""
+    """A sweep's folder with jobs.json in it, which is complete at every moment."""
 
     def __init__(
         self,
@@ -72,8 +75,10 @@ class Sweep:
         device: str,
         settings: dict[str, Any],
         jobs: list[Job],
+        name: str | None = None,
     ) -> None:
         self.folder = folder
+        self.name = name or folder.name
         self.started = started
         self.command = command
         self.swept = swept
@@ -84,16 +89,16 @@ class Sweep:
         self.jobs = jobs
 
     def update(self, job: Job, **changes: Any) -> Job:
-        """Writes down what became of a job."""
+        """Records a change of a job, and returns the job as it is now."""
         changed = dataclasses.replace(job, **changes)
         self.jobs[job.number] = changed
         self.save()
         return changed
 
     def save(self) -> None:
-        content = {"name": self.folder.name, **vars(self), "jobs": [asdict(job) for job in self.jobs]}
+        content = {**vars(self), "jobs": [asdict(job) for job in self.jobs]}
         del content["folder"]
-        write_json(self.folder / "jobs.json", content)
+        write_json(self.folder / JOBS, content)
 
     def run_folder(self, job: Job) -> Path:
         return self.folder / job.folder
@@ -103,28 +108,33 @@ class Sweep:
         return self.folder / "logs" / f"{job.folder}.log"
 
 
+def is_sweep(folder: Path) -> bool:
+    return (folder / JOBS).exists()
+
+
 def read(folder: Path) -> Sweep:
     """The sweep in `folder`. Raises a ConfigError where there is none."""
     try:
-        content = json.loads((folder / "jobs.json").read_text(encoding="utf-8"))
+        content = from_json((folder / JOBS).read_bytes())
         jobs = [_job(fields) for fields in content["jobs"]]
         if [job.number for job in jobs] != list(range(len(jobs))):
             raise ValueError("its jobs are not numbered from 0")
         return Sweep(
             folder,
-            content["started"],
-            content["command"],
-            content["swept"],
-            content["device"],
-            content["settings"],
+            str(content["started"]),
+            str(content["command"]),
+            [str(key) for key in content["swept"]],
+            str(content["device"]),
+            dict(content["settings"]),
             jobs,
+            content.get("name"),
         )
     except FileNotFoundError:
-        raise ConfigError(f"{folder} is not a sweep's folder: there is no jobs.json. {_ALLOWED}") from None
+        raise ConfigError(f"{folder} is not a sweep's folder: there is no {JOBS}. {_ALLOWED}") from None
     except OSError as error:
-        raise ConfigError(f"cannot read {folder}/jobs.json: {error.strerror}. {_ALLOWED}") from None
+        raise ConfigError(f"cannot read {folder / JOBS}: {error.strerror}. {_ALLOWED}") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{folder}/jobs.json is damaged: {error}. {_ALLOWED}") from None
+        raise ConfigError(f"{folder / JOBS} is damaged: {error}. {_ALLOWED}") from None
 
 
 _ALLOWED = "Allowed: a folder that train.py -m made."
@@ -132,8 +142,21 @@ _ALLOWED = "Allowed: a folder that train.py -m made."
 
 def _job(fields: dict[str, Any]) -> Job:
     job = Job(**{**fields, "overrides": tuple(fields["overrides"])})
-    if Path(job.folder).name != job.folder or job.folder in ("", ".."):  # a sweep's folder may be a stranger's
-        raise ValueError(f"job {job.number} is outside")
-    if job.status not in get_args(Status):
-        raise ValueError(f"job {job.number} is {job.status}")
+    for name, kind in get_type_hints(Job).items():
+        if not _is_of(kind, getattr(job, name)):
+            raise ValueError(f"the {name} of job {job.number} is {as_text(getattr(job, name))}")
+    if Path(job.folder).name != job.folder or job.folder in ("", ".."):  # anyone may have written the file
+        raise ValueError(f"the folder of job {job.number} lies outside the sweep")
     return job
+
+
+def _is_of(kind: Any, value: object) -> bool:
+    """Whether `value` is of the type of a field of Job."""
+    origin = get_origin(kind)
+    if origin is Literal:
+        return value in get_args(kind)
+    if origin is types.UnionType:
+        return any(_is_of(each, value) for each in get_args(kind))
+    if origin is tuple:
+        return isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+    return type(value) is kind or (kind is float and type(value) is int)

@@ -3,47 +3,48 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ppo_lab.errors import STOPS, ExitCode, RunFailedError
 from ppo_lab.machine import commands
 from ppo_lab.runs.files import shown
-from ppo_lab.runs.folder import take
+from ppo_lab.runs.folder import lock
 from ppo_lab.sweeps import jobs, schedule
+from ppo_lab.sweeps.executors import Slot, local_slots
 from ppo_lab.sweeps.jobs import Sweep
-from ppo_lab.sweeps.places import Place, local_places
-from ppo_lab.sweeps.table import Board
+from ppo_lab.sweeps.table import SweepTable
 from ppo_lab.training.console import say
 
+WriteReport = Callable[[Path], Path]
+"""Reports on the sweep in a folder, and returns the page's path."""
 
-def launch(folder: Path) -> ExitCode:
+
+def launch(folder: Path, write_report: WriteReport) -> ExitCode:
     """Runs what is planned in the sweep's folder on this machine's devices, and reports.
 
     Raises a ConfigError where another process runs this sweep.
     """
-    with take(folder):
+    with lock(folder):
         sweep = jobs.read(folder)
-        return run(sweep, local_places(sweep.device, sweep.settings["jobs_per_device"]))
+        return run(sweep, local_slots(sweep.device, sweep.settings["jobs_per_device"]), write_report)
 
 
-def run(sweep: Sweep, places: Sequence[Place]) -> ExitCode:
-    """Runs what is planned, wherever the places are. Prints the folder, the table and the report's path.
+def run(sweep: Sweep, slots: Sequence[Slot], write_report: WriteReport) -> ExitCode:
+    """Runs what is planned in `slots`, wherever they are. Prints the folder, the table and the report's path.
 
     Raises:
         RunFailedError: jobs.json cannot be written any more; the jobs that ran were asked to stop.
     """
     say(f"sweep folder: {sweep.folder}")
-    board = Board(sweep, len(places))
+    table = SweepTable(sweep, len(slots))
     try:
-        with board:
-            stopped_by = schedule.run(sweep, places, board.show)
+        with table:
+            stopped_by = schedule.run(sweep, slots, table.show)
     except OSError as error:
         raise RunFailedError(f"the sweep stopped: {error}. {_how_to_go_on(sweep)}") from error
-    board.print_table()
-    report = _write_report(sweep.folder)
-    if report:
-        say(f"report: {report}")
+    table.print_table()
+    _report(sweep.folder, write_report)
 
     missing = [job for job in sweep.jobs if job.is_missing]
     if not missing:
@@ -63,12 +64,9 @@ def _how_to_go_on(sweep: Sweep) -> str:
     return f"to run what is missing: {commands.train(*argv, f'sweep.resume={shown(sweep.folder)}')}"
 
 
-def _write_report(folder: Path) -> Path | None:
+def _report(folder: Path, write_report: WriteReport) -> None:
     """A report that cannot be written must not hide how the sweep went."""
     try:
-        from ppo_lab import report
-
-        return report.write(folder)
+        say(f"report: {write_report(folder)}")
     except Exception as error:
         say(f"no report: {error}; {commands.module('report', str(folder))} tries again")
-        return None

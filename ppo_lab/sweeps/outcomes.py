@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ppo_lab.errors import ExitCode
 from ppo_lab.runs.files import read_json
+from ppo_lab.runs.folder import RunFolder
 from ppo_lab.sweeps.jobs import Status
 
 LOG_TAIL_BYTES = 8192
@@ -14,19 +15,19 @@ LOG_TAIL_BYTES = 8192
 
 def outcome(exit_code: int, folder: Path, log: Path, was_asked_to_stop: bool = False) -> tuple[Status, str | None]:
     """How a job ended, and why, from its exit code, its summary.json and the last line that it printed."""
-    summary = read_json(folder / "summary.json")
+    summary = read_json(RunFolder(folder).summary)
     last_line = _last_line(log)
-    said: str | None
+    reason: str | None
     if last_line.startswith("error: "):
-        said = last_line.removeprefix("error: ")
+        reason = last_line.removeprefix("error: ")
     else:
-        said = summary.get("message") if summary.get("status") == "failed" else None
+        reason = summary.get("message") if summary.get("status") == "failed" else None
     if exit_code == ExitCode.DONE:
         return "completed", None
     if exit_code == ExitCode.OVER_BUDGET:
-        return "over_budget", said
-    if exit_code == ExitCode.WRONG_INPUT or (exit_code == ExitCode.FAILED and said):
-        return "failed", said or last_line
+        return "over_budget", reason
+    if exit_code == ExitCode.WRONG_INPUT or (exit_code == ExitCode.FAILED and reason):
+        return "failed", reason or last_line
     if exit_code in (ExitCode.INTERRUPTED, ExitCode.REQUEUE) or was_asked_to_stop:
         return "interrupted", f"stopped after {summary.get('iterations', 0)} iterations"
     if exit_code < 0:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
-from collections import Counter
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from ppo_lab import config
 from ppo_lab.config import ExperimentConfig, SweepConfig
-from ppo_lab.config.overrides import SWEEP_DIR
+from ppo_lab.config.overrides import SWEEP_DIR, short_names
 from ppo_lab.errors import ConfigError, OverBudgetError
 from ppo_lab.machine import preflight
 from ppo_lab.memory.predict import hardware
@@ -20,10 +20,10 @@ from ppo_lab.memory.predict.estimate import Span, estimate, need, verdict
 from ppo_lab.memory.predict.hardware import MIB
 from ppo_lab.memory.predict.simulator import too_many_envs
 from ppo_lab.runs.config import from_json
-from ppo_lab.runs.folder import is_complete, make_new_folder, take
+from ppo_lab.runs.folder import is_complete, lock, make_new_folder
 from ppo_lab.sweeps import jobs as records
+from ppo_lab.sweeps.executors import local_slots
 from ppo_lab.sweeps.jobs import Job, Sweep
-from ppo_lab.sweeps.places import local_places
 from ppo_lab.training.console import say
 
 FOLDER_NAME_LENGTH = 120
@@ -60,7 +60,7 @@ def prepare(request: SweepRequest) -> Path:
     combinations, experiments, settings = request.combinations, request.experiments, request.settings
     _refuse_equal(experiments, job_names(combinations))
     device = _device(experiments)
-    local_places(device, settings.jobs_per_device)
+    local_slots(device, settings.jobs_per_device)
     preflight.check_system_libraries()
     jobs = _jobs(combinations, experiments)
     earlier = None
@@ -94,19 +94,17 @@ def swept_keys(combinations: list[tuple[str, ...]]) -> list[str]:
 def job_names(combinations: list[tuple[str, ...]]) -> list[str]:
     """What each job differs by, keys cut to their last part where that tells them apart."""
     positions = _swept_positions(combinations)
-    keys = {_split_word(combinations[0][position])[0] for position in positions}
-    last_parts = Counter(key.rpartition(".")[2] for key in keys)
+    short = short_names(_split_word(combinations[0][position])[0] for position in positions)
 
-    def shown(word: str) -> str:
-        key, value = _split_word(word)
-        last_part = key.rpartition(".")[2]
-        return f"{last_part if last_parts[last_part] == 1 else key}={value}"
+    def shortened(override: str) -> str:
+        key, value = _split_word(override)
+        return f"{short[key]}={value}"
 
-    return [" ".join(shown(combination[position]) for position in positions) for combination in combinations]
+    return [" ".join(shortened(combination[position]) for position in positions) for combination in combinations]
 
 
 def _swept_positions(combinations: list[tuple[str, ...]]) -> list[int]:
-    """The places of the words in which the combinations differ."""
+    """Positions of the overrides in which the combinations differ."""
     return [position for position, words in enumerate(zip(*combinations, strict=True)) if len(set(words)) > 1]
 
 
@@ -160,7 +158,7 @@ def _earlier(folder: Path, combinations: list[tuple[str, ...]]) -> Sweep:
     """The sweep in `folder`, if it is of these combinations. Raises a ConfigError."""
     try:
         sweep = records.read(folder)
-        take(folder).close()
+        lock(folder).close()
     except ConfigError as error:
         raise ConfigError(f"sweep.resume: {error}") from None
     theirs = [job.overrides for job in sweep.jobs]
@@ -189,6 +187,36 @@ def _continued(earlier: Sweep, job: Job) -> Job:
     return dataclasses.replace(job, started=before.started, wall_s=before.wall_s)
 
 
+class _Prediction(NamedTuple):
+    """Whether one experiment fits."""
+
+    needs: Span | None
+    """Bytes on the device; None where they are unknown."""
+    is_impossible: bool
+    """The simulator does not build so many envs, however much memory there is."""
+    fits: str
+    """yes, no or not known."""
+    reason: str
+
+    def applied_to(self, job: Job, may_be_skipped: bool) -> Job:
+        """The job with what is predicted for it; not to be started where it is impossible, or does not fit."""
+        if self.needs:
+            least = self.needs.high is None
+            job = dataclasses.replace(job, predicted_bytes=self.needs.needed, predicted_is_least=least)
+        if self.is_impossible or (self.fits == "no" and may_be_skipped):
+            job = dataclasses.replace(job, status="over_budget", message=self.reason)
+        return job
+
+
+def _predict(experiment: ExperimentConfig, machine: hardware.Hardware, free_bytes: int) -> _Prediction:
+    if problem := too_many_envs(experiment):
+        return _Prediction(None, True, "no", problem)
+    needs = _estimate(experiment, machine)
+    if needs is None:
+        return _Prediction(None, False, "not known", "no prediction")
+    return _Prediction(needs, False, verdict(needs, free_bytes), f"{need(needs, free_bytes)} free")
+
+
 def _predicted(jobs: list[Job], experiments: list[ExperimentConfig], settings: SweepConfig, device: str) -> list[Job]:
     """The jobs with what each is predicted to need. Prints it on the way, since each distinct experiment takes seconds.
 
@@ -200,27 +228,17 @@ def _predicted(jobs: list[Job], experiments: list[ExperimentConfig], settings: S
     planned = [job for job in jobs if job.status == "planned"]
     each = f" for each of {settings.jobs_per_device} at a time" if settings.jobs_per_device > 1 else ""
     say(f"plan: {len(planned)} jobs, {free_bytes / MIB:,.0f} MiB free on {machine.name}{each}")
-    same: dict[str, list[Job]] = {}
+    but_for_seed: dict[str, list[Job]] = {}
     for job in planned:
-        same.setdefault(config.to_json(dataclasses.replace(experiments[job.number], seed=0)), []).append(job)
+        but_for_seed.setdefault(config.to_json(dataclasses.replace(experiments[job.number], seed=0)), []).append(job)
     jobs, too_large = [*jobs], []
-    for number, (text, alike) in enumerate(same.items(), 1):
-        experiment = from_json(text)
-        impossible = too_many_envs(experiment)
-        needs = None if impossible else _estimate(experiment, machine)
-        fits = verdict(needs, free_bytes) if needs else "no" if impossible else "not known"
-        words = f"{need(needs, free_bytes)} free" if needs else impossible or "no prediction"
-        parts = (f"  prediction {number} of {len(same)}", _numbers(alike), _name_of(alike), f"{words}; fits: {fits}")
-        say(" | ".join(part for part in parts if part))
-        for job in alike:
-            if needs:
-                job = dataclasses.replace(job, predicted_bytes=needs.needed, predicted_is_least=needs.high is None)
-            if fits == "no":
-                out = dataclasses.replace(job, status="over_budget", message=words)
-                too_large.append(out)
-                if impossible or settings.over_budget == "skip":
-                    job = out
-            jobs[job.number] = job
+    for number, (text, group) in enumerate(but_for_seed.items(), 1):
+        found = _predict(from_json(text), machine, free_bytes)
+        count, outcome = f"  prediction {number} of {len(but_for_seed)}", f"{found.reason}; fits: {found.fits}"
+        say(" | ".join(part for part in (count, _numbers(group), _name_of(group), outcome) if part))
+        for job in group:
+            jobs[job.number] = found.applied_to(job, settings.over_budget == "skip")
+        too_large += group if found.fits == "no" else []
     if too_large and settings.over_budget == "stop":
         raise OverBudgetError(
             f"{len(too_large)} of {len(planned)} jobs do not fit: {', '.join(job.name for job in too_large)}. "
@@ -239,16 +257,16 @@ def _estimate(cfg: ExperimentConfig, machine: hardware.Hardware) -> Span | None:
     return None
 
 
-def _numbers(alike: list[Job]) -> str:
+def _numbers(jobs: list[Job]) -> str:
     """The jobs by number, or how many they are."""
-    if len(alike) > MOST_NUMBERS:
-        return f"{len(alike)} jobs"
-    return f"job{'' if len(alike) == 1 else 's'} {', '.join(str(job.number) for job in alike)}"
+    if len(jobs) > MOST_NUMBERS:
+        return f"{len(jobs)} jobs"
+    return f"job{'' if len(jobs) == 1 else 's'} {', '.join(str(job.number) for job in jobs)}"
 
 
-def _name_of(alike: list[Job]) -> str:
+def _name_of(jobs: list[Job]) -> str:
     """What the jobs have in common, in which they differ from the others."""
-    return " ".join(word for word in alike[0].name.split(" ") if all(word in job.name.split(" ") for job in alike))
+    return " ".join(part for part in jobs[0].name.split(" ") if all(part in job.name.split(" ") for job in jobs))
 
 
 def _values(combinations: list[tuple[str, ...]]) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""Runs the jobs of a sweep, as many at a time as there are places, and writes down what becomes of each."""
+"""Runs the jobs of a sweep, as many at a time as there are slots, and records the outcome of each."""
 
 from __future__ import annotations
 
@@ -9,28 +9,27 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from ppo_lab.config import as_text
 from ppo_lab.config.overrides import RUN_DIR, quoted
-from ppo_lab.runs.files import is_locked
-from ppo_lab.runs.folder import is_complete
+from ppo_lab.runs.folder import RunFolder, is_complete, is_locked, locked_by
+from ppo_lab.sweeps.executors import JobHandle, Slot
 from ppo_lab.sweeps.jobs import Job, Sweep
 from ppo_lab.sweeps.outcomes import outcome
-from ppo_lab.sweeps.places import Place, Running
 from ppo_lab.training.stopping import StopRequest
 
 POLL_EVERY_S = 0.2
 
 
 @dataclass
-class _Started:
+class _RunningJob:
     job: Job
-    running: Running
-    since_s: float
-    spent_s: float
-    """By its earlier processes."""
+    handle: JobHandle
+    submitted_s: float
+    """By the monotonic clock."""
+    earlier_wall_s: float
+    """Of its earlier processes."""
 
 
-def run(sweep: Sweep, places: Sequence[Place], show: Callable[[], None] = lambda: None) -> signal.Signals | None:
+def run(sweep: Sweep, slots: Sequence[Slot], show: Callable[[], None] = lambda: None) -> signal.Signals | None:
     """Runs every job that is planned. One that ends badly stops no other.
 
     A job that another process has completed since it was planned is not run; one whose folder a process holds, such as
@@ -38,8 +37,8 @@ def run(sweep: Sweep, places: Sequence[Place], show: Callable[[], None] = lambda
 
     Args:
         sweep: its jobs.json is written at every change.
-        places: each takes one job at a time.
-        show: called over and over.
+        slots: each runs one job at a time.
+        show: called several times a second.
 
     Returns:
         The signal that stopped it, or None. Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP are handed on to the jobs, as SIGINT or
@@ -47,31 +46,31 @@ def run(sweep: Sweep, places: Sequence[Place], show: Callable[[], None] = lambda
     """
     sweep.folder.joinpath("logs").mkdir(exist_ok=True)
     waiting = [job.number for job in sweep.jobs if job.status == "planned"]
-    started: dict[int, _Started] = {}
-    """By the place's index."""
-    asked: set[int] = set()
-    """The jobs that were told to stop, by number."""
+    running: dict[int, _RunningJob] = {}
+    """Index of the slot -> job."""
+    asked_to_stop: set[int] = set()
+    """Numbers of jobs."""
     try:
         with StopRequest() as stop:
-            while waiting or started:
+            while waiting or running:
                 if stop.signal:
                     waiting.clear()
-                    _hand_on(stop, started.values(), asked)
-                for index, one in list(started.items()):
-                    exit_code = one.running.poll()
+                    _pass_on(stop, running.values(), asked_to_stop)
+                for index, ended in list(running.items()):
+                    exit_code = ended.handle.poll()
                     if exit_code is not None:
-                        _write_down(sweep, one, exit_code, was_asked=one.job.number in asked, was_killed=stop.at_once)
-                        del started[index]
-                for index, place in enumerate(places):
-                    if index not in started and (job := _next_job(sweep, waiting)):
-                        started[index] = _start(sweep, job, place)
+                        _record(sweep, ended, exit_code, ended.job.number in asked_to_stop, was_killed=stop.at_once)
+                        del running[index]
+                for index, slot in enumerate(slots):
+                    if index not in running and (job := _next_job(sweep, waiting)):
+                        running[index] = _submit(sweep, job, slot)
                 show()
-                if started or waiting:
+                if running or waiting:
                     time.sleep(POLL_EVERY_S)
             return stop.signal
     finally:
-        for one in started.values():  # only where something broke here
-            one.running.stop(signal.SIGTERM)
+        for left in running.values():  # only where something broke here
+            left.handle.stop(signal.SIGTERM)
 
 
 def _next_job(sweep: Sweep, waiting: list[int]) -> Job | None:
@@ -80,8 +79,7 @@ def _next_job(sweep: Sweep, waiting: list[int]) -> Job | None:
         job = sweep.jobs[number]
         folder = sweep.run_folder(job)
         if is_locked(folder):
-            pid = as_text((folder / ".lock").read_text(errors="replace").strip())
-            message = f"waits for process {pid}, which trains in its folder"
+            message = f"waits for process {locked_by(folder)}, which trains in its folder"
             if job.message != message:
                 sweep.update(job, message=message)
             continue
@@ -92,21 +90,21 @@ def _next_job(sweep: Sweep, waiting: list[int]) -> Job | None:
     return None
 
 
-def _start(sweep: Sweep, job: Job, place: Place) -> _Started:
-    words = [*job.overrides]
+def _submit(sweep: Sweep, job: Job, slot: Slot) -> _RunningJob:
+    overrides = [*job.overrides]
     folder = sweep.run_folder(job)
     if sweep.settings["over_budget"] == "run":
-        words.append("memory.over_budget=warn")
-    if (folder / "config.yaml").exists():
-        words.append(f"resume={quoted(folder)}")
+        overrides.append("memory.over_budget=warn")
+    if RunFolder(folder).config.exists():
+        overrides.append(f"resume={quoted(folder)}")
     else:
         _move_aside(folder)
-        words.append(f"{RUN_DIR}{quoted(folder)}")
-    running = place.start(words, sweep.log(job))
+        overrides.append(f"{RUN_DIR}{quoted(folder)}")
+    handle = slot.submit(overrides, sweep.log(job))
     now = datetime.now().astimezone().isoformat(timespec="seconds")
-    spent_s, started = job.wall_s or 0.0, job.started or now
-    job = sweep.update(job, status="running", device=place.name, started=started, message=None, exit_code=None)
-    return _Started(job, running, time.monotonic(), spent_s)
+    earlier_wall_s, started = job.wall_s or 0.0, job.started or now
+    job = sweep.update(job, status="running", device=slot.name, started=started, message=None, exit_code=None)
+    return _RunningJob(job, handle, time.monotonic(), earlier_wall_s)
 
 
 def _move_aside(folder: Path) -> None:
@@ -119,18 +117,19 @@ def _move_aside(folder: Path) -> None:
         number += 1
 
 
-def _hand_on(stop: StopRequest, started: Iterable[_Started], asked: set[int]) -> None:
-    for one in started:
+def _pass_on(stop: StopRequest, running: Iterable[_RunningJob], asked_to_stop: set[int]) -> None:
+    for each in running:
         if stop.at_once:
-            one.running.kill()
-        elif one.job.number not in asked:
-            one.running.stop(signal.SIGINT if stop.signal == signal.SIGINT else signal.SIGTERM)
-        asked.add(one.job.number)
+            each.handle.kill()
+        elif each.job.number not in asked_to_stop:
+            each.handle.stop(signal.SIGINT if stop.signal == signal.SIGINT else signal.SIGTERM)
+        asked_to_stop.add(each.job.number)
 
 
-def _write_down(sweep: Sweep, one: _Started, exit_code: int, was_asked: bool, was_killed: bool) -> None:
-    status, message = outcome(exit_code, sweep.run_folder(one.job), sweep.log(one.job), was_asked and not was_killed)
+def _record(sweep: Sweep, ended: _RunningJob, exit_code: int, was_asked: bool, was_killed: bool) -> None:
+    job = ended.job
+    status, message = outcome(exit_code, sweep.run_folder(job), sweep.log(job), was_asked and not was_killed)
     if was_killed and exit_code == -signal.SIGKILL:
         message = "killed by a second signal to the sweep"
-    wall_s = one.spent_s + time.monotonic() - one.since_s
-    sweep.update(one.job, status=status, exit_code=exit_code, message=message, wall_s=round(wall_s, 3))
+    wall_s = ended.earlier_wall_s + time.monotonic() - ended.submitted_s
+    sweep.update(job, status=status, exit_code=exit_code, message=message, wall_s=round(wall_s, 3))

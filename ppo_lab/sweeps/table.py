@@ -1,14 +1,11 @@
-"""How a sweep goes, for people: one live table, or plain lines where there is no terminal."""
+"""Shows how far a sweep is: one live table, or plain lines where there is no terminal."""
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import rich
 from rich import box
@@ -19,15 +16,15 @@ from rich.table import Table
 from rich.text import Text
 
 from ppo_lab.memory.predict.hardware import MIB
+from ppo_lab.runs.record import iteration_s, number, tail
 from ppo_lab.sweeps.jobs import Job, Sweep
-from ppo_lab.training.console import say
+from ppo_lab.training.console import clock, say
 
-METRICS_TAIL_BYTES = 65536
 MEASURED = ("Memory/process_device_mib", "Memory/device_used_mib", "Memory/host_peak_rss_mib")
 """What is set beside the prediction: the first of them that a run has."""
 FIGURES = ("iteration", "left", "reward", "measured MiB", "predicted MiB")
-"""Of a job, the most important first."""
-MAY_GIVE_WAY = 3
+"""Columns beside job and state, the most important first."""
+MAY_BE_LEFT_OUT = 3
 """So many of the last figures are left out, one after the other, where the terminal is too narrow."""
 JOB_WIDTH = 20
 """Characters in which a job's name can be read, on several lines; they are kept free before a figure is shown."""
@@ -48,53 +45,38 @@ class Progress:
     measured_mib: float | None
 
 
-def read_progress(metrics: Path) -> Progress | None:
-    """From the last lines of metrics.jsonl; None before the first iteration has ended."""
-    try:
-        with metrics.open("rb") as file:
-            file.seek(max(0, metrics.stat().st_size - METRICS_TAIL_BYTES))
-            tail = file.read()
-    except FileNotFoundError:
+def read_progress(run: Path) -> Progress | None:
+    """From the newest rows of a run folder's metrics.jsonl; None before the first iteration has ended."""
+    rows = tail(run)
+    if not rows:
         return None
-    lines = [line for line in map(_scalars, tail.split(b"\n")) if line]
-    if not lines:
-        return None
-    rewards = [line["Train/mean_reward"] for line in lines if "Train/mean_reward" in line]
+    rewards = [reward for row in rows if (reward := number(row.get("Train/mean_reward"))) is not None]
     return Progress(
-        iterations=round(lines[-1]["iteration"]) + 1,
-        s_per_iteration=statistics.fmean(line["Perf/collection_time"] + line["Perf/learning_time"] for line in lines),
+        iterations=rows[-1]["iteration"] + 1,
+        s_per_iteration=statistics.fmean(map(iteration_s, rows)),
         reward=rewards[-1] if rewards else None,
-        measured_mib=next((lines[-1][tag] for tag in MEASURED if tag in lines[-1]), None),
+        measured_mib=next((size for tag in MEASURED if (size := number(rows[-1].get(tag))) is not None), None),
     )
 
 
-def _scalars(line: bytes) -> dict[str, float] | None:
-    """None for the half of a line that a tail begins or ends with."""
-    try:
-        scalars: Any = json.loads(line)
-    except ValueError:
-        return None
-    return scalars if isinstance(scalars, dict) and "iteration" in scalars else None
-
-
-def left_s(jobs: list[Job], progress: dict[int, Progress], running_s: dict[int, float], places: int) -> float | None:
+def left_s(jobs: list[Job], progress: dict[int, Progress], running_s: dict[int, float], slots: int) -> float | None:
     """Seconds until all is done; None before any job gave a rate.
 
     From the jobs that have iterated: the mean seconds per transition, and the mean time they took besides. What is
-    left of each job is its transitions at that rate, and a start where it has none behind it; spread over `places`.
+    left of each job is its transitions at that rate, and a start where it has none behind it; spread over `slots`.
 
     Args:
         jobs: of the sweep.
         progress: job number -> how far it is.
         running_s: job number -> seconds since a running job was started.
-        places: jobs at a time.
+        slots: jobs at a time.
     """
     rated = [job for job in jobs if job.number in progress]
     if not rated:
         return None
     seconds = sum(progress[job.number].s_per_iteration for job in rated)
     s_per_transition = seconds / sum(job.transitions for job in rated)
-    besides_s = statistics.fmean(
+    start_s = statistics.fmean(
         max(0.0, running_s.get(job.number, job.wall_s or 0.0) - _iterating_s(progress[job.number])) for job in rated
     )
     need_s = []
@@ -105,31 +87,31 @@ def left_s(jobs: list[Job], progress: dict[int, Progress], running_s: dict[int, 
             known = progress[job.number]
             need_s.append((job.max_iterations - known.iterations) * known.s_per_iteration)
         else:
-            start_s = max(0.0, besides_s - running_s.get(job.number, 0.0))
-            need_s.append(start_s + job.max_iterations * job.transitions * s_per_transition)
-    return max(max(need_s, default=0.0), sum(need_s) / places)
+            start_left_s = max(0.0, start_s - running_s.get(job.number, 0.0))
+            need_s.append(start_left_s + job.max_iterations * job.transitions * s_per_transition)
+    return max(max(need_s, default=0.0), sum(need_s) / slots)
 
 
 def _iterating_s(progress: Progress) -> float:
     return progress.iterations * progress.s_per_iteration
 
 
-class Board:
-    """Shows the sweep while it runs. A context manager; call `show` over and over."""
+class SweepTable:
+    """Shows the sweep while it runs. A context manager; `show` is to be called several times a second."""
 
-    def __init__(self, sweep: Sweep, places: int, console: Console | None = None) -> None:
+    def __init__(self, sweep: Sweep, slots: int, console: Console | None = None) -> None:
         self.sweep = sweep
         self.console = console or rich.get_console()
-        self._places = places
+        self._slots = slots
         self._progress: dict[int, Progress] = {}
-        self._said = {job.number: (job.status, job.message) for job in sweep.jobs}
+        self._printed = {job.number: (job.status, job.message) for job in sweep.jobs}
         is_terminal = self.console.is_terminal
         self._live = Live(console=self.console, auto_refresh=False, transient=True) if is_terminal else None
         self._begun_s = self._shown_s = time.monotonic()
         self._since_s = {job.number: self._begun_s for job in sweep.jobs}
         self._read(list(sweep.jobs))
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> SweepTable:
         if self._live:
             self._live.start()
         return self
@@ -140,9 +122,9 @@ class Board:
 
     def show(self) -> None:
         now_s = time.monotonic()
-        changed = [job for job in self.sweep.jobs if self._said[job.number] != (job.status, job.message)]
+        changed = [job for job in self.sweep.jobs if self._printed[job.number] != (job.status, job.message)]
         for job in changed:
-            self._said[job.number] = (job.status, job.message)
+            self._printed[job.number] = (job.status, job.message)
             self._since_s[job.number] = now_s
         if not changed and now_s - self._shown_s < (TABLE_EVERY_S if self._live else LINES_EVERY_S):
             return
@@ -157,14 +139,14 @@ class Board:
         else:
             for job in changed or running:
                 say(self.line(job))
-            say(self._whole())
+            say(self._total())
 
     def view(self) -> RenderableType:
-        """As many jobs as the terminal has room for, and how the whole sweep goes."""
+        """As many jobs as fit the terminal, and the sweep's total."""
         rows, height = self.console.height, self.console.height - 1
         while True:
             table = self._table(_window(self.sweep.jobs, rows), self.console.width)
-            view = Group(table, self._whole())
+            view = Group(table, self._total())
             lines = len(self.console.render_lines(view, pad=False))
             if lines <= height or rows == 1:
                 return view
@@ -178,25 +160,25 @@ class Board:
 
     def _read(self, jobs: list[Job]) -> None:
         for job in jobs:
-            found = read_progress(self.sweep.run_folder(job) / "metrics.jsonl")
+            found = read_progress(self.sweep.run_folder(job))
             if found:
                 self._progress[job.number] = found
 
     def _table(self, jobs: list[Job], width: int) -> Table:
-        """Of the figures that the width has room for."""
-        words = [word for job in jobs for word in _name(job).split()]
-        widest = "x" * min(JOB_WIDTH, max(map(len, words), default=1))
+        """With the figures that the width has room for."""
+        parts = [part for job in jobs for part in _name(job).split()]
+        widest = "x" * min(JOB_WIDTH, max(map(len, parts), default=1))
         options = self.console.options.update(max_width=10_000)
-        for left_out in range(MAY_GIVE_WAY):
+        for left_out in range(MAY_BE_LEFT_OUT):
             table = self._build([(job, widest) for job in jobs], left_out)
             if Measurement.get(self.console, options, table).minimum <= width:
                 break
         else:
-            left_out = MAY_GIVE_WAY
+            left_out = MAY_BE_LEFT_OUT
         return self._build([(job, f"{job.number} {_name(job)}") for job in jobs], left_out)
 
     def _build(self, rows: list[tuple[Job, str]], left_out: int) -> Table:
-        """A row for each job and what it is called, without the last `left_out` figures."""
+        """A row for each job and its name, without the last `left_out` figures."""
         shown = FIGURES[: len(FIGURES) - left_out]
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
         table.add_column("job", overflow="fold")
@@ -220,7 +202,7 @@ class Board:
             return figures
         figures["iteration"] = f"{known.iterations}/{max(known.iterations, job.max_iterations)}"  # resumed for more
         if job.status == "running":
-            figures["left"] = _span((job.max_iterations - known.iterations) * known.s_per_iteration)
+            figures["left"] = clock((job.max_iterations - known.iterations) * known.s_per_iteration)
         if known.reward is not None:
             figures["reward"] = f"{known.reward:.2f}"
         if known.measured_mib is not None:
@@ -236,16 +218,16 @@ class Board:
         parts = [f"job {job.number} {_state(job)}", *urgent, _name(job), job.message, *others, where]
         return " | ".join(part for part in parts if part)
 
-    def _whole(self) -> str:
+    def _total(self) -> str:
         jobs = self.sweep.jobs
         over = sum(job.status not in ("planned", "running") for job in jobs)
         now_s = time.monotonic()
         running_s = {job.number: now_s - self._since_s[job.number] for job in jobs if job.status == "running"}
-        left = left_s(jobs, self._progress, running_s, self._places)
+        left = left_s(jobs, self._progress, running_s, self._slots)
         text = f"{over} of {len(jobs)} jobs over"
         if left is None or over == len(jobs):
             return text
-        return f"{text} | left {_span(left)} | in all {_span(now_s - self._begun_s + left)}, at the rates so far"
+        return f"{text} | left {clock(left)} | in all {clock(now_s - self._begun_s + left)}, at the rates so far"
 
 
 def _name(job: Job) -> str:
@@ -257,11 +239,7 @@ def _state(job: Job) -> str:
 
 
 def _window(jobs: list[Job], rows: int) -> list[Job]:
-    """As many as there is room for, around the first that runs or waits."""
+    """As many as fit, around the first that runs or waits."""
     now = next((job.number for job in jobs if job.status in ("running", "planned")), len(jobs))
     first = max(0, min(now - rows // 3, len(jobs) - rows))
     return jobs[first : first + rows]
-
-
-def _span(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes: one live line, or plain lines where there is no terminal."""
+"""What a person sees while a run trains: one live line, or plain lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ def show_warnings_only() -> None:
 
 
 def fitted(parts: Sequence[str], width: int, separator: str = " | ") -> str:
-    """The parts side by side, the first ones alone where all would be wider than `width` columns."""
+    """The parts on one line, the first ones alone where all would be wider than `width` columns."""
     lines = itertools.accumulate(parts, lambda line, part: f"{line}{separator}{part}")
     return next((line for line in reversed(list(lines)) if len(line) <= width), "")
 
 
 class ProgressLine(ProgressColumn):
-    """The line of a terminal: what matters most comes first, and what there is no room for is left out."""
+    """The line of a terminal: what matters most comes first, and what does not fit is left out."""
 
     def render(self, task: Task) -> Text:
         ends_s: float | None = task.fields["ends_s"]
         parts = [
             f"iteration {task.completed:.0f}/{task.total:.0f}",
-            f"left {'?' if ends_s is None else _clock(max(0.0, ends_s - time.perf_counter()))}",
+            f"left {'?' if ends_s is None else clock(max(0.0, ends_s - time.perf_counter()))}",
             *task.fields["figures"],
-            f"elapsed {_clock(task.elapsed or 0.0)}",
+            f"elapsed {clock(task.elapsed or 0.0)}",
         ]
         return Text(fitted(parts, rich.get_console().width), no_wrap=True)
 
@@ -101,8 +101,9 @@ class ProgressDisplay:
             now_s - self._printed_s > PLAIN_LINES_EVERY_S or done in (self._first + 1, self._max_iterations)
         ):
             self._printed_s = now_s
-            log.info(" | ".join([f"iteration {done}/{self._max_iterations}", f"left {_clock(left_s)}", *figures]))
+            log.info(" | ".join([f"iteration {done}/{self._max_iterations}", f"left {clock(left_s)}", *figures]))
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """As 1:02:03."""
     return str(timedelta(seconds=round(seconds)))

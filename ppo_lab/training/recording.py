@@ -1,4 +1,4 @@
-"""What a run leaves in its folder beside checkpoints, and what it says on the way."""
+"""What a run writes into its folder beside checkpoints, and prints on the way."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import logging
 from collections.abc import Collection
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 
 from ppo_lab.config import flat
+from ppo_lab.errors import OverBudgetError, RunFailedError, StoppedError
 from ppo_lab.memory.measure import measured
 from ppo_lab.memory.measure.growth import FlatMemoryWatch
 from ppo_lab.memory.measure.monitor import MIB, free_bytes
@@ -19,7 +21,7 @@ from ppo_lab.memory.show import table
 from ppo_lab.runs import hparams, manifest
 from ppo_lab.runs.config import as_yaml
 from ppo_lab.runs.files import read_json, shown, write_atomically, write_json
-from ppo_lab.runs.folder import Run
+from ppo_lab.runs.folder import Run, RunFolder
 from ppo_lab.runs.metrics import MetricsWriter, layout
 from ppo_lab.runs.summary import Summary
 from ppo_lab.training.console import ProgressDisplay
@@ -27,45 +29,69 @@ from ppo_lab.training.console import ProgressDisplay
 log = logging.getLogger(__name__)
 
 
-class Record:
-    """Manifest, metrics, prediction, progress and summary of one run, of which an earlier process may have a part."""
+class Recording:
+    """Manifest, metrics, prediction, progress and summary of one run, of which an earlier process may have a part.
 
-    def __init__(self, run: Run, first_iteration: int, device: torch.device) -> None:
+    A context manager around the run: it writes the manifest on entry, and on exit how the run ended, which it tells by
+    the exception: none is completed, a signal's is interrupted, any other is failed.
+    """
+
+    def __init__(self, run: Run, device: torch.device) -> None:
         self.run = run
         self.device = device
         self.is_training = False
         """Whether everything is built, and iterations have begun."""
         self.estimate: Estimate | None = None
-        self.progress = ProgressDisplay(run.cfg.max_iterations, run.cfg.quiet, first_iteration)
-        self._first = first_iteration
+        self.progress = ProgressDisplay(run.cfg.max_iterations, run.cfg.quiet, run.first_iteration)
+        self._files = RunFolder(run.folder)
         self._checkout = manifest.read_checkout()
         self._description = manifest.describe_run(run.overrides, run.cfg, device, shown(run.folder), self._checkout)
-        self._metrics = MetricsWriter(run.folder, first_iteration)
-        self._summary = Summary(run.folder / "summary.json", run.cfg.transitions, self._metrics.earlier)
+        self._metrics = MetricsWriter(run.folder, run.first_iteration)
+        self._summary = Summary(self._files.summary, run.cfg.transitions, self._metrics.earlier)
         self._watch = FlatMemoryWatch(run.cfg.max_iterations, partial(free_bytes, device))
         self._prediction: dict[str, Any] = {}
         self._predicted_mib: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            self._begin()
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        try:
+            if error is None:
+                log.info("finished: %s", self._finish("completed"))
+            elif isinstance(error, KeyboardInterrupt | StoppedError):
+                log.info("interrupted: %s", self._finish("interrupted", str(error) or None))
+            else:
+                is_explained = isinstance(error, OverBudgetError | RunFailedError)
+                self._finish("failed", str(error) if is_explained else f"{type(error).__name__}: {error}")
+        finally:
+            self._metrics.close()
 
     @property
     def iterations(self) -> int:
         """How many are complete."""
         return self._summary.iterations
 
-    def begin(self) -> None:
-        """Writes the papers. A run that goes on, or repeats one, says what is different now."""
-        run, description, diff = self.run, self._description, "git.diff"
+    def _begin(self) -> None:
+        """Writes manifest, git.diff and summary. A run that goes on, or repeats one, says what is different now."""
+        run, description, diff = self.run, self._description, self._files.diff()
         original = {}
         if run.continues or run.reproduces:
-            original = read_json((run.reproduces or run.folder) / "manifest.json")
+            original = read_json(RunFolder(run.reproduces or run.folder).manifest)
         if original:
             for difference in manifest.differences(original, description):
                 log.warning("%s: the result may differ", difference)
         if original and run.continues:
-            diff = f"git_{self._first}.diff"
-            description = manifest.go_on(original, self._first, description)
-        write_json(run.folder / "manifest.json", description)
+            diff = self._files.diff(self.run.first_iteration)
+            description = manifest.go_on(original, self.run.first_iteration, description)
+        write_json(self._files.manifest, description)
         if self._checkout.diff:
-            write_atomically(run.folder / diff, lambda file: file.write(self._checkout.diff))
+            write_atomically(diff, lambda file: file.write(self._checkout.diff))
         self._summary.write("running", None, [])
 
     def predict(self, estimate: Estimate | None) -> None:
@@ -73,7 +99,7 @@ class Record:
         self.estimate = estimate
         if estimate:
             self._prediction = table.as_json(estimate)
-            write_json(self.run.folder / "estimate.json", self._prediction)
+            write_json(self._files.estimate, self._prediction)
             for name, size in measured.predicted_bytes(self._prediction).items():
                 self._predicted_mib[f"Memory/predicted_{name}_mib"] = size / MIB
             if estimate.host_bytes and estimate.host_bytes.likely is not None:  # beside the memory as it is, too
@@ -104,11 +130,11 @@ class Record:
         """Returns when all that was added is on the disk."""
         self._metrics.sync()
 
-    def finish(self, status: str, message: str | None = None) -> str:
-        """Writes the summary, and returns its gist in words. See `Summary.write`."""
+    def _finish(self, status: str, message: str | None = None) -> str:
+        """Writes the summary, and returns its main figures as a sentence. See `Summary.write`."""
         compared = measured.compare(self._prediction, self._summary.peak_mib) if self._prediction else []
         gist = self._summary.write(status, message, [measured.as_json(comparison) for comparison in compared])
-        hparams.write_run(self.run.folder, self.run.cfg, read_json(self.run.folder / "summary.json") | self._peaks())
+        hparams.write_run(self.run.folder, self.run.cfg, read_json(self._files.summary) | self._peaks())
         return gist
 
     def _peaks(self) -> dict[str, float | None]:
@@ -117,6 +143,3 @@ class Record:
         predicted = {tag[len("Memory/predicted_") : -len("_mib")]: size for tag, size in self._predicted_mib.items()}
         row = measured.peak_row(predicted, found) or ""
         return {"predicted_peak_mib": predicted.get(row), "measured_peak_mib": found.get(row)}
-
-    def close(self) -> None:
-        self._metrics.close()

@@ -9,7 +9,9 @@ from typing import Any
 
 from ppo_lab.contracts import State
 from ppo_lab.learning.checkpoint import load
-from ppo_lab.runs.files import numbered, read_rows
+from ppo_lab.runs.files import numbered
+from ppo_lab.runs.folder import RunFolder
+from ppo_lab.runs.record import read_metrics
 
 OF_THE_MACHINE = ("Perf/", "Memory/")
 """Rows that differ from one run to the next whatever was learned."""
@@ -49,7 +51,7 @@ class Reproduction:
 def compare(original: Path, repeated: Path) -> Reproduction:
     """Compares weights and curves of two run folders. Raises a CheckpointError where weights cannot be read."""
     ours, theirs = (
-        [{tag: value for tag, value in row.items() if not tag.startswith(OF_THE_MACHINE)} for row in read_rows(run)]
+        [{tag: value for tag, value in row.items() if not tag.startswith(OF_THE_MACHINE)} for row in read_metrics(run)]
         for run in (original, repeated)
     )
     pairs = list(zip(ours, theirs, strict=False))
@@ -58,7 +60,7 @@ def compare(original: Path, repeated: Path) -> Reproduction:
     if first is not None:
         one, other = pairs[first]
         rows = {tag: [one.get(tag), other.get(tag)] for tag in one | other if one.get(tag) != other.get(tag)}
-    models = [numbered(run / "checkpoints", "model") for run in (original, repeated)]
+    models = [numbered(RunFolder(run).checkpoints, "model") for run in (original, repeated)]
     newest = max(models[0].keys() & models[1].keys(), default=None)
     weights = [] if newest is None else [hash_of_weights(load(found[newest])) for found in models]
     return Reproduction(len(pairs), first, rows, newest, weights)

@@ -29,9 +29,9 @@ from ppo_lab.memory.measure.out_of_memory import let_go, ran_out_of_memory
 from ppo_lab.memory.predict.allocator import DETERMINISTIC_WORKSPACES
 from ppo_lab.memory.predict.estimate import Estimate
 from ppo_lab.runs.files import shown, write_json
-from ppo_lab.runs.folder import Run, has_rows
+from ppo_lab.runs.folder import Run, RunFolder, has_rows
 from ppo_lab.training import budget, console
-from ppo_lab.training.recording import Record
+from ppo_lab.training.recording import Recording
 from ppo_lab.training.reproduction import compare
 from ppo_lab.training.stopping import StopSignals
 
@@ -60,29 +60,27 @@ def train(run: Run, estimated: Future[Estimate]) -> None:
     device = devices.resolve_device(cfg.device)
     if device.type == "cuda":
         log.info("device: %s", devices.card(cfg.device) or device)
-    first = 0 if run.checkpoint is None else run.checkpoint + 1
-    saved = None if run.checkpoint is None else _load(folder / "checkpoints", run.checkpoint)
-    kept = folder / "checkpoints"
-    rename_newer(kept, after=first - 1)  # before their rows in metrics.jsonl go: a checkpoint has its rows
-    record = Record(run, first, device)
+    kept = RunFolder(folder).checkpoints
+    saved = None if run.checkpoint is None else _load(kept, run.checkpoint)
+    rename_newer(kept, after=run.first_iteration - 1)  # before their rows go: a checkpoint has its rows
+    record = Recording(run, device)
     checkpoints = Checkpoints(
         kept, cfg.save_interval, cfg.checkpoint.keep_state, cfg.checkpoint.every_seconds, before_saving=record.sync
     )
-    with StopSignals() as stop, _recording_the_outcome(folder, record, checkpoints, room_bytes):
-        record.begin()
-        record.predict(budget.check_budget(cfg, estimated, room_bytes, device.type == "cuda"))
-        _train(run, record, checkpoints, saved, stop)
-        log.info("finished: %s", record.finish("completed"))
+    with StopSignals() as stop, _failures_explained(folder, record, checkpoints, room_bytes):
+        with record:
+            record.predict(budget.check_budget(cfg, estimated, room_bytes, device.type == "cuda"))
+            _train(run, record, checkpoints, saved, stop)
         log.info("see it:   %s", commands.module("dashboard", str(shown(folder))))
         if run.reproduces:
             _compare(run.reproduces, folder)
 
 
 def _train(
-    run: Run, record: Record, checkpoints: Checkpoints, saved: tuple[State, State] | None, stop: StopSignals
+    run: Run, record: Recording, checkpoints: Checkpoints, saved: tuple[State, State] | None, stop: StopSignals
 ) -> None:
     """Builds and trains. Only this call holds the loop, so that its memory is free once the call has failed."""
-    cfg, first = run.cfg, 0 if run.checkpoint is None else run.checkpoint + 1
+    cfg, first = run.cfg, run.first_iteration
     with MemoryMonitor(record.device, cfg.memory.count_tensors) as monitor:
         record.describe(monitor.scalars().keys())
         loop = build_loop(cfg, record.device, monitor, checkpoints, record.add, stop.requested)
@@ -95,46 +93,44 @@ def _train(
         if run.continues:
             run.keep_device()
         record.begin_training()
-        with record.progress, stop.after_the_iteration():
+        with _evidence_kept(run.folder, checkpoints), record.progress, stop.after_the_iteration():
             loop.learn(cfg.max_iterations - first, init_at_random_ep_len=first == 0)
     if loop.next_iteration < cfg.max_iterations:
         stop.stop()
 
 
 @contextmanager
-def _recording_the_outcome(folder: Path, record: Record, checkpoints: Checkpoints, room_bytes: int) -> Iterator[None]:
-    """Writes down how the run within ended, and raises what `train` promises. `room_bytes`: free at the start."""
+def _evidence_kept(folder: Path, checkpoints: Checkpoints) -> Iterator[None]:
+    """Writes what led to a NaN or Inf, and says where it is in a RunFailedError."""
     try:
         yield
-    except (KeyboardInterrupt, StoppedError) as stopped:
-        log.info("interrupted: %s", record.finish("interrupted", str(stopped) or None))
+    except NonFiniteError as found:
+        log.debug("the run failed", exc_info=True)
+        raise RunFailedError(_keep_evidence(found, folder, checkpoints)) from found
+
+
+@contextmanager
+def _failures_explained(folder: Path, record: Recording, checkpoints: Checkpoints, room_bytes: int) -> Iterator[None]:
+    """Raises what `train` promises, with what to do next. `room_bytes`: free at the start."""
+    try:
+        yield
+    except (KeyboardInterrupt, StoppedError):
         if has_rows(folder):
             log.info("go on:    %s", commands.train(f"resume={shown(folder)}"))
         raise
-    except NotReproducedError:
+    except (NotReproducedError, OverBudgetError, RunFailedError):
         raise
-    except (OverBudgetError, RunFailedError) as error:
-        record.finish("failed", str(error))
-        raise
-    except NonFiniteError as found:
-        log.debug("the run failed", exc_info=True)
-        message = _keep_evidence(found, folder, checkpoints)
-        record.finish("failed", message)
-        raise RunFailedError(message) from found
     except Exception as error:
         log.debug("the run failed", exc_info=True)
-        record.finish("failed", f"{type(error).__name__}: {error}")
         checkpoints.write_best()
         what = f"the run failed: {error}"
         if ran_out_of_memory(error):
             let_go(error)  # before asking what is free
             what = _out_of_memory(record, checkpoints, room_bytes)
-        raise RunFailedError(f"{what} (more in {shown(folder)}/train.log)") from error
-    finally:
-        record.close()
+        raise RunFailedError(f"{what} (more in {shown(RunFolder(folder).log)})") from error
 
 
-def _out_of_memory(record: Record, checkpoints: Checkpoints, room_bytes: int) -> str:
+def _out_of_memory(record: Recording, checkpoints: Checkpoints, room_bytes: int) -> str:
     """What happened, and what to try. `room_bytes`: free at the start."""
     cfg, predicted = record.run.cfg, record.estimate
     held_bytes = 0
@@ -167,7 +163,7 @@ def build_loop(
 
 def _keep_evidence(found: NonFiniteError, folder: Path, checkpoints: Checkpoints) -> str:
     """Writes the dump, and says in one line what happened, where the dump is, and from where one can go on."""
-    dump, good = folder / f"nan_{found.fault.iteration}.pt", checkpoints.newest()
+    dump, good = RunFolder(folder).dump(found.fault.iteration), checkpoints.newest()
     try:
         checkpoint.save(dump, found.evidence | {"last_good": good})
         checkpoints.write_best()
@@ -198,7 +194,7 @@ def _restore(loop: Loop, model: State, state: State, checkpoints: Path) -> None:
 
 def _compare(original: Path, repeated: Path) -> None:
     found = compare(original, repeated)
-    write_json(repeated / "reproduction.json", {"original": str(original), "equal": found.equal, **asdict(found)})
+    write_json(RunFolder(repeated).reproduction, {"original": str(original), "equal": found.equal, **asdict(found)})
     if not found.equal:
         raise NotReproducedError(f"not reproduced: {found}")
     log.info("reproduced: %s", found)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from ppo_lab.runs.files import is_locked
+from ppo_lab.runs.folder import is_locked
 from ppo_lab.training.console import fitted
 from tests.forked_runs import Fault, ForkedRun, begin, is_complete, rows_so_far, until
 from tests.paths import REPOSITORY

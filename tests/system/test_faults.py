@@ -27,7 +27,9 @@ from ppo_lab.cli.compose import compose
 from ppo_lab.errors import ConfigError
 from ppo_lab.learning import checkpoint
 from ppo_lab.runs.config import read_experiment, to_experiment
-from ppo_lab.runs.files import lock, numbered, read_rows
+from ppo_lab.runs.files import numbered
+from ppo_lab.runs.folder import try_lock
+from ppo_lab.runs.record import read_metrics
 from ppo_lab.training import reproduction
 from ppo_lab.training.stopping import AGAIN_AFTER_S
 from tests.forked_runs import (
@@ -86,7 +88,7 @@ def assert_same(straight: Path, other: Path) -> None:
     for kind in ("model", "state"):
         name = f"checkpoints/{kind}_{last}.pt"
         assert_equal(checkpoint.load(straight / name), checkpoint.load(other / name), name)
-    in_file = read_rows(other)
+    in_file = read_metrics(other)
     assert [row["iteration"] for row in in_file] == list(range(last + 1))
     board = EventAccumulator(str(other), size_guidance={"scalars": 0}).Reload()
     tags = {tag for tag in board.Tags()["scalars"] if not tag.startswith("Result/")}
@@ -100,7 +102,7 @@ def assert_same(straight: Path, other: Path) -> None:
 def rows_of(run: Path) -> list[dict[str, float]]:
     return [
         {tag: value for tag, value in row.items() if not tag.startswith(reproduction.OF_THE_MACHINE)}
-        for row in read_rows(run)
+        for row in read_metrics(run)
     ]
 
 
@@ -361,7 +363,7 @@ def test_resume_auto_goes_on_with_the_unfinished_run_of_the_same_words_that_star
         in printed
     )
     assert len(list(outputs.iterdir())) == 2
-    held = lock(run)
+    held = try_lock(run)
     code, printed = auto(fault=stop)
     assert code == 75
     assert f"a new run begins, as another process trains outputs/hover/{run.name}\n" in printed
@@ -764,7 +766,7 @@ def test_a_run_repeated_is_compared_to_the_bit(stopped: Path, tmp_path: Path) ->
     assert (code, found["equal"], found["first_difference"]) == (0, True, None)
     assert "reproduced: the weights after iteration 2 are equal" in printed
 
-    rows = read_rows(original)
+    rows = read_metrics(original)
     kept = (original / "metrics.jsonl").read_text()
     rows[1]["Loss/value"] = float(
         torch.nextafter(torch.tensor(rows[1]["Loss/value"]).double(), torch.tensor(9.0).double())

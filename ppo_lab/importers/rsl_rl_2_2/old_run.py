@@ -8,16 +8,16 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from ppo_lab.errors import ConfigError
 from ppo_lab.importers.rsl_rl_2_2 import plain_pickle
 from ppo_lab.importers.rsl_rl_2_2.old_settings import Defaults, Translation, translate
+from ppo_lab.runs.config import as_yaml
 from ppo_lab.runs.files import write_json, write_text
+from ppo_lab.runs.folder import RunFolder, checkpoint_name
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def read(folder: Path, num_envs: int | None, defaults: Defaults) -> OldRun:
 def _checkpoints(folder: Path) -> dict[int, Path]:
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder. Name one that holds cfgs.pkl and model_<iteration>.pt.")
-    if (folder / "config.yaml").exists():
+    if RunFolder(folder).config.exists():
         raise ConfigError(f"{folder} is a run folder of today already. Allowed: runs of rsl-rl-lib 2.2.4.")
     names = {path: re.fullmatch(r"model_(0|[1-9]\d*)\.pt", path.name) for path in folder.iterdir() if path.is_file()}
     found = {int(match[1]): path for path, match in names.items() if match}
@@ -101,14 +101,14 @@ def _write_files(folder: Path, run: OldRun, command: str) -> None:
     manifest = describe_run([], cfg, torch.device("cpu"), folder, read_checkout())
     del manifest["reproduce"]  # of what it would be compared with, the old run has recorded nothing
     manifest |= {"command": command, "repeat": command, "exact": "not claimed: an old run", "imported": _origin(run)}
-    write_text(folder / "config.yaml", yaml.safe_dump(asdict(cfg), sort_keys=False))
-    write_json(folder / "manifest.json", manifest)
-    (folder / "checkpoints").mkdir()
+    write_text(RunFolder(folder).config, as_yaml(cfg))
+    write_json(RunFolder(folder).manifest, manifest)
+    RunFolder(folder).checkpoints.mkdir()
     for iteration, path in run.checkpoints.items():
         with _refusals(path):
             state = old_checkpoint.read(path.read_bytes(), cfg, iteration)
-        save(folder / "checkpoints" / f"model_{iteration}.pt", state)
-    write_json(folder / "summary.json", _summary(run))
+        save(RunFolder(folder).checkpoints / checkpoint_name("model", iteration), state)
+    write_json(RunFolder(folder).summary, _summary(run))
 
 
 def _origin(run: OldRun) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -15,7 +14,8 @@ from ppo_lab.memory.predict import calibration
 from ppo_lab.memory.predict.calibration import MeasuredRun, Versions
 from ppo_lab.memory.predict.hardware import MIB, Hardware
 from ppo_lab.runs.config import read_experiment
-from ppo_lab.runs.files import read_json, read_rows
+from ppo_lab.runs.folder import RunFolder
+from ppo_lab.runs.record import number, read
 
 PEAKS = ("reserved", "process_device", "device_used", "allocated_peak", "host_peak_rss")
 """The memory rows of which one stands for a run.
@@ -80,42 +80,48 @@ class FinishedRun:
 
     cfg: ExperimentConfig
     hardware: Hardware
-    manifest: dict[str, Any]
+    manifest: Mapping[str, Any]
     peak_mib: dict[str, float]
     rows: list[dict[str, Any]]
     """One an iteration."""
     startup_s: float | None
-    estimate: dict[str, Any] | None
+    estimate: Mapping[str, Any] | None
     """The prediction that was made before the run."""
 
 
 def read_run(folder: Path) -> FinishedRun:
     """Reads a run folder. Raises a ConfigError where it is none, or has measured nothing."""
-    cfg = read_experiment(folder / "config.yaml")
-    for name in ("manifest.json", "metrics.jsonl"):
-        if not (folder / name).is_file():
-            raise ConfigError(f"run={folder} is not a run folder of train.py: {name} is missing.")
-    manifest = read_json(folder / "manifest.json")
+    files = RunFolder(folder)
+    cfg = read_experiment(files.config)
+    for path in (files.manifest, files.metrics):
+        if not path.is_file():
+            raise ConfigError(f"run={folder} is not a run folder of train.py: {path.name} is missing.")
+    record = read(folder)
     try:
-        hardware = _hardware(manifest["machine"])
+        hardware = _hardware(record.manifest["machine"])
     except (LookupError, TypeError, ValueError, OverflowError):
         raise ConfigError(
             f"run={folder}: its manifest.json does not say on which machine it ran. Try a folder that train.py made."
         ) from None
-    rows = read_rows(folder)
-    if not rows:
+    if not record.metrics:
         raise ConfigError(f"run={folder} has no iteration to compare with. Try a run that has finished one.")
-    startup_s = read_json(folder / "summary.json").get("startup_s")
-    estimate = read_json(folder / "estimate.json") or None
-    return FinishedRun(cfg, hardware, manifest, highest_mib(rows), rows, startup_s, estimate)
+    return FinishedRun(
+        cfg,
+        hardware,
+        record.manifest,
+        highest_mib(record.metrics),
+        record.metrics,
+        record.summary.get("startup_s"),
+        record.estimate or None,
+    )
 
 
 def highest_mib(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """The highest value of each "Memory/..._mib" in `rows`; what is no finite number does not count."""
     highest: dict[str, float] = {}
     for tag, value in (item for row in rows for item in row.items() if item[0].startswith("Memory/")):
-        if isinstance(value, int | float) and math.isfinite(value):
-            highest[tag] = max(value, highest.get(tag, value))
+        if (mib := number(value)) is not None:
+            highest[tag] = max(mib, highest.get(tag, mib))
     return highest
 
 

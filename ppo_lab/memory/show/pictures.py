@@ -19,22 +19,20 @@ from ppo_lab.memory.predict.allocator import AllocatorSettings, Replay, cublas_w
 from ppo_lab.memory.predict.estimate import Estimate
 from ppo_lab.memory.predict.hardware import MIB
 from ppo_lab.memory.predict.trace import Allocation, Trace
+from ppo_lab.memory.show import palette
 
 LAYERS = {
-    "parameters": ("parameters", "#117733"),
-    "optimizer": ("optimizer state", "#44AA99"),
-    "gradients": ("gradients", "#BBBBBB"),
-    "env": ("env's tensors", "#999933"),
-    "episodes": ("episode statistics", "#882255"),
-    "storage": ("rollout storage", "#DDCC77"),
-    "mini_batch": ("mini-batch", "#CC6677"),
-    "activations": ("saved activations", "#88CCEE"),
-    "temporary": ("temporary", "#332288"),
+    "parameters": ("parameters", palette.GREEN),
+    "optimizer": ("optimizer state", palette.TEAL),
+    "gradients": ("gradients", palette.PALE_GREY),
+    "env": ("env's tensors", palette.OLIVE),
+    "episodes": ("episode statistics", palette.WINE),
+    "storage": ("rollout storage", palette.SAND),
+    "mini_batch": ("mini-batch", palette.ROSE),
+    "activations": ("saved activations", palette.CYAN),
+    "temporary": ("temporary", palette.INDIGO),
 }
-"""Category of a trace -> label and colour, from the bottom of the stack: what stays, then what comes and goes.
-
-Paul Tol's muted colours, which people with colour-blindness can tell apart.
-"""
+"""Category of a trace -> label and colour, from the bottom of the stack: what stays, then what comes and goes."""
 
 NAME_LENGTH = 24
 """Of a line in a card's name, in characters."""

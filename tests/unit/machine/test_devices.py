@@ -20,7 +20,7 @@ from ppo_lab.machine.devices import Card
 from ppo_lab.memory.measure.monitor import AcceleratorMemory
 from ppo_lab.memory.predict import hardware
 from ppo_lab.runs.manifest import describe_machine
-from ppo_lab.sweeps import places
+from ppo_lab.sweeps import executors
 from tests.conftest import selects_gpu_tests
 from tests.fake_nvml import MIB, Device
 from tests.paths import REPOSITORY
@@ -91,7 +91,7 @@ def test_of_a_card_in_mig_mode_the_parts_are_visible(machine: Machine) -> None:
     assert (first.word, first.number, first.memory_bytes) == ("MIG-1a", "0:0", 40128 * MIB)
     assert (first.compute_capability, first.multiprocessors, second.multiprocessors) == ("8.0", 42, 14)
     assert other.word == B
-    assert [place.environment["CUDA_VISIBLE_DEVICES"] for place in places.local_places("auto", 1)] == [
+    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in executors.local_slots("auto", 1)] == [
         "MIG-1a",
         "MIG-2b",
         B,
@@ -253,7 +253,7 @@ def test_torch_is_asked_where_there_is_a_driver_and_nvml_is_silent(
     answers(monkeypatch, tmp_path, ORIN, ORIN | {"name": "other", "uuid": None})
     assert hardware.this_machine("auto") == hardware.Hardware("Orin", 7620, "8.7", 8)
     assert hardware.free_bytes("auto") == 5000 * MIB
-    assert [(place.name, place.environment["CUDA_VISIBLE_DEVICES"]) for place in places.local_places("cuda", 1)] == [
+    assert [(slot.name, slot.environment["CUDA_VISIBLE_DEVICES"]) for slot in executors.local_slots("cuda", 1)] == [
         ("gpu 0", "0"),
         ("gpu 1", "1"),
     ]

@@ -25,7 +25,7 @@ from ppo_lab.cli import report as program
 from ppo_lab.cli.exits import exit_codes
 from ppo_lab.errors import ConfigError
 from ppo_lab.report import page, pictures, results
-from ppo_lab.report.jobs import read_runs, read_sweep
+from ppo_lab.report.job_results import read_runs, read_sweep
 from tests.paths import REPOSITORY
 
 MIB = 2**20
@@ -90,6 +90,7 @@ def write_sweep(folder: Path, jobs: Sequence[dict[str, Any]], **record: Any) -> 
         name = ",".join(job["overrides"])
         plain = {"number": number, "name": name, "folder": name, "status": "completed", "exit_code": 0, "message": None}
         more = {"device": "cpu", "predicted_bytes": 5 * MIB, "started": None, "wall_s": 100.0}
+        more |= {"max_iterations": 2, "transitions": 8}
         entries.append(plain | more | job)
     values: dict[str, set[str]] = {}
     for job in jobs:
@@ -100,6 +101,7 @@ def write_sweep(folder: Path, jobs: Sequence[dict[str, Any]], **record: Any) -> 
         "started": "2026-11-20T10:00:00+00:00",
         "command": "python train.py -m",
         "swept": [key for key, found in values.items() if len(found) > 1],
+        "device": "cpu",
         "settings": {"reward_threshold": None},
         "jobs": entries,
     }
@@ -429,7 +431,7 @@ def hostile(folder: Path) -> Path:
             number
         ]
         write_run(folder / name, [1.0, 2.0])
-        status = "failed" if number else EVIL
+        status = "failed" if number else "completed"
         jobs.append({"overrides": [word], "name": name, "folder": name, "status": status, "message": EVIL})
     jobs.append({"overrides": ["run==1+1"], "name": "=cmd()", "folder": "none", "message": "@SUM(1)"})
     return write_sweep(folder, jobs, name=EVIL, command=EVIL, started=EVIL)
@@ -451,6 +453,13 @@ def test_what_a_folder_says_never_becomes_markup(hostile_report: Path) -> None:
     links = [attributes["href"] or "" for tag, attributes in tags.found if tag == "a"]
     assert len(links) > 3
     assert all(link.startswith("./") for link in links)
+
+
+def test_the_status_of_a_run_never_becomes_markup(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", [1.0], status=EVIL)
+    shown = page.render(results.of(read_runs([tmp_path])), {}, tmp_path)
+    assert EVIL not in shown
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in shown
 
 
 def test_the_page_runs_its_own_script_alone_and_loads_nothing(hostile_report: Path) -> None:

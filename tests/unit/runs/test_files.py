@@ -2,14 +2,17 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ppo_lab.runs.files import from_json, read_json, read_rows, to_json, write_json
-from ppo_lab.runs.metrics import MetricsWriter
+from ppo_lab.contracts import RunRecord
+from ppo_lab.runs.files import from_json, read_json, to_json, write_json
+from ppo_lab.runs.metrics import MetricsWriter, Reopening, TensorBoardWriter
+from ppo_lab.runs.record import read, read_metrics
 from ppo_lab.runs.summary import Summary
 
 NAN, INF = math.nan, math.inf
@@ -41,16 +44,36 @@ def test_what_is_no_json_is_an_empty_object_and_no_row(tmp_path: Path, text: str
         from_json(text)
     (tmp_path / "metrics.jsonl").write_text(text)
     assert read_json(tmp_path / "metrics.jsonl") == {}
-    assert read_rows(tmp_path) == []
+    assert read_metrics(tmp_path) == []
 
 
 def test_rows_end_at_the_first_line_that_is_no_row(tmp_path: Path) -> None:
-    assert read_rows(tmp_path) == [], "there is no file"
+    assert read_metrics(tmp_path) == [], "there is no file"
     whole = '{"iteration": 0, "Loss/value": 1.5}\n{"iteration": 1, "Loss/value": NaN}\n'
     rows = [{"iteration": 0, "Loss/value": 1.5}, {"iteration": 1, "Loss/value": None}]
     for rest in ("", '{"iteration": 2, "Loss/va', "null\n", "[2]\n", '{"Loss/value": 1.0}\n', '{"iteration": 3}\n'):
         (tmp_path / "metrics.jsonl").write_text(whole + rest)
-        assert read_rows(tmp_path) == rows, rest
+        assert read_metrics(tmp_path) == rows, rest
+
+
+def test_a_record_has_what_could_be_read_and_names_what_could_not(tmp_path: Path) -> None:
+    found: RunRecord = read(tmp_path)
+    assert (found.config, found.manifest, found.summary, found.estimate, found.metrics) == ({}, {}, {}, {}, [])
+    assert found.damages == (), "what is missing is no damage"
+    (tmp_path / "config.yaml").write_text("a: &a [1]\nb: *a\n")  # an alias, of which a file may have millions
+    (tmp_path / "manifest.json").write_text("[1]")
+    (tmp_path / "summary.json").write_text('{"final_reward": NaN}')
+    (tmp_path / "estimate.json").write_bytes(b"\xff")
+    (tmp_path / "metrics.jsonl").write_text('{"iteration": 0}\n{"iteration": 2}\n')
+    found = read(tmp_path)
+    assert (found.config, found.manifest, found.estimate) == ({}, {}, {})
+    assert (found.summary, found.metrics) == ({"final_reward": None}, [{"iteration": 0}])
+    assert found.damages == (
+        "config.yaml is damaged",
+        "manifest.json is damaged",
+        "estimate.json is damaged",
+        "metrics.jsonl is damaged in line 2 of 2, and read up to there",
+    )
 
 
 def test_metrics_jsonl_has_null_where_tensorboard_has_the_value(tmp_path: Path) -> None:
@@ -100,3 +123,71 @@ def test_a_summary_takes_only_finite_values_for_the_best_and_for_peaks(tmp_path:
             None,
             {"Memory/host_rss_mib": 7.0},
         )
+
+
+class FailingWriter:
+    """Stands in for TensorBoardWriter; fails with every write of an iteration in `broken`."""
+
+    def __init__(self, first_iteration: int, broken: set[int], opened: list["FailingWriter"]) -> None:
+        if first_iteration in broken:
+            raise OSError(28, "No space left on device")
+        self.first_iteration = first_iteration
+        self.broken = broken
+        self.content: list[int | str] = []
+        opened.append(self)
+
+    def describe(self, config_yaml: str, *_: object) -> None:
+        self.content.append(config_yaml)
+
+    def write(self, iteration: int, scalars: Mapping[str, float]) -> None:
+        if iteration in self.broken:
+            raise OSError(28, "No space left on device")
+        self.content.append(iteration)
+
+    def sync(self) -> None:
+        self.content.append("synced")
+
+    def close(self) -> None:
+        self.content.append("closed")
+
+    def discard(self) -> None:
+        self.content.append("discarded")
+
+
+def test_a_writer_that_failed_is_opened_anew_with_all_rows_since_the_last_sync(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broken: set[int] = set()
+    opened: list[FailingWriter] = []
+    writer = Reopening(lambda first: cast(TensorBoardWriter, FailingWriter(first, broken, opened)), 5)
+    writer.describe("config", {}, {})
+    writer.write(5, {})
+    writer.sync()
+    writer.write(6, {})
+    broken.add(7)
+    writer.write(7, {})
+    writer.write(8, {})
+    writer.sync()  # fails again, at row 7
+    broken.clear()
+    writer.write(9, {})
+    writer.sync()
+    writer.close()
+    assert [one.first_iteration for one in opened] == [5, 6, 6]
+    assert opened[0].content == ["synced", "config", 5, "synced", 6]
+    assert opened[1].content == [6, "discarded"]
+    assert opened[2].content == [6, 7, 8, 9, "synced", "synced", "closed"]
+    assert caplog.messages == [
+        "TensorBoard's event file cannot be written: No space left on device; metrics.jsonl goes on"
+    ]
+
+
+def test_a_writer_that_could_not_be_opened_gets_the_description_later() -> None:
+    broken = {0}
+    opened: list[FailingWriter] = []
+    writer = Reopening(lambda first: cast(TensorBoardWriter, FailingWriter(first, broken, opened)), 0)
+    writer.describe("config", {}, {})
+    writer.sync()
+    assert opened == []
+    broken.clear()
+    writer.sync()
+    assert opened[0].content == ["config", "synced", "synced"]

@@ -1,8 +1,10 @@
 """TensorBoard's HParams table, as its own plugin reads it from the run folders."""
 
 import json
+import signal
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,11 @@ from tensorboard.plugins.hparams.get_experiment import Handler as Experiment
 from tensorboard.plugins.hparams.list_session_groups import Handler as SessionGroups
 
 from ppo_lab.config import ExperimentConfig, flat
+from ppo_lab.errors import RunFailedError, StoppedError
 from ppo_lab.runs.folder import Run
 from ppo_lab.runs.hparams import EVENT_FILES, RESULTS, SETTINGS, write_hparams
 from ppo_lab.runs.metrics import MetricsWriter, layout
-from ppo_lab.training.recording import Record
+from ppo_lab.training.recording import Recording
 
 
 def train(folder: Path, rewards: list[float]) -> None:
@@ -118,22 +121,36 @@ def test_a_value_that_is_no_setting_is_refused_and_nothing_is_written(tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("status", ["completed", "interrupted", "failed"])
-def test_a_run_that_ends_has_a_row_with_its_settings_and_results(
-    experiment: Callable[..., ExperimentConfig], tmp_path: Path, status: str
+ENDS: dict[str, tuple[BaseException | None, str, str | None]] = {
+    "no exception": (None, "completed", None),
+    "Ctrl-C": (KeyboardInterrupt(), "interrupted", None),
+    "SIGTERM": (StoppedError(signal.SIGTERM), "interrupted", "SIGTERM"),
+    "an explained failure": (RunFailedError("the losses are not finite"), "failed", "the losses are not finite"),
+    "any other failure": (ValueError("no such shape"), "failed", "ValueError: no such shape"),
+}
+"""Exception -> status and message in summary.json."""
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_run_that_ends_has_its_outcome_in_the_summary_and_a_row_with_its_settings_and_results(
+    experiment: Callable[..., ExperimentConfig], tmp_path: Path, end: str
 ) -> None:
+    error, status, message = ENDS[end]
     cfg = experiment("experiment=smoke", "env=hover", "num_envs=64", "network.hidden_dims=[32,16]")
     folder = tmp_path / "run"
     folder.mkdir()
-    with (folder / ".lock").open("w") as lock:
-        record = Record(Run(cfg, folder, [], lock), 0, torch.device("cpu"))
-        record.begin()
+    with (
+        pytest.raises(type(error)) if error else nullcontext(),
+        (folder / ".lock").open("w") as lock,
+        Recording(Run(cfg, folder, [], lock), torch.device("cpu")) as record,
+    ):
+        assert json.loads((folder / "summary.json").read_text())["status"] == "running"
         for iteration, peak_mib in enumerate((5.0, 4.0)):
             memory = {"Memory/allocated_peak_mib": peak_mib, "Memory/host_peak_rss_mib": 900.0}
             rewards = {"Train/mean_reward": 1.5 - iteration, "Train/mean_episode_length": 10.0}
             record.add(iteration, rewards | memory)
-        record.finish(status)
-        record.close()
+        if error:
+            raise error
     columns, rows = shown(tmp_path)
     assert columns == [*sorted(SETTINGS[:5]), *sorted(SETTINGS[5:]), *(f"Result/{name}" for name in RESULTS)]
     assert list(rows) == ["run"]
@@ -142,8 +159,9 @@ def test_a_run_that_ends_has_a_row_with_its_settings_and_results(
     assert (row["Result/final_reward"], row["Result/best_reward"]) == (0.5, 1.5)
     assert row["Result/measured_peak_mib"] == 5.0, "the highest, and of tensors rather than of the process"
     assert "Result/predicted_peak_mib" not in row, "nothing was predicted"
-    wall_s = json.loads((folder / "summary.json").read_text())["wall_s"]
-    assert row["Result/wall_s"] == pytest.approx(wall_s)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["status"], summary["message"], summary["iterations"]) == (status, message, 2)
+    assert row["Result/wall_s"] == pytest.approx(summary["wall_s"])
 
 
 def test_all_runs_have_the_same_settings_in_their_rows(experiment: Callable[..., ExperimentConfig]) -> None:

@@ -23,6 +23,7 @@ import psutil
 import pytest
 from rich.console import Console
 
+from ppo_lab import report
 from ppo_lab.cli import sweep as sweep_command
 from ppo_lab.cli.compose import compose
 from ppo_lab.cli.sweep import expand
@@ -31,10 +32,10 @@ from ppo_lab.errors import ConfigError, ExitCode, OverBudgetError
 from ppo_lab.machine import commands
 from ppo_lab.memory.predict import hardware
 from ppo_lab.runs.config import to_experiment
-from ppo_lab.runs.folder import take
-from ppo_lab.sweeps import jobs, launcher, places, plan, schedule, table
+from ppo_lab.runs.folder import lock
+from ppo_lab.sweeps import executors, jobs, launcher, plan, schedule, table
+from ppo_lab.sweeps.executors import LocalSlot
 from ppo_lab.sweeps.jobs import Job, Sweep
-from ppo_lab.sweeps.places import LocalPlace
 from ppo_lab.sweeps.table import Progress
 from ppo_lab.training.stopping import AGAIN_AFTER_S
 from tests.fake_nvml import Device
@@ -90,11 +91,12 @@ print("done", os.environ.get("OMP_NUM_THREADS"))
 RUN = """
 import sys
 from pathlib import Path
+from ppo_lab import report
 from ppo_lab.sweeps import jobs, launcher
-from ppo_lab.sweeps.places import LocalPlace
+from ppo_lab.sweeps.executors import LocalSlot
 count, folder, job = sys.argv[1:]
-place = [LocalPlace(f"place {n}", {}, (sys.executable, "-c", job)) for n in range(int(count))]
-sys.exit(launcher.run(jobs.read(Path(folder)), place))
+slots = [LocalSlot(f"slot {n}", {}, (sys.executable, "-c", job)) for n in range(int(count))]
+sys.exit(launcher.run(jobs.read(Path(folder)), slots, report.write))
 """
 
 
@@ -118,12 +120,12 @@ def sweep_of(folder: Path, *does: str, over_budget: str = "skip") -> Sweep:
     return sweep
 
 
-def tiny_places(count: int = 1) -> list[LocalPlace]:
-    return [LocalPlace(f"place {n}", {}, (sys.executable, "-c", JOB)) for n in range(count)]
+def tiny_slots(count: int = 1) -> list[LocalSlot]:
+    return [LocalSlot(f"slot {n}", {}, (sys.executable, "-c", JOB)) for n in range(count)]
 
 
 def start(sweep: Sweep, count: int) -> subprocess.Popen[str]:
-    """The sweep in a process of its own, on `count` places."""
+    """The sweep in a process of its own, in `count` slots."""
     command = [sys.executable, "-c", RUN, str(count), str(sweep.folder), JOB]
     return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -402,7 +404,7 @@ def test_or_try_it_all_the_same(tmp_path: Path) -> None:
     sweep_command.prepare(["-m", *words, f"hydra.sweep.dir={tmp_path / 'planned'}"])
     assert [(job.status, job.folder) for job in jobs.read(tmp_path / "planned").jobs] == [("planned", "0")]
     sweep = sweep_of(tmp_path / "sweep", "succeed", over_budget="run")
-    schedule.run(sweep, tiny_places())
+    schedule.run(sweep, tiny_slots())
     assert "memory.over_budget=warn" in words_of(sweep, 0)[0].split()
 
 
@@ -412,12 +414,12 @@ def test_or_try_it_all_the_same(tmp_path: Path) -> None:
 def test_without_a_gpu_the_cpu_is_the_one_device_and_its_cores_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS")
     cores = len(os.sched_getaffinity(0))
-    (alone,) = places.local_places("cpu", 1)
+    (alone,) = executors.local_slots("cpu", 1)
     assert (alone.name, alone.environment) == ("cpu", {"CUDA_VISIBLE_DEVICES": ""})
-    shares = places.local_places("cpu", 2)
+    shares = executors.local_slots("cpu", 2)
     assert [share.environment.get("OMP_NUM_THREADS") for share in shares] == [str(max(1, cores // 2))] * 2
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert not any("OMP_NUM_THREADS" in share.environment for share in places.local_places("cpu", 2)), "by hand"
+    assert not any("OMP_NUM_THREADS" in share.environment for share in executors.local_slots("cpu", 2)), "by hand"
 
 
 def test_each_gpu_that_is_visible_takes_its_share_of_jobs(
@@ -425,11 +427,11 @@ def test_each_gpu_that_is_visible_takes_its_share_of_jobs(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     machine([Device("GPU-0"), Device("GPU-1"), Device("GPU-2")], CUDA_VISIBLE_DEVICES="2,GPU-0")
-    four = places.local_places("auto", 2)
-    assert [place.name for place in four] == ["gpu 2", "gpu 0"] * 2
+    four = executors.local_slots("auto", 2)
+    assert [slot.name for slot in four] == ["gpu 2", "gpu 0"] * 2
     alone = [{"CUDA_VISIBLE_DEVICES": uuid, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"} for uuid in ("GPU-2", "GPU-0")]
-    assert [place.environment for place in four] == alone * 2
-    assert places.local_places("cpu", 1)[0].environment == {"CUDA_VISIBLE_DEVICES": ""}, "no GPU is left to a CPU job"
+    assert [slot.environment for slot in four] == alone * 2
+    assert executors.local_slots("cpu", 1)[0].environment == {"CUDA_VISIBLE_DEVICES": ""}, "no GPU is left to a CPU job"
 
 
 def test_a_plan_counts_with_the_gpu_that_has_the_least_free(machine: Callable[..., None]) -> None:
@@ -442,7 +444,7 @@ def test_a_plan_counts_with_the_gpu_that_has_the_least_free(machine: Callable[..
 def test_a_gpu_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(ConfigError, match="no NVIDIA GPU is visible"):
-        places.local_places("cuda", 1)
+        executors.local_slots("cuda", 1)
 
 
 # the schedule
@@ -452,7 +454,7 @@ def test_one_bad_job_stops_no_other_and_each_says_what_became_of_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep = sweep_of(tmp_path / "sweep", "succeed", "fail", "die", "vanish", "does_not_fit", "succeed")
-    assert launcher.run(sweep, tiny_places()) == ExitCode.FAILED
+    assert launcher.run(sweep, tiny_slots(), report.write) == ExitCode.FAILED
     ended = jobs.read(sweep.folder).jobs
     assert [(job.status, job.exit_code) for job in ended] == [
         ("completed", 0),
@@ -470,7 +472,7 @@ def test_one_bad_job_stops_no_other_and_each_says_what_became_of_it(
         "memory: 9 MiB of 8 MiB free; fits: no",
         None,
     ]
-    assert all(job.device == "place 0" and job.started and job.wall_s for job in ended)
+    assert all(job.device == "slot 0" and job.started and job.wall_s for job in ended)
     assert sweep.log(ended[1]).read_text() == "error: it broke\n"
     said = capsys.readouterr().out
     assert "missing: 4 of 6 jobs" in said
@@ -480,11 +482,11 @@ def test_one_bad_job_stops_no_other_and_each_says_what_became_of_it(
 def test_a_sweep_is_done_when_all_is_completed_or_was_left_out_as_planned(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path / "sweep", "succeed", "fail")
     sweep.update(sweep.jobs[1], status="over_budget", message="needs 9 MiB of 8 MiB free")
-    assert launcher.run(sweep, tiny_places()) == ExitCode.DONE
+    assert launcher.run(sweep, tiny_slots(), report.write) == ExitCode.DONE
     assert not sweep.run_folder(sweep.jobs[1]).exists()
 
 
-def test_there_are_as_many_jobs_at_a_time_as_places(tmp_path: Path) -> None:
+def test_there_are_as_many_jobs_at_a_time_as_slots(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path / "sweep", *["nap"] * 7)
     running: list[int] = []
     at: list[set[str | None]] = []
@@ -494,9 +496,9 @@ def test_there_are_as_many_jobs_at_a_time_as_places(tmp_path: Path) -> None:
         running.append(len(now))
         at.append({job.device for job in now})
 
-    schedule.run(sweep, tiny_places(3), look)
+    schedule.run(sweep, tiny_slots(3), look)
     assert max(running) == 3
-    assert [len(devices) for devices in at] == running, "each in a place of its own"
+    assert [len(devices) for devices in at] == running, "each in a slot of its own"
     assert statuses(sweep) == ["completed"] * 7
 
 
@@ -578,7 +580,7 @@ def test_jobs_end_with_a_sweep_that_was_killed_and_go_on_where_it_is_resumed(tmp
 
     again = jobs.read(sweep.folder)
     again.jobs = [plan._continued(again, planned) for planned in sweep.jobs]
-    assert launcher.run(again, tiny_places()) == ExitCode.DONE
+    assert launcher.run(again, tiny_slots(), report.write) == ExitCode.DONE
     assert len(words_of(sweep, 0)) == len(words_of(sweep, 3)) == 1, "not run again"
     for number in (1, 2):
         folder = sweep.run_folder(sweep.jobs[number])
@@ -599,7 +601,7 @@ def received(tmp_path: Path, *signals: signal.Signals) -> tuple[signal.Signals |
             while to_send:
                 signal.raise_signal(to_send.pop(0))
 
-    return schedule.run(sweep, tiny_places(), look), statuses(sweep)
+    return schedule.run(sweep, tiny_slots(), look), statuses(sweep)
 
 
 def test_a_hangup_that_follows_another_signal_is_not_a_second_request(tmp_path: Path) -> None:
@@ -623,7 +625,7 @@ def test_what_a_job_left_before_it_was_a_run_is_moved_aside(tmp_path: Path) -> N
     sweep = sweep_of(tmp_path / "sweep", "die_early")
     folder = sweep.run_folder(sweep.jobs[0])
     for attempt in (1, 2, 3):
-        schedule.run(sweep, tiny_places())
+        schedule.run(sweep, tiny_slots())
         assert statuses(sweep) == ["killed"]
         asides = sorted(path.name for path in sweep.folder.glob("*.aside_*"))
         assert asides == [f"{folder.name}.aside_{n}" for n in range(1, attempt)]
@@ -634,7 +636,7 @@ def test_what_a_job_left_before_it_was_a_run_is_moved_aside(tmp_path: Path) -> N
 def test_a_job_that_was_completed_after_the_plan_is_not_started(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path / "sweep", "fail", "succeed")
     complete(sweep.run_folder(sweep.jobs[0]))
-    assert launcher.run(sweep, tiny_places()) == ExitCode.DONE
+    assert launcher.run(sweep, tiny_slots(), report.write) == ExitCode.DONE
     assert [(job.status, job.exit_code, job.message) for job in jobs.read(sweep.folder).jobs] == [
         ("completed", 0, None)
     ] * 2
@@ -649,7 +651,7 @@ def test_a_job_whose_folder_is_in_use_waits_while_others_run(
     folder = sweep.run_folder(sweep.jobs[0])
     folder.mkdir()
     (folder / "config.yaml").touch()
-    held = take(folder)
+    held = lock(folder)
     seen: set[tuple[str, str | None]] = set()
 
     def look() -> None:
@@ -660,8 +662,8 @@ def test_a_job_whose_folder_is_in_use_waits_while_others_run(
                 complete(folder)
             held.close()
 
-    with table.Board(sweep, places=1) as board:
-        schedule.run(sweep, tiny_places(), look)
+    with table.SweepTable(sweep, slots=1) as board:
+        schedule.run(sweep, tiny_slots(), look)
     waits = f"waits for process {os.getpid()}, which trains in its folder"
     assert ("planned", waits) in seen
     assert ("planned", None) not in seen
@@ -675,8 +677,8 @@ def test_a_sweep_that_is_stopped_waits_for_no_folder(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path / "sweep", "succeed")
     folder = sweep.run_folder(sweep.jobs[0])
     folder.mkdir()
-    with take(folder):
-        assert schedule.run(sweep, tiny_places(), lambda: os.kill(os.getpid(), signal.SIGTERM)) == signal.SIGTERM
+    with lock(folder):
+        assert schedule.run(sweep, tiny_slots(), lambda: os.kill(os.getpid(), signal.SIGTERM)) == signal.SIGTERM
     assert statuses(sweep) == ["planned"]
 
 
@@ -734,8 +736,14 @@ def test_another_command_is_refused_by_what_differs(planned: tuple[Path, list[st
     assert (folder / "jobs.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("change", [{"folder": "../../elsewhere"}, {"number": 3}, {"status": "fine"}, {"extra": 1}])
-def test_a_strangers_jobs_json_cannot_lead_elsewhere(
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"folder": "../../elsewhere"}, {"folder": ".."}, {"number": 3}, {"status": "fine"}, {"extra": 1}),
+        *({"predicted_bytes": "many"}, {"wall_s": [1]}, {"overrides": [1]}, {"predicted_is_least": 1}),
+    ],
+)
+def test_a_job_with_a_wrong_field_is_refused(
     planned: tuple[Path, list[str]], tmp_path: Path, change: dict[str, Any]
 ) -> None:
     content = json.loads((planned[0] / "jobs.json").read_text())
@@ -755,8 +763,8 @@ def test_a_damaged_jobs_json_is_refused(tmp_path: Path, text: str) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from ppo_lab.runs.folder import take
-with take(Path(sys.argv[1])):
+from ppo_lab.runs.folder import lock
+with lock(Path(sys.argv[1])):
     print("held", flush=True)
     input()
 """
@@ -771,7 +779,7 @@ def test_a_sweep_that_is_running_is_not_run_twice(planned: tuple[Path, list[str]
         with pytest.raises(ConfigError, match="is in use: process"):
             sweep_command.prepare([*words, f"sweep.resume={folder}"])
         other.kill()
-    take(folder).close()  # it is gone with its process
+    lock(folder).close()  # it is gone with its process
 
 
 # what is shown
@@ -788,18 +796,20 @@ def metrics(folder: Path, count: int, **last: float) -> Path:
 
 
 def test_progress_is_read_from_the_end_of_a_file_that_is_being_written(tmp_path: Path) -> None:
-    assert table.read_progress(tmp_path / "metrics.jsonl") is None
+    assert table.read_progress(tmp_path) is None
     path = metrics(tmp_path, 5000, **{"Train/mean_reward": 3.5, "Memory/host_peak_rss_mib": 900.0})
     with path.open("a") as file:
         file.write('{"iteration": 5000, "Train/mean_rew')
-    assert table.read_progress(path) == Progress(iterations=5000, s_per_iteration=2.0, reward=3.5, measured_mib=900.0)
+    assert table.read_progress(tmp_path) == Progress(
+        iterations=5000, s_per_iteration=2.0, reward=3.5, measured_mib=900.0
+    )
 
 
 def test_time_left_goes_by_transitions_and_adds_a_start_for_each_job_to_come() -> None:
     """Two jobs of 100 transitions an iteration at 2 s (0.02 s each), 10 s beside the iterations; 10 iterations each.
 
     Job 0 is over: 10 + 10 x 2 = 30 s. Job 1 runs, 4 of 10 iterations after 10 + 8 s: 6 x 2 = 12 s are left.
-    Job 2 has 300 transitions an iteration: 10 + 10 x 300 x 0.02 = 70 s. In two places: 82 / 2, but no less than 70.
+    Job 2 has 300 transitions an iteration: 10 + 10 x 300 x 0.02 = 70 s. In two slots: 82 / 2, but no less than 70.
     """
 
     def job(number: int, status: jobs.Status, transitions: int) -> Job:
@@ -815,7 +825,7 @@ def test_time_left_goes_by_transitions_and_adds_a_start_for_each_job_to_come() -
 
 def board_of(
     folder: Path, width: int, height: int = 24, name: str = "num_envs=512 seed=1", count: int = 1
-) -> table.Board:
+) -> table.SweepTable:
     """Of `count` running jobs that have done 2 of 100 iterations of 2 s, on a terminal of that size."""
     running = [
         Job(n, name, str(n), (), 100, 100, predicted_bytes=2**30, status="running", device="cpu") for n in range(count)
@@ -824,10 +834,10 @@ def board_of(
     for job in running:
         metrics(sweep.run_folder(job), 2, **{"Train/mean_reward": -1234.5, "Memory/host_peak_rss_mib": 1790.0})
     console = Console(width=width, height=height, force_terminal=True, color_system=None, file=io.StringIO())
-    return table.Board(sweep, places=1, console=console)
+    return table.SweepTable(sweep, slots=1, console=console)
 
 
-def shown_by(board: table.Board) -> list[str]:
+def shown_by(board: table.SweepTable) -> list[str]:
     with board.console.capture() as capture:
         board.console.print(board.view())
     return [line.rstrip() for line in capture.get().splitlines()]

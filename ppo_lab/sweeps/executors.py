@@ -1,4 +1,4 @@
-"""Where jobs run. The rest of the room sees a `Place` and a `Running`, and does not know more."""
+"""What runs jobs: a slot runs one job at a time. Another kind of executor is one more class with `Slot`'s methods."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from ppo_lab.machine import commands, devices
 TRAIN = commands.train_program()
 
 
-class Running(Protocol):
-    """A job that was started."""
+class JobHandle(Protocol):
+    """A job that was submitted."""
 
     def poll(self) -> int | None:
-        """The exit code, negative where a signal ended it; None while it goes on."""
+        """The exit code, negative where a signal ended it; None while the job runs."""
 
     def stop(self, signum: signal.Signals) -> None:
-        """Asks it to write a checkpoint and to end."""
+        """Asks the job to write a checkpoint and to end."""
 
     def kill(self) -> None:
-        """Ends it, and all that it started."""
+        """Ends the job, and every process that it started."""
 
 
-class Place(Protocol):
-    """Takes one job at a time."""
+class Slot(Protocol):
+    """Runs one job at a time."""
 
     @property
     def name(self) -> str:
         """The device's name, for people."""
 
-    def start(self, words: Sequence[str], log: Path) -> Running:
-        """Runs train.py with `words`, in a process that no job had before; what it prints is added to `log`."""
+    def submit(self, overrides: Sequence[str], log: Path) -> JobHandle:
+        """Runs train.py with `overrides` in a new process; what it prints is appended to `log`."""
 
 
-class LocalPlace:
+class LocalSlot:
     """A share of a device of this machine."""
 
     def __init__(self, name: str, environment: Mapping[str, str], program: Sequence[str] = TRAIN) -> None:
@@ -49,8 +49,8 @@ class LocalPlace:
         self.environment = environment
         self._program = program
 
-    def start(self, words: Sequence[str], log: Path) -> Running:
-        return LocalProcess([*self._program, *words], os.environ | self.environment, log)
+    def submit(self, overrides: Sequence[str], log: Path) -> JobHandle:
+        return LocalProcess([*self._program, *overrides], os.environ | self.environment, log)
 
 
 class LocalProcess:
@@ -65,7 +65,7 @@ class LocalProcess:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 process_group=0,
-                preexec_fn=_ends_with_us() if sys.platform == "linux" else None,
+                preexec_fn=_stop_with_parent() if sys.platform == "linux" else None,
             )
 
     def poll(self) -> int | None:
@@ -83,7 +83,7 @@ class LocalProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
 
 
-def local_places(device: str, jobs_per_device: int) -> list[LocalPlace]:
+def local_slots(device: str, jobs_per_device: int) -> list[LocalSlot]:
     """Every share of the devices that `device` (auto, cpu, cuda) leaves to choose from: GPUs, or else the CPU.
 
     Where there is more than one, each gets its share of the cores, unless OMP_NUM_THREADS says otherwise.
@@ -99,16 +99,16 @@ def local_places(device: str, jobs_per_device: int) -> list[LocalPlace]:
     threads = {}
     if shares > 1 and "OMP_NUM_THREADS" not in os.environ:
         threads["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // shares))
-    return [LocalPlace(name, alone | threads) for _ in range(jobs_per_device) for name, alone in chosen]
+    return [LocalSlot(name, alone | threads) for _ in range(jobs_per_device) for name, alone in chosen]
 
 
-def _ends_with_us() -> Callable[[], None]:
-    """For the child, between fork and exec: the system sends it SIGTERM when this process is gone, however it went."""
-    libc, we = ctypes.CDLL(None), os.getpid()
+def _stop_with_parent() -> Callable[[], None]:
+    """Run by the child between fork and exec: the system sends it SIGTERM when this process ends, for any reason."""
+    libc, parent = ctypes.CDLL(None), os.getpid()
 
-    def ask() -> None:
+    def request_signal() -> None:
         libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-        if os.getppid() != we:  # gone already
+        if os.getppid() != parent:  # it has ended already
             os._exit(128 + signal.SIGTERM)
 
-    return ask
+    return request_signal

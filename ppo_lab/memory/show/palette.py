@@ -1,0 +1,12 @@
+"""Paul Tol's muted colours, which people with colour-blindness can tell apart."""
+
+INDIGO = "#332288"
+ROSE = "#CC6677"
+GREEN = "#117733"
+SAND = "#DDCC77"
+CYAN = "#88CCEE"
+WINE = "#882255"
+TEAL = "#44AA99"
+OLIVE = "#999933"
+PURPLE = "#AA4499"
+PALE_GREY = "#BBBBBB"
