@@ -12,7 +12,7 @@ import torch
 from ppo_lab.cli.compose import compose
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.errors import MeasurementError
-from ppo_lab.memory.predict import calibration, simulator
+from ppo_lab.memory.predict import cache, calibration, simulator
 from ppo_lab.memory.predict.estimate import Row, Span, estimate
 from ppo_lab.memory.predict.hardware import Hardware
 from ppo_lab.memory.predict.simulator import SimulatorMemory, count, fit, simulator_memory, startup_bytes
@@ -41,7 +41,7 @@ CARD = Hardware("a card", 8 * 1024, "8.9", 10)
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simulator, "cache_folder", lambda: tmp_path / "cache")  # not Genesis' cache of kernels
+    monkeypatch.setattr(cache, "folder", lambda: tmp_path / "cache")  # not Genesis' cache of kernels
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from ppo_lab.memory.predict.hardware import Hardware
 from ppo_lab.memory.predict.simulator import simulator_memory
 from ppo_lab.memory.predict.trace import (
     CATEGORIES,
+    FACTORS,
     Allocation,
     DeviceType,
     Event,
@@ -184,6 +185,14 @@ def test_a_storage_that_grows_goes_and_comes_again() -> None:
     assert (gone, gone_too) == (Free(first.block), Free(second.block))
 
 
+@pytest.mark.parametrize("schedule", ["adaptive", "fixed"])
+def test_factors_of_the_loss_change_no_event(schedule: str) -> None:
+    """They are not among what a stored trace depends on."""
+    other = [f"algorithm.{name}=0.123" for name in FACTORS] + ["network.actor.init_std=0.123", "seed=9"]
+    words = ["env=hover", f"algorithm.schedule={schedule}"]
+    assert traced(experiment(*words, *other)) == traced(experiment(*words))
+
+
 def test_torch_is_as_it_was_after_a_trace() -> None:
     move = torch.nn.Module.to
     traced(experiment("env=hover"))
@@ -202,7 +211,9 @@ def test_mixed_precision_on_a_gpu_is_refused_by_name() -> None:
 
 
 def test_asking_for_a_trace_or_a_replay_does_not_load_torch() -> None:
-    program = "import sys, ppo_lab.memory.trace, ppo_lab.memory.allocator; assert 'torch' not in sys.modules"
+    program = (
+        "import sys, ppo_lab.memory.predict.trace, ppo_lab.memory.predict.allocator; assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", program], check=True)
 
 

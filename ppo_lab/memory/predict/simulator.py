@@ -27,6 +27,7 @@ from typing import Any
 
 from ppo_lab.config import ExperimentConfig, to_json
 from ppo_lab.errors import MeasurementError
+from ppo_lab.memory.predict import cache
 from ppo_lab.memory.predict.hardware import Hardware
 from ppo_lab.runs.files import write_json
 
@@ -140,7 +141,7 @@ def startup_bytes(hardware: Hardware) -> int:
 def simulator_memory(cfg: ExperimentConfig) -> SimulatorMemory | None:
     """The memory of `cfg`'s env, counted before; None where it never was. Imports neither torch nor Genesis."""
     records = json.loads(STORED.read_text())
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError, ValueError):  # there is none, or it is damaged
         records.append(json.loads(_cache_file(cfg).read_text()))
     settings = asdict(cfg.env)
     for found in records:
@@ -166,10 +167,11 @@ def measure(cfg: ExperimentConfig) -> SimulatorMemory:
     Raises:
         MeasurementError: the env cannot be built.
     """
-    file = _cache_file(cfg)
-    file.parent.mkdir(parents=True, exist_ok=True)
     counted = record(cfg, asdict(cfg.env), SIZES)
-    write_json(file, counted)
+    file = _cache_file(cfg)
+    with contextlib.suppress(OSError):  # it is counted again next time
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, counted)
     return _memory(counted)
 
 
@@ -215,11 +217,6 @@ def count(cfg: ExperimentConfig, sizes: Sequence[int]) -> dict[str, Any]:
     return json.loads(child.stdout.splitlines()[-1])
 
 
-def cache_folder() -> Path:
-    """The user's folder for what may be lost without harm."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppo-lab"
-
-
 def _memory(counted: dict[str, Any]) -> SimulatorMemory:
     return fit(counted["count"], f"measured (arrays of an env built on a CPU, genesis {counted['genesis']})")
 
@@ -229,7 +226,7 @@ def _cache_file(cfg: ExperimentConfig) -> Path:
     digest = hashlib.sha256(json.dumps([_genesis_version(), asdict(cfg.env)], sort_keys=True).encode())
     for source in sorted(ENVS.rglob("*.py")):
         digest.update(source.read_bytes())
-    return cache_folder() / f"simulator-{cfg.env.name}-{digest.hexdigest()[:16]}.json"
+    return cache.folder() / f"simulator-{cfg.env.name}-{digest.hexdigest()[:16]}.json"
 
 
 def _genesis_version() -> str:
