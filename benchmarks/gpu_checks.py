@@ -32,9 +32,10 @@ from ppo_lab.machine import devices, preflight
 from ppo_lab.memory.measure.measured import highest_mib
 from ppo_lab.memory.predict import allocator
 from ppo_lab.memory.predict.estimate import estimate
-from ppo_lab.memory.predict.hardware import MIB, Hardware, this_machine
+from ppo_lab.memory.predict.hardware import Hardware, this_machine
 from ppo_lab.memory.predict.simulator import PAGE_BYTES, simulator_memory, startup_bytes
 from ppo_lab.memory.predict.trace import Allocation, trace
+from ppo_lab.memory.rows import MIB
 from ppo_lab.runs.config import to_experiment
 from ppo_lab.runs.files import from_json
 

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ppo_lab.memory.rows import MIB, tag
 from ppo_lab.runs.files import write_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -64,7 +65,7 @@ def measure(words: list[str]) -> dict[str, Any]:
     return {
         "memory": {row["name"]: row for row in summary["memory"]},
         "known_bytes": estimate["device_bytes"]["low"],
-        "host_peak_rss_bytes": round(summary["peak_mib"]["Memory/host_peak_rss_mib"] * 2**20),
+        "host_peak_rss_bytes": round(summary["peak_mib"][tag("host_peak_rss")] * MIB),
         "commit": manifest["git"]["commit"],
         "torch": manifest["packages"]["torch"],
         "genesis-world": manifest["packages"]["genesis-world"],

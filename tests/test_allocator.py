@@ -8,7 +8,6 @@ import pytest
 
 from ppo_lab.errors import ConfigError
 from ppo_lab.memory.predict.allocator import (
-    MIB,
     AllocatorSettings,
     Replay,
     cublas_workspace_bytes,
@@ -17,6 +16,7 @@ from ppo_lab.memory.predict.allocator import (
     rounded,
 )
 from ppo_lab.memory.predict.trace import Allocation, Event, Free
+from ppo_lab.memory.rows import MIB
 
 
 def take(block: int, mib: float) -> Allocation:

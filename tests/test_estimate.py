@@ -22,8 +22,9 @@ from ppo_lab.errors import ConfigError, OverBudgetError
 from ppo_lab.memory.measure import measured
 from ppo_lab.memory.predict import calibration, fit, simulator
 from ppo_lab.memory.predict.estimate import FITS, Estimate, Span, Verdict, estimate, need, verdict
-from ppo_lab.memory.predict.hardware import MIB, Hardware
+from ppo_lab.memory.predict.hardware import Hardware
 from ppo_lab.memory.predict.trace import trace
+from ppo_lab.memory.rows import MIB
 from ppo_lab.memory.show import table
 from ppo_lab.sweeps import plan
 from ppo_lab.training import budget

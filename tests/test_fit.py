@@ -12,7 +12,6 @@ import pytest
 from ppo_lab.cli.compose import compose
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.errors import ConfigError
-from ppo_lab.memory.predict.allocator import MIB
 from ppo_lab.memory.predict.calibration import Calibration, Range, installed_versions
 from ppo_lab.memory.predict.fit import (
     JACOBIAN,
@@ -31,6 +30,7 @@ from ppo_lab.memory.predict.fit import (
 from ppo_lab.memory.predict.hardware import Hardware
 from ppo_lab.memory.predict.simulator import simulator_memory
 from ppo_lab.memory.predict.trace import Allocation, DeviceType, Event, Free, Trace
+from ppo_lab.memory.rows import MIB
 from ppo_lab.probes import learner
 from ppo_lab.runs.config import to_experiment
 

@@ -21,8 +21,9 @@ from benchmarks.gpu_checks import PARTS, Part
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.errors import ConfigError
 from ppo_lab.memory.predict import allocator
-from ppo_lab.memory.predict.hardware import MIB, Hardware
+from ppo_lab.memory.predict.hardware import Hardware
 from ppo_lab.memory.predict.trace import Allocation, Event, Free, trace
+from ppo_lab.memory.rows import MIB
 from tests.gpu_parts import broken, good, killed, stuck, this_machine_is
 
 REPOSITORY = Path(__file__).resolve().parent.parent

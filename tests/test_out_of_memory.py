@@ -19,7 +19,8 @@ from ppo_lab.config import ExperimentConfig
 from ppo_lab.errors import SimulatorError
 from ppo_lab.memory.measure.out_of_memory import let_go, ran_out_of_memory
 from ppo_lab.memory.predict.estimate import Span
-from ppo_lab.memory.predict.hardware import MIB, Hardware
+from ppo_lab.memory.predict.hardware import Hardware
+from ppo_lab.memory.rows import MIB
 from ppo_lab.training import budget
 from ppo_lab.training import run as training
 from tests.lives import Fault, Life

@@ -12,8 +12,9 @@ from rich.console import Console, RenderableType
 
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.memory.predict.estimate import Estimate, Row, Span
-from ppo_lab.memory.predict.hardware import MIB, Hardware
+from ppo_lab.memory.predict.hardware import Hardware
 from ppo_lab.memory.predict.trace import Allocation, Free, summarize
+from ppo_lab.memory.rows import MIB
 from ppo_lab.memory.show.table import as_json, conclusion, explanation, table
 
 CARD = Hardware("Card", 4096, "8.9", 10)

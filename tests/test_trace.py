@@ -19,7 +19,7 @@ from ppo_lab.config import to_json as experiment_to_json
 from ppo_lab.errors import ConfigError
 from ppo_lab.learning.checkpoint import NoCheckpoints
 from ppo_lab.learning.loop import Runner
-from ppo_lab.memory.measure.monitor import MIB, MemoryMonitor
+from ppo_lab.memory.measure.monitor import MemoryMonitor
 from ppo_lab.memory.predict.allocator import cublas_workspace_bytes, replay
 from ppo_lab.memory.predict.estimate import estimate
 from ppo_lab.memory.predict.hardware import Hardware
@@ -37,6 +37,7 @@ from ppo_lab.memory.predict.trace import (
     to_json,
     trace,
 )
+from ppo_lab.memory.rows import MIB
 from ppo_lab.probes import learner
 from ppo_lab.runs.config import from_json as experiment_from_json
 from ppo_lab.runs.config import to_experiment

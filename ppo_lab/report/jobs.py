@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from ppo_lab.config import flat
 from ppo_lab.errors import ConfigError
 from ppo_lab.memory.measure import measured
-from ppo_lab.memory.predict.hardware import MIB
+from ppo_lab.memory.rows import MIB, name_of
 from ppo_lab.runs.config import read_plain
 from ppo_lab.runs.files import read_rows
 
@@ -226,8 +226,7 @@ def _read_run(folder: Path) -> Run:
     reward = [_number(row.get("Train/mean_reward")) for row in rows]
     measured_bytes: dict[str, int] = {}
     for tag, value in ((tag, _number(value)) for row in rows for tag, value in row.items()):
-        if tag.startswith("Memory/") and not tag.startswith("Memory/predicted_") and value is not None:
-            name = tag.removeprefix("Memory/").removesuffix("_mib")
+        if (name := name_of(tag)) is not None and value is not None:
             measured_bytes[name] = max(round(value * MIB), measured_bytes.get(name, 0))
     return Run(
         config,

@@ -20,6 +20,7 @@ from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
+from ppo_lab.memory import rows
 from ppo_lab.report.jobs import Job, Value
 from ppo_lab.report.results import Configuration, Results, as_set, in_order, known, mean, rounded
 
@@ -28,13 +29,7 @@ COLOURS = ("#332288", "#CC6677", "#117733", "#DDCC77", "#88CCEE", "#882255", "#4
 
 GREY = "#999999"
 
-ROWS = {
-    "reserved": "reserved by torch",
-    "process_device": "the process on the device",
-    "device_used": "in use on the device",
-    "allocated_peak": "tensors at the peak",
-    "host_peak_rss": "the process on the host",
-}
+ROWS = {name: rows.ROWS[name].label for name in rows.STANDS_FOR_A_RUN}
 """Memory row -> what it is, in words."""
 
 SIZE_KEYS = ("num_envs", "algorithm.num_mini_batches")

@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from ppo_lab.memory.measure.measured import Comparison, peak_row
-from ppo_lab.memory.predict.hardware import MIB
+from ppo_lab.memory.rows import MIB
 from ppo_lab.report.jobs import Job, Sweep, Value
 
 THRESHOLD_SHARE = 0.9

@@ -27,8 +27,8 @@ from ppo_lab.errors import ConfigError, OverBudgetError
 from ppo_lab.machine import preflight
 from ppo_lab.memory.predict import hardware
 from ppo_lab.memory.predict.estimate import Span, estimate, need, verdict
-from ppo_lab.memory.predict.hardware import MIB
 from ppo_lab.memory.predict.simulator import too_many_envs
+from ppo_lab.memory.rows import MIB
 from ppo_lab.runs.config import from_json, to_experiment, to_settings
 from ppo_lab.runs.folder import is_complete, make_new_folder, take
 from ppo_lab.sweeps import jobs as records

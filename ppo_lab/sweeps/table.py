@@ -18,12 +18,12 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from ppo_lab.memory.predict.hardware import MIB
+from ppo_lab.memory.rows import MIB, WHOLE_RUN, tag
 from ppo_lab.sweeps.jobs import Job, Sweep
 from ppo_lab.training.console import say
 
 METRICS_TAIL_BYTES = 65536
-MEASURED = ("Memory/process_device_mib", "Memory/device_used_mib", "Memory/host_peak_rss_mib")
+MEASURED = tuple(map(tag, WHOLE_RUN))
 """What is set beside the prediction: the first of them that a run has."""
 FIGURES = ("iteration", "left", "reward", "measured MiB", "predicted MiB")
 """Of a job, the most important first."""
@@ -64,7 +64,7 @@ def read_progress(metrics: Path) -> Progress | None:
         iterations=round(lines[-1]["iteration"]) + 1,
         s_per_iteration=statistics.fmean(line["Perf/collection_time"] + line["Perf/learning_time"] for line in lines),
         reward=rewards[-1] if rewards else None,
-        measured_mib=next((lines[-1][tag] for tag in MEASURED if tag in lines[-1]), None),
+        measured_mib=next((lines[-1][key] for key in MEASURED if key in lines[-1]), None),
     )
 
 

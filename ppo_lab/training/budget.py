@@ -14,8 +14,9 @@ from ppo_lab.machine import commands
 from ppo_lab.memory.predict import calibration, fit, hardware
 from ppo_lab.memory.predict.driver import has_memory_pools
 from ppo_lab.memory.predict.estimate import Estimate, estimate, need, verdict
-from ppo_lab.memory.predict.hardware import MIB, Hardware, this_machine
+from ppo_lab.memory.predict.hardware import Hardware, this_machine
 from ppo_lab.memory.predict.simulator import FIXED_BLOCK_BYTES, simulator_memory, too_many_envs
+from ppo_lab.memory.rows import MIB
 from ppo_lab.memory.show.table import as_time
 
 log = logging.getLogger(__name__)

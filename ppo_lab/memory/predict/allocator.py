@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 from ppo_lab.errors import ConfigError
 from ppo_lab.memory.predict.trace import Allocation, Event
+from ppo_lab.memory.rows import MIB
 
-MIB = 2**20
 MIN_BLOCK = 512
 """Sizes are rounded up to a multiple of this."""
 SMALL = 1 * MIB

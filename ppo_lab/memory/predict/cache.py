@@ -11,12 +11,13 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from ppo_lab.memory.rows import MIB
 from ppo_lab.runs.files import write_atomically
 
-MOST_TRACE_BYTES = 200 * 2**20
+MOST_TRACE_BYTES = 200 * MIB
 """Of all stored traces, on the disk. The least recently used go first."""
 MOST_TRACE_FILES = 4096
-MOST_TEXT_BYTES = 256 * 2**20
+MOST_TEXT_BYTES = 256 * MIB
 """Of one trace, unpacked: a larger file is not one of ours."""
 
 

@@ -21,10 +21,11 @@ from ppo_lab.memory.predict.allocator import cublas_workspace_bytes, replay, set
 from ppo_lab.memory.predict.calibration import Calibration
 from ppo_lab.memory.predict.closed_form import rollout_storage, total_bytes
 from ppo_lab.memory.predict.estimate import whole_device
-from ppo_lab.memory.predict.hardware import MIB, Hardware
+from ppo_lab.memory.predict.hardware import Hardware
 from ppo_lab.memory.predict.host import largest_freed_bytes
 from ppo_lab.memory.predict.simulator import SimulatorMemory, measure, simulator_memory
 from ppo_lab.memory.predict.trace import Allocation, DeviceType, Event, Trace, trace
+from ppo_lab.memory.rows import MIB
 
 NUM_MINI_BATCHES = (1, 2, 4, 8, 16, 32)
 """Of the frontier."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ppo_lab.memory.predict.trace import Allocation, Event
+from ppo_lab.memory.rows import MIB
 
-MMAP_THRESHOLD_BYTES = 32 * 2**20
+MMAP_THRESHOLD_BYTES = 32 * MIB
 """The most that the threshold rises to, and soon has. A block from here on is mapped, and unmapped when it is freed.
 
 Smaller blocks come from a heap, where those that are freed leave holes.

@@ -25,10 +25,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ppo_lab.config import ExperimentConfig, to_json
+from ppo_lab.config import INT32_MAX, ExperimentConfig, to_json
 from ppo_lab.errors import MeasurementError
 from ppo_lab.memory.predict import cache
 from ppo_lab.memory.predict.hardware import Hardware
+from ppo_lab.memory.rows import MIB
 from ppo_lab.runs.files import write_json
 
 STORED = Path(__file__).with_name("simulator.json")
@@ -43,11 +44,10 @@ LINES = {
     "step_returned_bytes": "step_returned_",
 }
 """Quantity as it is counted -> prefix of its line's fields in `SimulatorMemory`."""
-INT32_MAX = 2**31 - 1
 RANDOM_STATE_BYTES = 20
-STARTUP_SCRATCH_BYTES = 2**20
+STARTUP_SCRATCH_BYTES = 1 * MIB
 PAGE_BYTES = 4096
-POOL_GROWTH_BYTES = 32 * 2**20
+POOL_GROWTH_BYTES = 32 * MIB
 FIXED_BLOCK_BYTES = 2**30
 """What Quadrants takes once for all arrays where the driver has no memory pools, and cannot go beyond."""
 

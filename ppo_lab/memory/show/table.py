@@ -20,7 +20,8 @@ from ppo_lab.memory.predict.calibration import Calibration, MeasuredRun
 from ppo_lab.memory.predict.closed_form import formulas
 from ppo_lab.memory.predict.estimate import Estimate, Known, need, verdict
 from ppo_lab.memory.predict.fit import Fit
-from ppo_lab.memory.predict.hardware import MIB, Hardware
+from ppo_lab.memory.predict.hardware import Hardware
+from ppo_lab.memory.rows import MIB
 
 UNKNOWN = "unknown"
 
