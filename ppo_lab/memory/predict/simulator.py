@@ -181,12 +181,12 @@ def record(cfg: ExperimentConfig, options: Iterable[str], sizes: Sequence[int]) 
     return {
         "genesis": _genesis_version(),
         "options": {name: settings[name] for name in options},
-        "count": count(cfg, sizes),
+        "count": count_in_subprocess(cfg, sizes),
     }
 
 
-def fit(counted: dict[str, Any], known: str) -> SimulatorMemory:
-    """The lines through the first two sizes of what `count` returns."""
+def interpolate(counted: dict[str, Any], known: str) -> SimulatorMemory:
+    """The straight lines through the first two sizes of what `count_in_subprocess` returns."""
     n0, n1, *_ = sizes = counted["num_envs"]
     lines: dict[str, int] = {}
     misfit_bytes = 0
@@ -202,7 +202,7 @@ def fit(counted: dict[str, Any], known: str) -> SimulatorMemory:
     return SimulatorMemory(**lines, **once, misfit_bytes=misfit_bytes, known=known)
 
 
-def count(cfg: ExperimentConfig, sizes: Sequence[int]) -> dict[str, Any]:
+def count_in_subprocess(cfg: ExperimentConfig, sizes: Sequence[int]) -> dict[str, Any]:
     """What `ppo_lab.probes.simulator` counts at `sizes`, in a subprocess. Raises a MeasurementError."""
     path = os.pathsep.join(filter(None, (str(ENVS.parent.parent), os.environ.get("PYTHONPATH"))))
     child = subprocess.run(
@@ -218,7 +218,7 @@ def count(cfg: ExperimentConfig, sizes: Sequence[int]) -> dict[str, Any]:
 
 
 def _memory(counted: dict[str, Any]) -> SimulatorMemory:
-    return fit(counted["count"], f"measured (arrays of an env built on a CPU, genesis {counted['genesis']})")
+    return interpolate(counted["count"], f"measured (arrays of an env built on a CPU, genesis {counted['genesis']})")
 
 
 def _cache_file(cfg: ExperimentConfig) -> Path:
