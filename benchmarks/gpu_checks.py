@@ -275,7 +275,7 @@ def caching_allocator(device: str) -> Iterator[Row]:
         counters = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
         if agreed is None and counters != (expected.allocated[number + 1], expected.reserved[number + 1]):
             agreed = number
-    if_not = "the allocator's model alone (memory.allocator)"
+    if_not = "the allocator's model alone (memory.predict.allocator)"
     allocated, reserved = expected.allocated_peak_bytes, expected.reserved_peak_bytes
     yield Row("peak allocated", (allocated, allocated), torch.cuda.max_memory_allocated(), "B", if_not)
     yield Row("peak reserved", (reserved, reserved), torch.cuda.max_memory_reserved(), "B", if_not)
@@ -328,10 +328,10 @@ def memory(words: str, device: str) -> Iterator[Row]:
     measured = {tag.removeprefix("Memory/").removesuffix("_mib"): mib * MIB for tag, mib in highest_mib(rows).items()}
     measured["process"] = measured.get("process_device", measured.get("device_used", 0.0))
     wrong = {
-        "rollout_peak": "the env's tensors (memory.tracer.StandInEnv)",
-        "update_peak": "the trace (memory.tracer)",
+        "rollout_peak": "the env's tensors (probes.learner)",
+        "update_peak": "the trace (probes.learner)",
         "resident": "the trace, or cuBLAS workspaces",
-        "reserved": "the allocator's model, or where workspaces are placed (memory.allocator)",
+        "reserved": "the allocator's model, or where workspaces are placed (memory.predict.allocator)",
         "process": "simulator, context, stack, or what other processes hold",
     }
     for name, span in expected.items():

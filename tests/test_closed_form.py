@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import random
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -19,7 +20,6 @@ from rsl_rl.algorithms import PPO
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from benchmarks.source_figures import source_comparison
 from ppo_lab.cli.compose import compose
 from ppo_lab.config import ACTIVATIONS, EnvConfig, ExperimentConfig, check, layers
 from ppo_lab.contracts import EnvSpec
@@ -409,9 +409,10 @@ def test_the_formulas_of_go2_can_be_read() -> None:
     assert lines["optimizer state"] == "2 x 4 x 377,241 = 3,017,928"
 
 
-def test_the_documented_comparison_is_what_the_code_writes() -> None:
+def test_the_documented_comparison_is_what_the_program_prints(capsys: pytest.CaptureFixture[str]) -> None:
     page = DOC.read_text().split("<!-- source_comparison -->")[1].split("<!-- /source_comparison -->")[0]
-    assert page.strip() == source_comparison()
+    runpy.run_path(str(DOC.parent.parent / "benchmarks" / "source_figures.py"), run_name="__main__")
+    assert page.strip() == capsys.readouterr().out.strip()
 
 
 def test_the_closed_forms_need_the_standard_library_alone() -> None:

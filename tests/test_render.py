@@ -204,6 +204,6 @@ def test_the_explanation_puts_the_numbers_in(experiment: Callable[..., Experimen
 
 
 def test_reading_an_estimate_loads_neither_torch_nor_matplotlib() -> None:
-    code = "import sys, ppo_lab.memory.render; print({'torch', 'matplotlib', 'numpy'} & set(sys.modules))"
+    code = "import sys, ppo_lab.memory.show.table; print({'torch', 'matplotlib', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -172,7 +172,7 @@ def test_a_fresh_hover_gives_the_stored_lines_and_is_remembered(
     stored = known(cfg)
     monkeypatch.setattr(simulator, "STORED", tmp_path / "nothing.json")
     simulator.STORED.write_text("[]")
-    monkeypatch.setattr(simulator, "SIZES", (33, 7, 2))
+    monkeypatch.setattr(simulator, "SIZES", (7, 2))
     assert simulator_memory(cfg) is None
     assert simulator.measure(cfg) == stored
     assert simulator_memory(cfg) == stored
@@ -240,7 +240,7 @@ def test_an_env_without_a_scene_holds_its_own_tensors_and_no_simulator(monkeypat
 def test_an_env_without_a_scene_can_be_estimated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(simulator, "STORED", tmp_path / "nothing.json")
     simulator.STORED.write_text("[]")
-    monkeypatch.setattr(simulator, "count", lambda *_: BALL)
+    monkeypatch.setattr(simulator, "count_in_subprocess", lambda *_: BALL)
     cfg = experiment("experiment=smoke", "env=hover")
     found = estimate(cfg, Hardware("a card", 40, "8.9", 1))
     started = startup_bytes(Hardware("a card", 40, "8.9", 1))
@@ -256,8 +256,9 @@ def test_an_env_without_a_scene_can_be_estimated(monkeypatch: pytest.MonkeyPatch
 def test_the_lookup_imports_neither_torch_nor_the_simulator() -> None:
     program = """
 import json, sys
-from ppo_lab import command_line
-from ppo_lab.memory.simulator import simulator_memory
+from ppo_lab.cli.compose import compose
+from ppo_lab.memory.predict.simulator import simulator_memory
+from ppo_lab.runs.config import to_experiment
 memory = simulator_memory(to_experiment(compose(["env=hover"])))
 print(json.dumps([memory.n_dofs, sorted({"torch", "genesis", "numpy"} & set(sys.modules))]))
 """

@@ -50,7 +50,7 @@ def count(cfg: EnvConfig, sizes: list[int]) -> dict[str, Any]:
         start_simulator(CPU, seed=1, performance_mode=cfg.performance_mode)
         for num_envs in sizes:
             env: Any = make_env(cfg, num_envs, CPU)
-            actions = 2 * torch.rand(num_envs, env.num_actions) - 1
+            actions = 2 * torch.rand(num_envs, len(cfg.spec().actions)) - 1
             before = env.get_observations()
             with torch.inference_mode():
                 for _ in range(SETTLING_STEPS):
@@ -188,5 +188,5 @@ def _nbytes(array: Any) -> int:
 if __name__ == "__main__":
     try:
         print(json.dumps(count(from_json(sys.stdin.read()).env, [int(size) for size in sys.argv[1:]])))
-    except Exception as error:  # one line, for `ppo_lab.memory.simulator`
+    except Exception as error:  # one line, for `ppo_lab.memory.predict.simulator`
         sys.exit(f"{type(error).__name__}: {error}")

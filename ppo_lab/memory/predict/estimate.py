@@ -217,7 +217,7 @@ def whole_device(
     Args:
         cfg: the experiment.
         known_bytes: of learner and simulator.
-        largest_freed_bytes: of the heap's blocks, on a CPU; see `ppo_lab.memory.host`.
+        largest_freed_bytes: of the heap's blocks, on a CPU; see `ppo_lab.memory.predict.host`.
         calibration: has the runs.
         carries_over: they are of another processor, and tell what is likely alone.
         rounding_bytes: what the simulator's arrays may take beyond their sizes; in `high` alone.
