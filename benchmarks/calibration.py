@@ -22,7 +22,8 @@ from ppo_lab.cli.compose import compose
 from ppo_lab.memory.measure import measured
 from ppo_lab.memory.predict import calibration
 from ppo_lab.memory.predict.estimate import estimate
-from ppo_lab.memory.predict.hardware import MIB, this_machine
+from ppo_lab.memory.predict.hardware import this_machine
+from ppo_lab.memory.rows import MIB
 from ppo_lab.runs.config import to_experiment
 from ppo_lab.runs.files import write_json
 

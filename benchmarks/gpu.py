@@ -39,7 +39,7 @@ from benchmarks.gpu_checks import PARTS, Part, machine
 from ppo_lab.cli.exits import exit_codes
 from ppo_lab.errors import ConfigError
 from ppo_lab.machine.preflight import yield_busy_cores
-from ppo_lab.memory.predict.hardware import MIB
+from ppo_lab.memory.rows import MIB
 from ppo_lab.runs.files import read_json, write_json
 
 LEAST_S = 10

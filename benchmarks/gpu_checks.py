@@ -32,9 +32,10 @@ from ppo_lab.machine import devices, preflight
 from ppo_lab.memory.measure.measured import highest_mib
 from ppo_lab.memory.predict import allocator
 from ppo_lab.memory.predict.estimate import estimate
-from ppo_lab.memory.predict.hardware import MIB, Hardware, this_machine
+from ppo_lab.memory.predict.hardware import Hardware, this_machine
 from ppo_lab.memory.predict.simulator import PAGE_BYTES, simulator_memory, startup_bytes
 from ppo_lab.memory.predict.trace import Allocation, trace
+from ppo_lab.memory.rows import MIB
 from ppo_lab.runs.config import to_experiment
 from ppo_lab.runs.files import from_json
 
@@ -275,7 +276,7 @@ def caching_allocator(device: str) -> Iterator[Row]:
         counters = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
         if agreed is None and counters != (expected.allocated[number + 1], expected.reserved[number + 1]):
             agreed = number
-    if_not = "the allocator's model alone (memory.allocator)"
+    if_not = "the allocator's model alone (memory.predict.allocator)"
     allocated, reserved = expected.allocated_peak_bytes, expected.reserved_peak_bytes
     yield Row("peak allocated", (allocated, allocated), torch.cuda.max_memory_allocated(), "B", if_not)
     yield Row("peak reserved", (reserved, reserved), torch.cuda.max_memory_reserved(), "B", if_not)
@@ -329,9 +330,9 @@ def memory(words: str, device: str) -> Iterator[Row]:
     measured["process"] = measured.get("process_device", measured.get("device_used", 0.0))
     wrong = {
         "rollout_peak": "the env's tensors (probes.learner.ZeroEnv)",
-        "update_peak": "the trace (memory.tracer)",
+        "update_peak": "the trace (probes.learner)",
         "resident": "the trace, or cuBLAS workspaces",
-        "reserved": "the allocator's model, or where workspaces are placed (memory.allocator)",
+        "reserved": "the allocator's model, or where workspaces are placed (memory.predict.allocator)",
         "process": "simulator, context, stack, or what other processes hold",
     }
     for name, span in expected.items():

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ppo_lab.memory.rows import MIB, tag
 from ppo_lab.runs.files import write_json
 from ppo_lab.runs.record import read
 
@@ -63,7 +64,7 @@ def measure(words: list[str]) -> dict[str, Any]:
     return {
         "memory": {row["name"]: row for row in record.summary["memory"]},
         "known_bytes": record.estimate["device_bytes"]["low"],
-        "host_peak_rss_bytes": round(record.summary["peak_mib"]["Memory/host_peak_rss_mib"] * 2**20),
+        "host_peak_rss_bytes": round(record.summary["peak_mib"][tag("host_peak_rss")] * MIB),
         "commit": record.manifest["git"]["commit"],
         "torch": record.manifest["packages"]["torch"],
         "genesis-world": record.manifest["packages"]["genesis-world"],

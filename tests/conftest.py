@@ -9,15 +9,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
-import ppo_lab.memory.predict.estimate
-import ppo_lab.memory.predict.fit
 from ppo_lab.cli.compose import compose
-from ppo_lab.config import ExperimentConfig, to_json
-from ppo_lab.memory.predict import trace
+from ppo_lab.config import ExperimentConfig
 from ppo_lab.runs.config import to_experiment
 from tests import fake_nvml
 from tests.paths import REPOSITORY
@@ -29,6 +27,14 @@ os.environ["QD_ENABLE_PYBUF"] = "0"  # or the simulator, imported here, would ma
 
 _config = tempfile.TemporaryDirectory()  # until this process ends
 os.environ["XDG_CONFIG_HOME"] = _config.name  # the calibrations of whoever runs the tests are not theirs
+
+if "PYTEST_XDIST_WORKER" not in os.environ:  # xdist's workers share the folder of the process that starts them
+    _cache = tempfile.TemporaryDirectory()  # traces of this session alone; other programs' caches are the user's
+    _own_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    for _entry in _own_cache.glob("*"):
+        if _entry.name != "ppo-lab":
+            Path(_cache.name, _entry.name).symlink_to(_entry)
+    os.environ["XDG_CACHE_HOME"] = _cache.name
 
 
 def selects_gpu_tests(expression: str) -> bool:
@@ -45,21 +51,6 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Tests that measure a GPU do not share it."""
     return 1 if selects_gpu_tests(config.option.markexpr) else None
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _each_trace_once() -> None:
-    """A trace takes seconds and always comes out the same: an estimate asks for each once in a process of tests."""
-    known: dict[tuple[str, str], trace.Trace] = {}
-
-    def remembered(cfg: ExperimentConfig, device_type: trace.DeviceType = "cpu") -> trace.Trace:
-        key = to_json(cfg), device_type
-        if key not in known:
-            known[key] = trace.trace(cfg, device_type)
-        return known[key]
-
-    vars(ppo_lab.memory.predict.estimate).update(trace=remembered)
-    vars(ppo_lab.memory.predict.fit).update(trace=remembered)
 
 
 @pytest.fixture

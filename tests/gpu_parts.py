@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.gpu_checks import Row
-from ppo_lab.memory.predict.hardware import MIB
+from ppo_lab.memory.rows import MIB
 
 
 def this_machine_is(name: str, _: str) -> Iterator[Row]:

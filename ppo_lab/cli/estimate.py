@@ -22,7 +22,7 @@ from ppo_lab.cli.compose import CONF, ESTIMATE, ask_hydra, compose, is_question
 from ppo_lab.config import ExperimentConfig, as_text, setting
 from ppo_lab.errors import ConfigError, ExitCode, MeasurementError
 from ppo_lab.memory.measure import measured
-from ppo_lab.memory.predict import calibration, fit, hardware
+from ppo_lab.memory.predict import calibration, hardware, largest
 from ppo_lab.memory.predict.allocator import settings_of_this_process
 from ppo_lab.memory.predict.estimate import Estimate, estimate
 from ppo_lab.memory.predict.hardware import Hardware
@@ -154,12 +154,12 @@ def _fit(cfg: ExperimentConfig, question: Question) -> ExitCode:
     with _progress() as show:
         if question.fit == "num_envs":
             show("searching the largest num_envs that fits")
-            fits = [fit.largest_num_envs(cfg, card, calibrated)]
+            fits = [largest.largest_num_envs(cfg, card, calibrated)]
         elif question.fit == "num_mini_batches":
             show("searching the smallest num_mini_batches that fits")
-            fits = [fit.smallest_num_mini_batches(cfg, card, calibrated)]
+            fits = [largest.smallest_num_mini_batches(cfg, card, calibrated)]
         else:
-            fits = list(fit.frontier(cfg, card, calibrated, show=show))
+            fits = list(largest.frontier(cfg, card, calibrated, show=show))
     if question.format == "json":
         print(to_json({"hardware": card.name, "fits": [dataclasses.asdict(one) for one in fits]}, indent=2))
     else:
@@ -209,7 +209,7 @@ def _draw(cfg: ExperimentConfig, found: Estimate, path: Path) -> None:
     with _progress() as show:
         show("the iteration")
         pictures.draw_iteration(cfg, found, path, settings_of_this_process())
-        needs = fit.needs(cfg, found.hardware, show=show)
+        needs = largest.need_table(cfg, found.hardware, show=show)
         pictures.draw_map(needs, _cards(found.hardware), title, map_path)
     print(f"drew {path} and {map_path}", file=sys.stderr)
 

@@ -9,6 +9,7 @@ from ppo_lab.config.overrides import as_text, did_you_mean, flat, leaves
 from ppo_lab.config.ranges import INT32_MAX, Range, count, setting
 from ppo_lab.config.schema import (
     ACTIVATIONS,
+    STD_PARAMETERS,
     ActorConfig,
     AlgorithmConfig,
     CheckpointConfig,
@@ -19,6 +20,7 @@ from ppo_lab.config.schema import (
     NetworkConfig,
     SweepConfig,
     check,
+    layers,
     nearest_divisors,
     to_json,
 )
@@ -27,6 +29,7 @@ from ppo_lab.errors import ConfigError
 __all__ = [
     "ACTIVATIONS",
     "INT32_MAX",
+    "STD_PARAMETERS",
     "ActorConfig",
     "AlgorithmConfig",
     "CheckpointConfig",
@@ -43,6 +46,7 @@ __all__ = [
     "count",
     "did_you_mean",
     "flat",
+    "layers",
     "leaves",
     "nearest_divisors",
     "setting",

@@ -23,6 +23,9 @@ from ppo_lab.errors import ConfigError
 ACTIVATIONS = tuple("elu selu relu crelu lrelu tanh sigmoid softplus gelu swish mish identity".split())
 
 
+STD_PARAMETERS = {"scalar": "std_param", "log": "log_std_param"}
+"""network.actor.std_type -> name of the parameter that holds the deviations."""
+
 ADDRESS_SPACE_BYTES = 2**47
 """What a process can address at all on x86-64 and most others."""
 
@@ -120,7 +123,7 @@ class ActorConfig(ModelConfig):
     """The policy: a perceptron that gives the mean of a Gaussian with a learned deviation."""
 
     init_std: float = setting(above=0)
-    std_type: str = setting(choices=("scalar", "log"))
+    std_type: str = setting(choices=tuple(STD_PARAMETERS))
 
 
 @dataclass
@@ -203,6 +206,19 @@ class ExperimentConfig:
         return self.transitions // self.algorithm.num_mini_batches
 
 
+def layers(cfg: ExperimentConfig) -> dict[str, list[tuple[int, int]]]:
+    """(inputs, outputs) of every linear layer of "actor" and "critic", from the observations on.
+
+    The actor's first layer is as wide as the group "policy", the critic's as wide as the env's critic group.
+    """
+    spec, network = cfg.env.spec(), cfg.network
+    widths = {
+        "actor": (spec.width("policy"), *network.actor.hidden_dims, len(spec.actions)),
+        "critic": (spec.width(spec.critic_group), *network.critic.hidden_dims, 1),
+    }
+    return {name: list(itertools.pairwise(of_network)) for name, of_network in widths.items()}
+
+
 def check(settings: Any) -> None:
     """Raises a ConfigError for the first value out of range, or else the first combination that cannot work.
 
@@ -229,13 +245,13 @@ def _out_of_range(node: Any, prefix: str = "") -> Iterator[str]:
 
 def _unaddressable(cfg: ExperimentConfig) -> Iterator[str]:
     """Tensors that no process can hold, on whatever machine."""
-    needs_bytes = {("observations", "num_envs or num_steps_per_env"): 4 * cfg.transitions * cfg.env.num_obs}
-    for name, model, outputs in (("actor", cfg.network.actor, cfg.env.num_actions), ("critic", cfg.network.critic, 1)):
-        widths, smaller = [cfg.env.num_obs, *model.hidden_dims, outputs], f"network.{name}.hidden_dims"
-        needs_bytes[f"{name}'s weights", smaller] = 4 * sum(
-            before * after for before, after in itertools.pairwise(widths)
-        )
-        needs_bytes[f"{name}'s outputs", smaller] = 4 * max(widths) * max(cfg.num_envs, cfg.mini_batch_size)
+    spec = cfg.env.spec()
+    observed = sum(map(spec.width, spec.observations))
+    needs_bytes = {("observations", "num_envs or num_steps_per_env"): 4 * cfg.transitions * observed}
+    for name, shapes in layers(cfg).items():
+        smaller, widest = f"network.{name}.hidden_dims", max(map(max, shapes))
+        needs_bytes[f"{name}'s weights", smaller] = 4 * sum(inputs * outputs for inputs, outputs in shapes)
+        needs_bytes[f"{name}'s outputs", smaller] = 4 * widest * max(cfg.num_envs, cfg.mini_batch_size)
     for (what, smaller), size in needs_bytes.items():
         if size > ADDRESS_SPACE_BYTES:
             yield f"the {what} would take {size:,} B; a process has {ADDRESS_SPACE_BYTES:,}. Try a smaller {smaller}."
@@ -273,5 +289,5 @@ def _divisors(number: int) -> set[int]:
 
 
 def to_json(cfg: ExperimentConfig) -> str:
-    """The experiment as text, for another process; `command_line.from_json` reads it."""
+    """The experiment as text, for another process; `runs.config.from_json` reads it."""
     return json.dumps(dataclasses.asdict(cfg))

@@ -185,5 +185,5 @@ def _nbytes(array: Any) -> int:
 if __name__ == "__main__":
     try:
         print(json.dumps(count(from_json(sys.stdin.read()).env, [int(size) for size in sys.argv[1:]])))
-    except Exception as error:  # one line, for `ppo_lab.memory.simulator`
+    except Exception as error:  # one line, for `ppo_lab.memory.predict.simulator`
         sys.exit(f"{type(error).__name__}: {error}")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ppo_lab.config import flat
 from ppo_lab.errors import ConfigError
 from ppo_lab.memory.measure import measured
-from ppo_lab.memory.predict.hardware import MIB
+from ppo_lab.memory.rows import MIB
 from ppo_lab.runs.config import LABELS, START_KEYS
 from ppo_lab.runs.folder import RunFolder, find_runs
 from ppo_lab.runs.record import iteration_s, number, read

@@ -20,6 +20,7 @@ from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
+from ppo_lab.memory import rows
 from ppo_lab.memory.show import palette
 from ppo_lab.report.job_results import JobResult, Value
 from ppo_lab.report.results import Configuration, Results, as_set, in_order, known, mean, rounded
@@ -31,14 +32,8 @@ COLOURS = (
 
 GREY = "#999999"
 
-ROWS = {
-    "reserved": "reserved by torch",
-    "process_device": "the process on the device",
-    "device_used": "in use on the device",
-    "allocated_peak": "tensors at the peak",
-    "host_peak_rss": "the process on the host",
-}
-"""Memory row -> its name in a picture."""
+ROWS = {name: rows.ROWS[name].label for name in rows.STANDS_FOR_A_RUN}
+"""Memory row -> what it is, in words."""
 
 SIZE_KEYS = ("num_envs", "algorithm.num_mini_batches")
 """The keys of the heat maps, where both are swept."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from ppo_lab.config.overrides import short_names
 from ppo_lab.memory.measure.measured import Comparison, peak_row
-from ppo_lab.memory.predict.hardware import MIB
+from ppo_lab.memory.rows import MIB
 from ppo_lab.report.job_results import JobResult, RunSet, Value
 
 THRESHOLD_SHARE = 0.9

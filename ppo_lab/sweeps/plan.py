@@ -17,8 +17,8 @@ from ppo_lab.errors import ConfigError, OverBudgetError
 from ppo_lab.machine import preflight
 from ppo_lab.memory.predict import hardware
 from ppo_lab.memory.predict.estimate import Span, estimate, need, verdict
-from ppo_lab.memory.predict.hardware import MIB
 from ppo_lab.memory.predict.simulator import too_many_envs
+from ppo_lab.memory.rows import MIB
 from ppo_lab.runs.config import from_json
 from ppo_lab.runs.folder import is_complete, lock, make_new_folder
 from ppo_lab.sweeps import jobs as records

@@ -15,12 +15,12 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from ppo_lab.memory.predict.hardware import MIB
+from ppo_lab.memory.rows import MIB, WHOLE_RUN, tag
 from ppo_lab.runs.record import iteration_s, number, tail
 from ppo_lab.sweeps.jobs import Job, Sweep
 from ppo_lab.training.console import clock, say
 
-MEASURED = ("Memory/process_device_mib", "Memory/device_used_mib", "Memory/host_peak_rss_mib")
+MEASURED = tuple(map(tag, WHOLE_RUN))
 """What is set beside the prediction: the first of them that a run has."""
 FIGURES = ("iteration", "left", "reward", "measured MiB", "predicted MiB")
 """Columns beside job and state, the most important first."""
@@ -55,7 +55,7 @@ def read_progress(run: Path) -> Progress | None:
         iterations=rows[-1]["iteration"] + 1,
         s_per_iteration=statistics.fmean(map(iteration_s, rows)),
         reward=rewards[-1] if rewards else None,
-        measured_mib=next((size for tag in MEASURED if (size := number(rows[-1].get(tag))) is not None), None),
+        measured_mib=next((size for key in MEASURED if (size := number(rows[-1].get(key))) is not None), None),
     )
 
 

@@ -11,11 +11,12 @@ import psutil
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.errors import ConfigError, OverBudgetError
 from ppo_lab.machine import commands
-from ppo_lab.memory.predict import calibration, fit, hardware
+from ppo_lab.memory.predict import calibration, hardware, largest
 from ppo_lab.memory.predict.driver import has_memory_pools
 from ppo_lab.memory.predict.estimate import Estimate, estimate, need, verdict
-from ppo_lab.memory.predict.hardware import MIB, Hardware, this_machine
+from ppo_lab.memory.predict.hardware import Hardware, this_machine
 from ppo_lab.memory.predict.simulator import FIXED_BLOCK_BYTES, simulator_memory, too_many_envs
+from ppo_lab.memory.rows import MIB
 from ppo_lab.memory.show.table import as_time
 
 log = logging.getLogger(__name__)
@@ -147,13 +148,13 @@ def _check_closed_forms(cfg: ExperimentConfig, free_bytes: int) -> None:
 
 
 def advice(cfg: ExperimentConfig, card: Hardware, free_bytes: int) -> str:
-    """What would fit into `free_bytes`, as words for the command line."""
+    """What would fit into `free_bytes`, as overrides for the command line."""
     tries = [*_what_fits(cfg, card, free_bytes), "memory.over_budget=warn to start all the same"]
     return f"Try {', or '.join(tries)}."
 
 
 def advice_after(cfg: ExperimentConfig, predicted: Estimate | None, room_bytes: int, has_begun: bool) -> str:
-    """What to try of a run that ran out of memory, as words for the command line.
+    """What to try of a run that ran out of memory, as overrides for the command line.
 
     What fits into `room_bytes`, or half of the run where it was predicted to fit into that, and did not. Smaller
     mini-batches are no help where it ran out before it had begun.
@@ -166,7 +167,7 @@ def advice_after(cfg: ExperimentConfig, predicted: Estimate | None, room_bytes: 
 
 def _half(cfg: ExperimentConfig) -> list[str]:
     """The settings with which about half as much is held."""
-    fewer, more = fit.half_the_envs(cfg), fit.twice_the_mini_batches(cfg)
+    fewer, more = largest.half_the_envs(cfg), largest.twice_the_mini_batches(cfg)
     return [f"num_envs={fewer}"] * bool(fewer) + [f"algorithm.num_mini_batches={more}"] * bool(more)
 
 
@@ -176,8 +177,8 @@ def _what_fits(cfg: ExperimentConfig, card: Hardware, free_bytes: int) -> list[s
     calibrated, _ = calibration.find(card.name)
     tries = []
     for search, setting in (
-        (fit.largest_num_envs, "num_envs={0.num_envs}"),
-        (fit.smallest_num_mini_batches, "algorithm.num_mini_batches={0.num_mini_batches}"),
+        (largest.largest_num_envs, "num_envs={0.num_envs}"),
+        (largest.smallest_num_mini_batches, "algorithm.num_mini_batches={0.num_mini_batches}"),
     ):
         try:
             tries.append(setting.format(search(cfg, room, calibrated)))

@@ -12,15 +12,17 @@ import rich
 from rich.progress import Progress, ProgressColumn, Task
 from rich.text import Text
 
+from ppo_lab.memory.rows import tag
+
 log = logging.getLogger(__name__)
 
 SHOWN = {
     "Train/mean_reward": "reward {:.2f}",
     "Train/mean_episode_length": "length {:.0f}",
     "Perf/total_fps": "{:.0f} steps/s",
-    "Memory/allocated_peak_mib": "peak {:.0f} MiB",
-    "Memory/device_used_mib": "device {:.0f} MiB",
-    "Memory/host_rss_mib": "host {:.0f} MiB",
+    tag("allocated_peak"): "peak {:.0f} MiB",
+    tag("device_used"): "device {:.0f} MiB",
+    tag("host_rss"): "host {:.0f} MiB",
 }
 PLAIN_LINES_EVERY_S = 2.0
 
@@ -93,7 +95,7 @@ class ProgressDisplay:
 
     def show(self, iteration: int, scalars: dict[str, float]) -> None:
         """Called at the end of every iteration, counted from 0."""
-        figures = [form.format(scalars[tag]) for tag, form in SHOWN.items() if tag in scalars]
+        figures = [form.format(scalars[key]) for key, form in SHOWN.items() if key in scalars]
         done, now_s = iteration + 1, time.perf_counter()
         left_s = (now_s - self._started_s) / (done - self._first) * (self._max_iterations - done)
         self._line.update(self._task, completed=done, figures=figures, ends_s=now_s + left_s)

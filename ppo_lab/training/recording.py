@@ -15,8 +15,9 @@ from ppo_lab.config import flat
 from ppo_lab.errors import OverBudgetError, RunFailedError, StoppedError
 from ppo_lab.memory.measure import measured
 from ppo_lab.memory.measure.growth import FlatMemoryWatch
-from ppo_lab.memory.measure.monitor import MIB, free_bytes
+from ppo_lab.memory.measure.monitor import free_bytes
 from ppo_lab.memory.predict.estimate import Estimate
+from ppo_lab.memory.rows import MIB, ROWS, name_of, predicted_tag
 from ppo_lab.memory.show import table
 from ppo_lab.runs import hparams, manifest
 from ppo_lab.runs.config import as_yaml
@@ -101,9 +102,9 @@ class Recording:
             self._prediction = table.as_json(estimate)
             write_json(self._files.estimate, self._prediction)
             for name, size in measured.predicted_bytes(self._prediction).items():
-                self._predicted_mib[f"Memory/predicted_{name}_mib"] = size / MIB
+                self._predicted_mib[predicted_tag(name)] = size / MIB
             if estimate.host_bytes and estimate.host_bytes.likely is not None:  # beside the memory as it is, too
-                self._predicted_mib["Memory/predicted_host_rss_mib"] = estimate.host_bytes.likely / MIB
+                self._predicted_mib[predicted_tag("host_rss")] = estimate.host_bytes.likely / MIB
 
     def describe(self, memory_tags: Collection[str]) -> None:
         """Puts configuration, environment and layout on TensorBoard. `memory_tags`: the rows that the device has."""
@@ -139,7 +140,9 @@ class Recording:
 
     def _peaks(self) -> dict[str, float | None]:
         """The peak that stands for the run, as predicted and as measured."""
-        found = {tag[len("Memory/") : -len("_mib")]: size for tag, size in self._summary.peak_mib.items()}
-        predicted = {tag[len("Memory/predicted_") : -len("_mib")]: size for tag, size in self._predicted_mib.items()}
+        found = {name: size for key, size in self._summary.peak_mib.items() if (name := name_of(key))}
+        predicted = {
+            name: self._predicted_mib[key] for name in ROWS if (key := predicted_tag(name)) in self._predicted_mib
+        }
         row = measured.peak_row(predicted, found) or ""
         return {"predicted_peak_mib": predicted.get(row), "measured_peak_mib": found.get(row)}

@@ -25,7 +25,7 @@ from ppo_lab.learning.loop import Loop
 from ppo_lab.learning.random_state import seed_everything
 from ppo_lab.machine import commands, devices
 from ppo_lab.memory.measure.monitor import MemoryMonitor
-from ppo_lab.memory.measure.out_of_memory import let_go, ran_out_of_memory
+from ppo_lab.memory.measure.out_of_memory import free_memory_held_by, ran_out_of_memory
 from ppo_lab.memory.predict.allocator import DETERMINISTIC_WORKSPACES
 from ppo_lab.memory.predict.estimate import Estimate
 from ppo_lab.runs.files import shown, write_json
@@ -125,7 +125,7 @@ def _failures_explained(folder: Path, record: Recording, checkpoints: Checkpoint
         checkpoints.write_best()
         what = f"the run failed: {error}"
         if ran_out_of_memory(error):
-            let_go(error)  # before asking what is free
+            free_memory_held_by(error)  # before asking what is free
             what = _out_of_memory(record, checkpoints, room_bytes)
         raise RunFailedError(f"{what} (more in {shown(RunFolder(folder).log)})") from error
 

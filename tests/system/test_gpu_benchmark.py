@@ -21,8 +21,9 @@ from benchmarks.gpu_checks import PARTS, Part
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.errors import ConfigError
 from ppo_lab.memory.predict import allocator
-from ppo_lab.memory.predict.hardware import MIB, Hardware
+from ppo_lab.memory.predict.hardware import Hardware
 from ppo_lab.memory.predict.trace import Allocation, Event, Free, trace
+from ppo_lab.memory.rows import MIB
 from tests.gpu_parts import broken, good, killed, stuck, this_machine_is
 from tests.paths import REPOSITORY
 
@@ -126,17 +127,23 @@ def test_the_parts_are_listed_with_their_limits(capsys: pytest.CaptureFixture[st
     assert len(memory) == 14, "twelve sizes, and one of them twice more"
 
 
-def test_from_a_checkout_without_a_gpu_it_runs_dry(tmp_path: Path) -> None:
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(REPOSITORY / "benchmarks/gpu.py"), f"out={tmp_path}", *words]
-        environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+def run_without_a_gpu(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """The program, started in `folder` as from anywhere."""
+    command = [sys.executable, str(REPOSITORY / "benchmarks/gpu.py"), f"out={folder}", *overrides]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
-    refused = run()
+
+def test_without_a_gpu_it_is_refused_with_the_dry_run_that_goes(tmp_path: Path) -> None:
+    refused = run_without_a_gpu(tmp_path)
     assert refused.returncode == 2
     assert "this machine has 0 CUDA GPUs" in refused.stderr
     assert refused.stderr.strip().endswith("A dry run without a GPU: device=cpu.")
-    done = run("device=cpu", "parts=context,memory_hover_512x4")
+
+
+@pytest.mark.slow
+def test_from_a_checkout_without_a_gpu_it_runs_dry(tmp_path: Path) -> None:
+    done = run_without_a_gpu(tmp_path, "device=cpu", "parts=context,memory_hover_512x4")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert found["parts"]["context"]["needs_gpu"]

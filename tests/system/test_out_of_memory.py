@@ -17,9 +17,10 @@ import torch
 
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.errors import SimulatorError
-from ppo_lab.memory.measure.out_of_memory import let_go, ran_out_of_memory
+from ppo_lab.memory.measure.out_of_memory import free_memory_held_by, ran_out_of_memory
 from ppo_lab.memory.predict.estimate import Span
-from ppo_lab.memory.predict.hardware import MIB, Hardware
+from ppo_lab.memory.predict.hardware import Hardware
+from ppo_lab.memory.rows import MIB
 from ppo_lab.training import budget
 from ppo_lab.training import run as training
 from tests.forked_runs import Fault, ForkedRun
@@ -72,7 +73,7 @@ def test_no_other_error_is_taken_for_out_of_memory(error: Exception) -> None:
     assert not ran_out_of_memory(raised(SimulatorError("the simulator stopped"), by=error))
 
 
-def test_let_go_frees_what_the_failed_calls_held() -> None:
+def test_the_tensors_of_failed_calls_are_freed() -> None:
     held: list[weakref.ref[torch.Tensor]] = []
 
     def hold() -> None:
@@ -92,7 +93,7 @@ def test_let_go_frees_what_the_failed_calls_held() -> None:
         simulate()
     except SimulatorError as error:
         assert [reference() is None for reference in held] == [False, False]
-        let_go(error)
+        free_memory_held_by(error)
         assert [reference() is None for reference in held] == [True, True]
 
 

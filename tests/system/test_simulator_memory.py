@@ -12,10 +12,16 @@ import torch
 from ppo_lab.cli.compose import compose
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.errors import MeasurementError
-from ppo_lab.memory.predict import calibration, simulator
+from ppo_lab.memory.predict import cache, calibration, simulator
 from ppo_lab.memory.predict.estimate import Row, Span, estimate
 from ppo_lab.memory.predict.hardware import Hardware
-from ppo_lab.memory.predict.simulator import SimulatorMemory, count, fit, simulator_memory, startup_bytes
+from ppo_lab.memory.predict.simulator import (
+    SimulatorMemory,
+    count_in_subprocess,
+    interpolate,
+    simulator_memory,
+    startup_bytes,
+)
 from ppo_lab.probes import simulator as counting
 from ppo_lab.runs.config import to_experiment
 
@@ -41,12 +47,12 @@ CARD = Hardware("a card", 8 * 1024, "8.9", 10)
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simulator, "cache_folder", lambda: tmp_path / "cache")  # not Genesis' cache of kernels
+    monkeypatch.setattr(cache, "folder", lambda: tmp_path / "cache")  # not Genesis' cache of kernels
 
 
 @pytest.fixture
 def toy() -> SimulatorMemory:
-    return fit(TOY, "by hand")
+    return interpolate(TOY, "by hand")
 
 
 def experiment(*words: str) -> ExperimentConfig:
@@ -101,7 +107,7 @@ def test_on_a_gpu_the_simulator_takes_its_random_states_at_start(
 def test_the_driver_may_add_a_page_to_each_array_and_grow_its_pool(toy: SimulatorMemory) -> None:
     assert toy.rounding_bytes(CARD) == 5 * 4096 + 32 * 2**20
     assert toy.rounding_bytes(CPU) == 0
-    assert fit(BALL, "by hand").rounding_bytes(CARD) == 0  # no array, no page
+    assert interpolate(BALL, "by hand").rounding_bytes(CARD) == 0  # no array, no page
 
 
 def test_what_the_driver_may_add_is_a_row_and_in_high_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +133,7 @@ def test_a_gpu_keeps_the_contacts_and_work_lists_of_go2s_islands() -> None:
 
 
 def test_a_count_off_its_line_is_told() -> None:
-    assert fit(TOY | {"step_peak_bytes": [17, 27, 29]}, "by hand").misfit_bytes == 7
+    assert interpolate(TOY | {"step_peak_bytes": [17, 27, 29]}, "by hand").misfit_bytes == 7
 
 
 def test_the_jacobian_of_go2_caps_the_envs_at_245_482() -> None:
@@ -148,7 +154,7 @@ def test_the_stored_counts_are_exactly_straight(env: str) -> None:
 @pytest.mark.slow
 def test_the_stored_line_gives_what_a_fresh_go2_of_another_size_holds() -> None:
     cfg = experiment("env=go2", "env.substeps=3", "env.dt=0.03", "env.clip_actions=0.5", "env.episode_length_s=9")
-    memory, fresh = known(cfg), count(cfg, [33])
+    memory, fresh = known(cfg), count_in_subprocess(cfg, [33])
     assert memory.bytes(33, CPU) == sum(fresh["simulator_bytes"][0].values())
     assert memory.env_bytes(33) == fresh["env_bytes"][0]
     assert memory.step_peak_bytes(33) == fresh["step_peak_bytes"][0]
@@ -166,7 +172,7 @@ def test_a_fresh_hover_gives_the_stored_lines_and_is_remembered(
     stored = known(cfg)
     monkeypatch.setattr(simulator, "STORED", tmp_path / "nothing.json")
     simulator.STORED.write_text("[]")
-    monkeypatch.setattr(simulator, "SIZES", (33, 7, 2))
+    monkeypatch.setattr(simulator, "SIZES", (7, 2))
     assert simulator_memory(cfg) is None
     assert simulator.measure(cfg) == stored
     assert simulator_memory(cfg) == stored
@@ -187,7 +193,7 @@ def test_an_env_that_cannot_be_built_says_why() -> None:
     cfg = experiment("env=go2")
     cfg.env.name = "gone"
     with pytest.raises(MeasurementError, match=r"env.name=gone: .*env.name=gone is not an env"):
-        count(cfg, [2])
+        count_in_subprocess(cfg, [2])
 
 
 class Ball:
@@ -233,7 +239,7 @@ def test_an_env_without_a_scene_holds_its_own_tensors_and_no_simulator(monkeypat
 def test_an_env_without_a_scene_can_be_estimated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(simulator, "STORED", tmp_path / "nothing.json")
     simulator.STORED.write_text("[]")
-    monkeypatch.setattr(simulator, "count", lambda *_: BALL)
+    monkeypatch.setattr(simulator, "count_in_subprocess", lambda *_: BALL)
     cfg = experiment("experiment=smoke", "env=hover")
     found = estimate(cfg, Hardware("a card", 40, "8.9", 1))
     started = startup_bytes(Hardware("a card", 40, "8.9", 1))
@@ -249,8 +255,9 @@ def test_an_env_without_a_scene_can_be_estimated(monkeypatch: pytest.MonkeyPatch
 def test_the_lookup_imports_neither_torch_nor_the_simulator() -> None:
     program = """
 import json, sys
-from ppo_lab import command_line
-from ppo_lab.memory.simulator import simulator_memory
+from ppo_lab.cli.compose import compose
+from ppo_lab.memory.predict.simulator import simulator_memory
+from ppo_lab.runs.config import to_experiment
 memory = simulator_memory(to_experiment(compose(["env=hover"])))
 print(json.dumps([memory.n_dofs, sorted({"torch", "genesis", "numpy"} & set(sys.modules))]))
 """

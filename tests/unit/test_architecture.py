@@ -105,7 +105,7 @@ TORCH_FREE = [
     *("config", "errors", "states", "machine.devices", "machine.commands"),
     *("envs", "envs.tasks.go2", "envs.tasks.hover"),
     *("runs.config", "runs.folder", "runs.hparams", "runs.record", "runs.metrics", "runs.manifest", "cli.runs"),
-    *("memory.predict.estimate", "memory.predict.fit", "memory.measure.measured", "memory.measure.growth"),
+    *("memory.predict.estimate", "memory.predict.largest", "memory.measure.measured", "memory.measure.growth"),
     *("memory.show.table", "training.budget", "sweeps.plan", "report", "cli.choose_run", "cli.estimate"),
 ]
 

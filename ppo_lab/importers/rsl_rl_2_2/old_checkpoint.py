@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import io
-import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ppo_lab.config import ExperimentConfig
+from ppo_lab.config import ExperimentConfig, layers
 from ppo_lab.contracts import State
 from ppo_lab.errors import ConfigError
+from ppo_lab.memory.predict import closed_form
 
 NORMALIZERS = {"actor": "obs_norm_state_dict", "critic": "critic_obs_norm_state_dict"}
 
@@ -32,26 +31,20 @@ class Parameter:
 
 def parameters(cfg: ExperimentConfig) -> list[Parameter]:
     """Every parameter of the policy that `cfg` describes, in the order of the optimizer, which is the old one."""
-    std = "std" if cfg.network.actor.std_type == "scalar" else "log_std"
-    return [
-        Parameter(std, "actor", f"distribution.{std}_param", (cfg.env.num_actions,)),
-        *_mlp("actor", [cfg.env.num_obs, *cfg.network.actor.hidden_dims, cfg.env.num_actions]),
-        *_mlp("critic", [cfg.env.num_obs, *cfg.network.critic.hidden_dims, 1]),
-    ]
-
-
-def _mlp(model: str, sizes: list[int]) -> Iterator[Parameter]:
-    for layer, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
-        place = 2 * layer  # an activation follows each
-        yield Parameter(f"{model}.{place}.weight", model, f"mlp.{place}.weight", (outputs, inputs))
-        yield Parameter(f"{model}.{place}.bias", model, f"mlp.{place}.bias", (outputs,))
+    found = []
+    for spec in closed_form.parameters(cfg):
+        model, _, name = spec.name.partition(".")
+        part, _, rest = name.partition(".")
+        old_name = f"{model}.{rest}" if part == "mlp" else rest.removesuffix("_param")
+        found.append(Parameter(old_name, model, name, spec.shape))
+    return found
 
 
 def read(data: bytes, cfg: ExperimentConfig, iteration: int) -> State:
     """The checkpoint `model_<iteration>.pt` with content `data` as ours of that iteration. Raises a ConfigError."""
     try:
         old = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # of whatever kind: the bytes are a stranger's, and torch promises none
+    except Exception as error:  # of whatever kind: torch does not say which, for bytes of unknown origin
         raise ConfigError(f"it is no checkpoint of tensors and plain data ({type(error).__name__}).") from None
     if not isinstance(old, dict):
         raise ConfigError(f"it holds a {type(old).__name__}. Allowed: what rsl-rl-lib 2.2.4 saves, a dict.")
@@ -68,7 +61,9 @@ def read(data: bytes, cfg: ExperimentConfig, iteration: int) -> State:
 
     models: dict[str, dict[str, Tensor]] = {"actor": {}, "critic": {}}
     if cfg.network.actor.obs_normalization:
-        for model, normalizer in _normalizers(old, cfg.env.num_obs).items():
+        for model, normalizer in _normalizers(
+            old, {model: shapes[0][0] for model, shapes in layers(cfg).items()}
+        ).items():
             models[model] |= {f"obs_normalizer.{name}": tensor for name, tensor in normalizer.items()}
     foreseen = parameters(cfg)
     tensors = _dict(old["model_state_dict"], "model_state_dict")
@@ -87,14 +82,14 @@ def read(data: bytes, cfg: ExperimentConfig, iteration: int) -> State:
     }
 
 
-def _normalizers(old: State, num_obs: int) -> dict[str, dict[str, Tensor]]:
-    shapes = {"_mean": (1, num_obs), "_var": (1, num_obs), "_std": (1, num_obs)}
+def _normalizers(old: State, widths: dict[str, int]) -> dict[str, dict[str, Tensor]]:
+    """Of each network, by its name, as `widths`: the numbers in one of its observations."""
     found = {}
     for model, key in NORMALIZERS.items():
         tensors = _dict(old[key], key)
-        found[model] = {name: _tensor(tensors, name, shape) for name, shape in shapes.items()}
+        found[model] = {name: _tensor(tensors, name, (1, widths[model])) for name in ("_mean", "_var", "_std")}
         found[model]["count"] = _tensor(tensors, "count", (), torch.int64)
-    if found["critic"]["count"] == 0:  # the env named nothing for the critic, which then saw what the actor saw
+    if found["critic"]["count"] == 0:  # the old env had no critic observations; the critic saw the actor's
         found["critic"] = {name: tensor.clone() for name, tensor in found["actor"].items()}
     return found
 
@@ -103,17 +98,17 @@ def _adam(old: dict[Any, Any], foreseen: list[Parameter]) -> dict[str, Any]:
     """The optimizer's state. Only the learning rate was ever set; all else in its group is Adam's default."""
     everything = list(range(len(foreseen)))
     match old:
-        case {"state": dict(state), "param_groups": [{"lr": float(lr), "params": places}]} if places == everything:
+        case {"state": dict(state), "param_groups": [{"lr": float(lr), "params": indices}]} if indices == everything:
             pass
         case _:
             raise ConfigError(f"optimizer_state_dict is not one of Adam over {len(foreseen)} parameters.")
     if set(state) != set(everything) or not (math.isfinite(lr) and lr > 0):
         raise ConfigError(f"optimizer_state_dict is not that of a run that has learned: lr={lr}, {len(state)} moments.")
     moments = {}
-    for place, parameter in enumerate(foreseen):
+    for index, parameter in enumerate(foreseen):
         name = f"moments of {parameter.old_name}"
-        entry = _dict(state[place], name)
-        moments[place] = {
+        entry = _dict(state[index], name)
+        moments[index] = {
             "step": _tensor(entry, "step", (), of=name),
             "exp_avg": _tensor(entry, "exp_avg", parameter.shape, of=name),
             "exp_avg_sq": _tensor(entry, "exp_avg_sq", parameter.shape, of=name),
@@ -123,7 +118,7 @@ def _adam(old: dict[Any, Any], foreseen: list[Parameter]) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    """A stranger's value, on one line."""
+    """A value from the old file, on one line."""
     return repr(value)[:60] if isinstance(value, str | int) else f"a {type(value).__name__}"
 
 

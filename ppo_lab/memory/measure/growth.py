@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
-from ppo_lab.memory.predict.hardware import MIB
+from ppo_lab.memory.rows import MIB, ROWS, name_of, tag
 
 WARM_UP = 10
 """Iterations at the start that do not count: buffers are allocated for the first time."""
 QUARTER = 5
 """Points in a quarter of a window."""
-TENSOR_ROWS = re.compile(r"Memory/(rollout_peak|update_peak|resident)_mib")
-OTHER_ROWS = re.compile(r"Memory/(reserved|device_used|process_device|host_rss)_mib")
-"""Left out are predictions, and what is a maximum of others or of the whole run: allocated_peak, host_peak_rss."""
 TENSOR_SLACK_MIB, OTHER_SLACK_MIB = 1.0, 16.0
 """Rises below this are no growth. Tensors are counted to the byte; allocators and processes take more now and then."""
 
@@ -115,7 +111,7 @@ class FlatMemoryWatch:
         """`free_bytes`: what can still be taken of the memory that a row, given by its tag, is about."""
         self._max_iterations = max_iterations
         self._free_bytes = free_bytes
-        self._trends: dict[str, RowTrend | None] = {}
+        self._trends: dict[str, RowTrend | None] = {}  # by the row's name; None once a warning was given
         self._seen = 0
 
     def warnings(self, iteration: int, scalars: Mapping[str, float | None]) -> Iterator[str]:
@@ -123,27 +119,29 @@ class FlatMemoryWatch:
         self._seen += 1
         if self._seen <= WARM_UP:
             return
-        for tag, mib in scalars.items():
-            if tag not in self._trends:
-                self._trends[tag] = _trend_of(tag)
-            trend = self._trends[tag]
-            if trend is None or mib is None or not math.isfinite(mib):
+        for name, mib in ((name_of(key), value) for key, value in scalars.items()):
+            if name not in ROWS or ROWS[name].is_maximum or mib is None or not math.isfinite(mib):
                 continue
-            growth = trend.add(iteration, mib)
+            if name not in self._trends:
+                self._trends[name] = RowTrend(_slack_mib(name))
+            trend = self._trends[name]
+            growth = trend.add(iteration, mib) if trend else None
             if growth:
-                self._trends[tag] = None
-                yield self._sentence(tag, iteration, mib, growth)
+                self._trends[name] = None
+                yield self._sentence(name, iteration, mib, growth)
 
-    def _sentence(self, tag: str, iteration: int, mib: float, growth: Growth) -> str:
-        why = "something keeps tensors alive" if TENSOR_ROWS.fullmatch(tag) else "something is not given back"
-        if tag == "Memory/device_used_mib":
+    def _sentence(self, name: str, iteration: int, mib: float, growth: Growth) -> str:
+        is_of_tensors = ROWS[name].source == "tensors"
+        why = "something keeps tensors alive" if is_of_tensors else "something is not given back"
+        if name == "device_used":
             why += ", by this or another process on the device"
         rate_mib = growth.mib_per_iteration
+        row = tag(name)
         grows = (
-            f"memory does not stay flat: {tag} grows by {rate_mib:.{2 if rate_mib >= 0.1 else 4}f} MiB an iteration "
+            f"memory does not stay flat: {row} grows by {rate_mib:.{2 if rate_mib >= 0.1 else 4}f} MiB an iteration "
             f"since iteration {growth.since}, and is {mib:.0f} MiB"
         )
-        left = self._free_bytes(tag) / MIB / rate_mib
+        left = self._free_bytes(row) / MIB / rate_mib
         if self._max_iterations is None or not math.isfinite(left):
             return f"{grows}; {why}"
         full = iteration + math.ceil(left)
@@ -152,7 +150,5 @@ class FlatMemoryWatch:
         return f"{grows}; {why}; memory is full in iteration {full} of {self._max_iterations} at this rate"
 
 
-def _trend_of(tag: str) -> RowTrend | None:
-    if TENSOR_ROWS.fullmatch(tag):
-        return RowTrend(TENSOR_SLACK_MIB)
-    return RowTrend(OTHER_SLACK_MIB) if OTHER_ROWS.fullmatch(tag) else None
+def _slack_mib(name: str) -> float:
+    return TENSOR_SLACK_MIB if ROWS[name].source == "tensors" else OTHER_SLACK_MIB

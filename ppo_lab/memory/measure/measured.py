@@ -12,16 +12,11 @@ from ppo_lab.config import ExperimentConfig
 from ppo_lab.errors import ConfigError
 from ppo_lab.memory.predict import calibration
 from ppo_lab.memory.predict.calibration import MeasuredRun, Versions
-from ppo_lab.memory.predict.hardware import MIB, Hardware
+from ppo_lab.memory.predict.hardware import Hardware
+from ppo_lab.memory.rows import MIB, STANDS_FOR_A_RUN, tag
 from ppo_lab.runs.config import read_experiment
 from ppo_lab.runs.folder import RunFolder
 from ppo_lab.runs.record import number, read
-
-PEAKS = ("reserved", "process_device", "device_used", "allocated_peak", "host_peak_rss")
-"""The memory rows of which one stands for a run.
-
-What the process itself reserved comes before the device as a whole, which jobs beside it share.
-"""
 
 
 @dataclass(frozen=True)
@@ -56,9 +51,9 @@ def predicted_bytes(estimate: Mapping[str, Any]) -> dict[str, int]:
 
 
 def peak_row(predicted: Collection[str], measured: Collection[str]) -> str | None:
-    """The first of PEAKS that was both predicted and measured, or else measured; None where none was."""
+    """The first of STANDS_FOR_A_RUN that was both predicted and measured, or else measured; None where none was."""
     both = set(predicted) & set(measured)
-    return next((name for names in (both, measured) for name in PEAKS if name in names), None)
+    return next((name for names in (both, measured) for name in STANDS_FOR_A_RUN if name in names), None)
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
@@ -68,9 +63,9 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 def compare(estimate: Mapping[str, Any], peak_mib: Mapping[str, float]) -> list[Comparison]:
     """The figures that were both predicted and measured. `peak_mib`: "Memory/..._mib" -> highest value."""
     return [
-        Comparison(name, size, round(peak_mib[tag] * MIB))
+        Comparison(name, size, round(peak_mib[tag(name)] * MIB))
         for name, size in predicted_bytes(estimate).items()
-        if (tag := f"Memory/{name}_mib") in peak_mib
+        if tag(name) in peak_mib
     ]
 
 
@@ -119,9 +114,9 @@ def read_run(folder: Path) -> FinishedRun:
 def highest_mib(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """The highest value of each "Memory/..._mib" in `rows`; what is no finite number does not count."""
     highest: dict[str, float] = {}
-    for tag, value in (item for row in rows for item in row.items() if item[0].startswith("Memory/")):
+    for key, value in (item for row in rows for item in row.items() if item[0].startswith("Memory/")):
         if (mib := number(value)) is not None:
-            highest[tag] = max(mib, highest.get(tag, mib))
+            highest[key] = max(mib, highest.get(key, mib))
     return highest
 
 
@@ -142,7 +137,7 @@ def measured_run(run: FinishedRun, estimate: Mapping[str, Any], is_cold: bool = 
         for row in run.rows[1:]
         if row.get("Perf/collection_time") and row.get("Perf/learning_time")
     ]
-    host_peak_mib = run.peak_mib.get("Memory/host_peak_rss_mib")
+    host_peak_mib = run.peak_mib.get(tag("host_peak_rss"))
     if peak_bytes is None or known_bytes is None or not times_s or host_peak_mib is None or run.startup_s is None:
         return None
     collection_s, learning_s = map(statistics.median, zip(*times_s, strict=True))
@@ -175,7 +170,7 @@ def versions(run: FinishedRun) -> Versions:
 
 def _process_bytes(run: FinishedRun) -> int | None:
     """The most that the run's process held of its device."""
-    mib = run.peak_mib.get("Memory/process_device_mib" if run.hardware.is_gpu else "Memory/host_peak_rss_mib")
+    mib = run.peak_mib.get(tag("process_device" if run.hardware.is_gpu else "host_peak_rss"))
     return None if mib is None else round(mib * MIB)
 
 

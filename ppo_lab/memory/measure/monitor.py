@@ -14,12 +14,11 @@ import torch
 
 from ppo_lab.machine import devices
 from ppo_lab.memory.measure.live_tensors import LiveTensors
-
-MIB = 2**20
+from ppo_lab.memory.rows import MIB, ROWS, name_of, tag
 
 
 class TensorMemory(Protocol):
-    """Who knows how many bytes the tensors hold."""
+    """Says how many bytes the tensors hold."""
 
     def reset_peak(self) -> None: ...
     def peak_bytes(self) -> int: ...
@@ -72,7 +71,7 @@ class CountedMemory:
 
 
 class MemoryMonitor:
-    """Brackets the phases of an iteration, then says what each held.
+    """Measures the phases of an iteration, and reports them at its end.
 
     Enter it around the whole run, from before the first tensor to be counted. On a CPU without
     `count_tensors` only the host's rows are known.
@@ -100,7 +99,7 @@ class MemoryMonitor:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Notes the peak of what is alive within the block."""
+        """Records the peak of what is allocated within the block."""
         if self._tensors is None:
             yield
             return
@@ -117,12 +116,13 @@ class MemoryMonitor:
             rows |= self._tensors.device_bytes()
         rows["host_rss"] = self._process.memory_info().rss
         rows["host_peak_rss"] = max(host_peak_rss_bytes(), rows["host_rss"])
-        return {f"Memory/{name}_mib": size / MIB for name, size in rows.items()}
+        return {tag(name): size / MIB for name, size in rows.items()}
 
 
-def free_bytes(device: torch.device, tag: str = "") -> int:
-    """What can still be taken of the device's memory; of the host's, for a CPU and for a row `tag` of the host."""
-    if device.type == "cpu" or tag.startswith("Memory/host_"):
+def free_bytes(device: torch.device, row_tag: str = "") -> int:
+    """What can still be taken of the memory that a row is about, given by its tag: the device's, or the host's."""
+    row = ROWS.get(name_of(row_tag) or "")
+    if device.type == "cpu" or (row and row.source == "host"):
         return psutil.virtual_memory().available
     return torch.accelerator.get_memory_info(device)[0]
 

@@ -1,4 +1,4 @@
-"""That a run ran out of memory, whoever says so and however; and that what it held is let go."""
+"""Recognizes that a run ran out of memory, by its error; and frees what the failed calls held."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from collections.abc import Iterator
 
 import torch
 
-SAYS_SO = re.compile(
+MESSAGES = re.compile(
     r"out[ _]of[ _]memory|out of cuda pre-allocated memory|(cannot|can't) allocate memory|alloc_failed|bad_alloc", re.I
 )
-"""torch, CUDA, cuBLAS, LLVM, the system and the simulator, which raises a RuntimeError, each in its own words."""
+"""Of torch, CUDA, cuBLAS, LLVM, the system and the simulator, which raises a RuntimeError."""
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether `error`, or what it came of, says that there was no memory left, of a GPU or of the host."""
+    """Whether `error`, or an error that caused it, says that a GPU or the host had no memory left."""
     return any(
         isinstance(one, MemoryError | torch.OutOfMemoryError)
         or (isinstance(one, OSError) and one.errno == errno.ENOMEM)
-        or SAYS_SO.search(str(one))
-        for one in _and_its_causes(error)
+        or MESSAGES.search(str(one))
+        for one in _with_causes(error)
     )
 
 
-def let_go(error: BaseException) -> None:
-    """Frees what is held by the calls that `error` came through, which have ended, and torch's cache of the GPU."""
-    for one in _and_its_causes(error):
+def free_memory_held_by(error: BaseException) -> None:
+    """Frees the local variables of the calls that raised `error`, which have ended, and torch's cache of the GPU."""
+    for one in _with_causes(error):
         traceback.clear_frames(one.__traceback__)
     gc.collect()
     torch.cuda.empty_cache()
 
 
-def _and_its_causes(error: BaseException) -> Iterator[BaseException]:
+def _with_causes(error: BaseException) -> Iterator[BaseException]:
     left, seen = [error], {id(error)}
     while left:
         one = left.pop()

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 from ppo_lab.errors import ConfigError
 from ppo_lab.memory.predict.trace import Allocation, Event
+from ppo_lab.memory.rows import MIB
 
-MIB = 2**20
 MIN_BLOCK = 512
 """Sizes are rounded up to a multiple of this."""
 SMALL = 1 * MIB
@@ -25,15 +25,11 @@ LARGE_SEGMENT = 20 * MIB
 LARGE = 10 * MIB
 """The smallest request that has a segment made to its measure, rounded up to `LARGE_ROUNDING`."""
 LARGE_ROUNDING = 2 * MIB
-ROUNDUP_INTERVALS = 16
-"""Of sizes, from 1 MiB to 64 GiB, each twice the one before; the first and last hold what is below and above."""
 
 ADDRESS_SPACE = 2**48
 """Bytes that an expandable segment may grow to, and above every size."""
 
-MODELLED_SETTINGS = (
-    "expandable_segments:True, max_split_size_mb:N with N >= 20, roundup_power2_divisions:N or [MB:N,...,>:N]"
-)
+MODELLED_SETTINGS = "expandable_segments:True, max_split_size_mb:N with N >= 20"
 IRRELEVANT_SETTINGS = (
     "pinned_use_background_threads",
     "pinned_max_round_threshold_mb",
@@ -55,8 +51,6 @@ class AllocatorSettings:
     """Each pool is one segment, which grows by pages."""
     max_split_size_bytes: int | None = None
     """Blocks of this size and above are not split."""
-    roundup_power2_divisions: tuple[int, ...] = (0,) * ROUNDUP_INTERVALS
-    """Into how many parts each interval of sizes is divided, sizes being rounded up to the next; 0 or 1: not at all."""
 
 
 @dataclass(frozen=True)
@@ -140,60 +134,25 @@ def settings_of_this_process() -> AllocatorSettings:
 
 
 def read_settings(text: str) -> AllocatorSettings:
-    """The settings in the words of PYTORCH_ALLOC_CONF.
+    """The settings in `text`, written as in PYTORCH_ALLOC_CONF.
 
     Raises:
         ConfigError: a setting that does not exist, or that is not modelled.
     """
     settings = AllocatorSettings()
-    for word in filter(None, re.split(r",(?![^[]*])", re.sub(r"\s", "", text))):
-        key, _, value = word.partition(":")
+    for setting in filter(None, re.split(r",(?![^[]*])", re.sub(r"\s", "", text))):  # no comma within brackets
+        key, _, value = setting.partition(":")
         if key == "expandable_segments" and value in ("True", "False"):
             settings = replace(settings, expandable_segments=value == "True")
         elif key == "max_split_size_mb" and value.isdecimal() and int(value) * MIB >= LARGE_SEGMENT:
             settings = replace(settings, max_split_size_bytes=int(value) * MIB)
-        elif key == "roundup_power2_divisions" and (divisions := _read_divisions(value)):
-            settings = replace(settings, roundup_power2_divisions=divisions)
-        elif key not in IRRELEVANT_SETTINGS and word != "backend:native":
-            raise ConfigError(f"PYTORCH_ALLOC_CONF={word} cannot be simulated. Allowed: {MODELLED_SETTINGS}.")
+        elif key not in IRRELEVANT_SETTINGS and setting != "backend:native":
+            raise ConfigError(f"PYTORCH_ALLOC_CONF={setting} cannot be simulated. Allowed: {MODELLED_SETTINGS}.")
     return settings
 
 
-def _read_divisions(value: str) -> tuple[int, ...] | None:
-    """`8` for all sizes, or `[256:1,512:2,>:4]`: up to so many MiB, and beyond. None if it is neither."""
-    if value.isdecimal() and _is_power_of_2(int(value)):
-        return (int(value),) * ROUNDUP_INTERVALS
-    if not re.fullmatch(r"\[(\d+:\d+,)*(\d+|>):\d+]", value):
-        return None
-    divisions = [0] * ROUNDUP_INTERVALS
-    last = None
-    for boundary, parts in (pair.split(":") for pair in value[1:-1].split(",")):
-        if int(parts) and not _is_power_of_2(int(parts)):
-            return None
-        if boundary == ">":
-            start = 1 if last is None else last + 1
-            divisions[start:] = [int(parts)] * (ROUNDUP_INTERVALS - start)
-            continue
-        if not _is_power_of_2(int(boundary)):
-            return None
-        interval = min(int(boundary).bit_length() - 1, ROUNDUP_INTERVALS - 1)
-        if last is None:
-            divisions[:interval] = [int(parts)] * interval
-        divisions[interval] = int(parts)
-        last = interval
-    return tuple(divisions)
-
-
-def _is_power_of_2(number: int) -> bool:
-    return number.bit_count() == 1
-
-
-def rounded(size: int, divisions: Sequence[int] = ()) -> int:
+def rounded(size: int) -> int:
     """The bytes of the block that a request of `size` bytes asks for."""
-    parts = divisions[min(max(size.bit_length() - 21, 0), ROUNDUP_INTERVALS - 1)] if divisions else 0
-    if parts > 1 and size > MIN_BLOCK * parts:
-        step = (1 << (size.bit_length() - 1)) // parts
-        return -(-size // step) * step
     return max(MIN_BLOCK, -(-size // MIN_BLOCK) * MIN_BLOCK)
 
 
@@ -247,7 +206,7 @@ class _Allocator:
         self._max_split_size = settings.max_split_size_bytes or ADDRESS_SPACE
 
     def allocate(self, requested: int) -> _Block:
-        size = rounded(requested, self.settings.roundup_power2_divisions)
+        size = rounded(requested)
         pool = self._small if size <= SMALL else self._large
         block = self._best_fit(pool, size)
         if block is not None:

@@ -89,7 +89,7 @@ class MeasuredRun(Workload):
     known_bytes: int
     """Of the device's memory, by formulas, trace and counts."""
     largest_freed_bytes: int
-    """Of the heap's blocks, see `ppo_lab.memory.host`; 0 on a GPU."""
+    """Of the heap's blocks, see `ppo_lab.memory.predict.host`; 0 on a GPU."""
     peak_bytes: int
     """Of the device's memory, of this process; on a CPU its resident memory."""
     host_peak_bytes: int

@@ -3,7 +3,8 @@
 Each function names the tensors that rsl_rl and torch really allocate, with their shapes and dtypes; the tests build
 the real ones and compare. Standard library only: it answers before torch could be loaded.
 
-N = num_envs, T = num_steps_per_env, O = num_obs, A = num_actions, B = mini_batch_size. Both networks see all of O.
+N = num_envs, T = num_steps_per_env, A = number of actions, B = mini_batch_size. The storage holds every observation
+group of the env; the actor sees the group "policy", the critic the env's critic group.
 """
 
 from __future__ import annotations
@@ -12,10 +13,8 @@ import dataclasses
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
 
-from ppo_lab.config import ExperimentConfig, ModelConfig
+from ppo_lab.config import STD_PARAMETERS, ExperimentConfig, ModelConfig, layers
 from ppo_lab.errors import ConfigError
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "int64": 8, "uint8": 1, "bool": 1}
@@ -69,7 +68,7 @@ def rollout_storage(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
     """rsl_rl's RolloutStorage once a transition has been added, which is when `distribution_params` appear."""
     steps = (cfg.num_steps_per_env, cfg.num_envs)
     return (
-        TensorSpec("observations.policy", (*steps, cfg.env.num_obs)),
+        *_observations(cfg, steps),
         TensorSpec("rewards", (*steps, 1)),
         TensorSpec("actions", (*steps, cfg.env.num_actions)),
         TensorSpec("dones", (*steps, 1), "uint8"),
@@ -89,7 +88,7 @@ def mini_batch(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
     """
     size = cfg.mini_batch_size
     return (
-        TensorSpec("observations.policy", (size, cfg.env.num_obs)),
+        *_observations(cfg, (size,)),
         TensorSpec("actions", (size, cfg.env.num_actions)),
         TensorSpec("values", (size, 1)),
         TensorSpec("advantages", (size, 1)),
@@ -102,10 +101,10 @@ def mini_batch(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
 
 def parameters(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
     """Actor and critic, in the optimizer's order. What a normalizer learns is not among them: `normalizer_buffers`."""
-    std = {"scalar": "std_param", "log": "log_std_param"}[cfg.network.actor.std_type]
+    std = STD_PARAMETERS[cfg.network.actor.std_type]
     specs = [TensorSpec(f"actor.distribution.{std}", (cfg.env.num_actions,))]
-    for name, _, layers in _networks(cfg):
-        for i, (inputs, outputs) in enumerate(layers):
+    for name, shapes in layers(cfg).items():
+        for i, (inputs, outputs) in enumerate(shapes):
             specs.append(TensorSpec(f"{name}.mlp.{2 * i}.weight", (outputs, inputs)))
             specs.append(TensorSpec(f"{name}.mlp.{2 * i}.bias", (outputs,)))
     return tuple(specs)
@@ -114,10 +113,10 @@ def parameters(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
 def normalizer_buffers(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
     """The running moments of each network that normalizes its observations."""
     specs = []
-    for name, model, _ in _networks(cfg):
+    for name, model, [(width, _), *_] in _networks(cfg):
         if model.obs_normalization:
             for moment in ("_mean", "_var", "_std"):
-                specs.append(TensorSpec(f"{name}.obs_normalizer.{moment}", (1, cfg.env.num_obs)))
+                specs.append(TensorSpec(f"{name}.obs_normalizer.{moment}", (1, width)))
             specs.append(TensorSpec(f"{name}.obs_normalizer.count", (), "int64"))
     return tuple(specs)
 
@@ -137,7 +136,7 @@ def optimizer_state(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
 
 
 def optimizer_steps(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
-    """The step counters of adam, adamw and rmsprop. They live in host memory whatever the device."""
+    """The step counters of adam, adamw and rmsprop. They are in host memory whatever the device."""
     if cfg.algorithm.optimizer == "sgd":
         return ()
     return tuple(TensorSpec(f"{spec.name}.step", ()) for spec in parameters(cfg))
@@ -159,13 +158,13 @@ def saved_activations(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
     mixed = cfg.algorithm.use_mixed_precision
     dtype = "bfloat16" if mixed else "float32"
     specs = []
-    for name, model, layers in _networks(cfg):
+    for name, model, shapes in _networks(cfg):
         if mixed and model.activation == "softplus":
             raise ConfigError(
                 f"network.{name}.activation=softplus with algorithm.use_mixed_precision=true saves what the device "
                 "decides; that has no closed form here. Try another activation, or algorithm.use_mixed_precision=false."
             )
-        for i, (inputs, outputs) in enumerate(layers):
+        for i, (inputs, outputs) in enumerate(shapes):
             if i > 0 and model.activation in KEEPS_INPUT:
                 specs.append(TensorSpec(f"{name}.mlp.{2 * i - 1}.input", (cfg.mini_batch_size, inputs), dtype))
             specs.append(TensorSpec(f"{name}.mlp.{2 * i}.input", (cfg.mini_batch_size, inputs), dtype))
@@ -176,7 +175,6 @@ def saved_activations(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
 
 def episode_statistics(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
     """The buffers of `ppo_lab.learning.episodes.EpisodeStatistics`, one sum for each of the env's reward terms."""
-    env: Any = cfg.env
     steps = (cfg.num_steps_per_env, cfg.num_envs)
     return (
         TensorSpec("return", (cfg.num_envs,)),
@@ -184,15 +182,16 @@ def episode_statistics(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
         TensorSpec("returns", steps),
         TensorSpec("lengths", steps),
         TensorSpec("ended", steps, "bool"),
-        TensorSpec("sums", (len(dataclasses.fields(env.reward_scales)),)),
+        TensorSpec("sums", (len(cfg.env.spec().rewards),)),
     )
 
 
 def formulas(cfg: ExperimentConfig) -> tuple[Formula, ...]:
     """The closed forms of the learner's memory, in the order in which an iteration meets them."""
-    obs, actions, size = cfg.env.num_obs, cfg.env.num_actions, cfg.mini_batch_size
+    spec, actions, size = cfg.env.spec(), cfg.env.num_actions, cfg.mini_batch_size
+    observed = " + ".join(str(spec.width(group)) for group in spec.observations)
     count = sum(spec.elements for spec in parameters(cfg))
-    layers = [layer for _, _, layers in _networks(cfg) for layer in layers]
+    shapes = [shape for of_network in layers(cfg).values() for shape in of_network]
     optimizer, moments = cfg.algorithm.optimizer, MOMENTS[cfg.algorithm.optimizer]
 
     def of_bytes(term: str, meaning: str, formula: str, numbers: str, specs: Iterable[TensorSpec]) -> Formula:
@@ -211,22 +210,22 @@ def formulas(cfg: ExperimentConfig) -> tuple[Formula, ...]:
             "rollout",
             "all transitions of an iteration. Each holds the observations; the action, with the mean and deviation it "
             "was drawn from; reward, value, log probability, return and advantage; and done, in one byte",
-            "transitions x (4 x (num_obs + 3 x num_actions + 5) + 1)",
-            f"{cfg.transitions:,} x (4 x ({obs} + 3 x {actions} + 5) + 1)",
+            "transitions x (4 x (observed + 3 x num_actions + 5) + 1), observed: the widths of all observation groups",
+            f"{cfg.transitions:,} x (4 x ({observed} + 3 x {actions} + 5) + 1)",
             rollout_storage(cfg),
         ),
         of_bytes(
             "mini-batch",
             "the transitions of one step of the optimizer, copied out of the rollout without reward and done",
-            "transitions / num_mini_batches x 4 x (num_obs + 3 x num_actions + 4)",
-            f"{size:,} x 4 x ({obs} + 3 x {actions} + 4)",
+            "transitions / num_mini_batches x 4 x (observed + 3 x num_actions + 4)",
+            f"{size:,} x 4 x ({observed} + 3 x {actions} + 4)",
             mini_batch(cfg),
         ),
         of_bytes(
             "parameters",
             "what is learned: the weights and biases of actor and critic, and a deviation for each action",
             "4 x (num_actions + sum over the layers of both networks of (inputs + 1) x outputs)",
-            f"4 x ({actions} + {' + '.join(f'({inputs} + 1) x {outputs}' for inputs, outputs in layers)})",
+            f"4 x ({actions} + {' + '.join(f'({inputs} + 1) x {outputs}' for inputs, outputs in shapes)})",
             parameters(cfg),
         ),
         of_bytes(
@@ -250,15 +249,15 @@ def formulas(cfg: ExperimentConfig) -> tuple[Formula, ...]:
 def _saved_activations_formula(cfg: ExperimentConfig) -> Formula:
     mixed = cfg.algorithm.use_mixed_precision
     item_bytes = ITEM_BYTES["bfloat16" if mixed else "float32"]
-    formula = f"mini-batch size x {item_bytes} x sum over both networks of (num_obs + copies x hidden units)"
+    formula = f"mini-batch size x {item_bytes} x sum over both networks of (inputs + copies x hidden units)"
     units = []
-    for _, model, _ in _networks(cfg):
+    for _, model, [(width, _), *_] in _networks(cfg):
         copies = 2 if model.activation in KEEPS_INPUT else 1
-        units.append(f"{cfg.env.num_obs} + {copies} x ({' + '.join(map(str, model.hidden_dims))})")
+        units.append(f"{width} + {copies} x ({' + '.join(map(str, model.hidden_dims))})")
     numbers = f"{cfg.mini_batch_size:,} x {item_bytes} x ({' + '.join(units)})"
     if mixed:
         formula += f" + {item_bytes} x weights after the first layers"
-        weights = [f"{inputs} x {outputs}" for _, _, layers in _networks(cfg) for inputs, outputs in layers[1:]]
+        weights = [f"{inputs} x {outputs}" for shapes in layers(cfg).values() for inputs, outputs in shapes[1:]]
         numbers += f" + {item_bytes} x ({' + '.join(weights)})"
     size_bytes = total_bytes(saved_activations(cfg))
     return Formula(
@@ -271,11 +270,15 @@ def _saved_activations_formula(cfg: ExperimentConfig) -> Formula:
     )
 
 
+def _observations(cfg: ExperimentConfig, leading: tuple[int, ...]) -> Iterator[TensorSpec]:
+    """Every observation group, of shape (*leading, width)."""
+    spec = cfg.env.spec()
+    for group in spec.observations:
+        yield TensorSpec(f"observations.{group}", (*leading, spec.width(group)))
+
+
 def _networks(cfg: ExperimentConfig) -> Iterator[tuple[str, ModelConfig, list[tuple[int, int]]]]:
     """Name, settings and the (inputs, outputs) of every linear layer."""
-    models: tuple[tuple[str, ModelConfig, int], ...] = (
-        ("actor", cfg.network.actor, cfg.env.num_actions),
-        ("critic", cfg.network.critic, 1),
-    )
-    for name, model, outputs in models:
-        yield name, model, list(pairwise([cfg.env.num_obs, *model.hidden_dims, outputs]))
+    models: dict[str, ModelConfig] = {"actor": cfg.network.actor, "critic": cfg.network.critic}
+    for name, shapes in layers(cfg).items():
+        yield name, models[name], shapes

@@ -1,4 +1,4 @@
-"""What the CUDA driver says of a GPU, asked without torch."""
+"""Asks the CUDA driver about a GPU, without torch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ MEMORY_POOLS_SUPPORTED = 115
 
 
 def has_memory_pools() -> bool | None:
-    """Whether the first visible GPU, which the simulator takes, has memory pools; None where the driver does not say.
+    """Whether the first visible GPU, which the simulator uses, has memory pools; None where the driver does not say.
 
-    Makes no CUDA context.
+    Creates no CUDA context.
     """
     try:
         cuda = ctypes.CDLL("libcuda.so.1")

@@ -11,10 +11,11 @@ from ppo_lab.errors import ConfigError
 from ppo_lab.memory.predict import allocator, calibration, closed_form, simulator
 from ppo_lab.memory.predict.calibration import Calibration, Range, env_of
 from ppo_lab.memory.predict.closed_form import total_bytes
-from ppo_lab.memory.predict.hardware import MIB, Hardware
+from ppo_lab.memory.predict.hardware import Hardware
 from ppo_lab.memory.predict.host import largest_freed_bytes
 from ppo_lab.memory.predict.simulator import SimulatorMemory
 from ppo_lab.memory.predict.trace import Trace, trace
+from ppo_lab.memory.rows import MIB
 
 Known = Literal["exact", "traced", "simulated", "measured", "derived", "calibrated", "unknown"]
 """exact: closed form. traced: the learner on fake tensors. simulated: that trace through a model of the allocator.
@@ -216,7 +217,7 @@ def whole_device(
     Args:
         cfg: the experiment.
         known_bytes: of learner and simulator.
-        largest_freed_bytes: of the heap's blocks, on a CPU; see `ppo_lab.memory.host`.
+        largest_freed_bytes: of the heap's blocks, on a CPU; see `ppo_lab.memory.predict.host`.
         calibration: has the runs.
         carries_over: they are of another processor, and tell what is likely alone.
         rounding_bytes: what the simulator's arrays may take beyond their sizes; in `high` alone.

@@ -9,8 +9,8 @@ import psutil
 from ppo_lab.config import INT32_MAX, count, setting
 from ppo_lab.machine import devices
 from ppo_lab.machine.preflight import cpu_name
+from ppo_lab.memory.rows import MIB as MIB
 
-MIB = 2**20
 BLOCKS_PER_MULTIPROCESSOR = {"7.5": 16, "8.6": 16, "8.7": 16, "8.9": 24}
 """By compute capability, where it is not 32; 24 from 12.0 on (CUDA C++ Programming Guide, technical specifications)."""
 

@@ -1,20 +1,21 @@
-"""What glibc's malloc takes beyond the tensors on a CPU (mallopt(3), M_MMAP_THRESHOLD)."""
+"""The size of the tensors that leave holes in the heap of glibc's malloc (mallopt(3), M_MMAP_THRESHOLD)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from ppo_lab.memory.predict.trace import Allocation, Event
+from ppo_lab.memory.rows import MIB
 
-MMAP_THRESHOLD_BYTES = 32 * 2**20
-"""The most that the threshold rises to, and soon has. A block from here on is mapped, and unmapped when it is freed.
+MMAP_THRESHOLD_BYTES = 32 * MIB
+"""The largest value of the threshold, which it soon reaches. Larger blocks are mapped, and unmapped when freed.
 
-Smaller blocks come from a heap, where those that are freed leave holes.
+Smaller blocks come from the heap, where those that are freed leave holes.
 """
 
 
 def largest_freed_bytes(events: Iterable[Event]) -> int:
-    """Of the blocks that the heap gives and takes back in a trace: what its holes were measured to grow with."""
+    """The largest block below the threshold that a trace frees. The heap's holes were measured to grow with it."""
     sizes: dict[int, int] = {}
     largest_bytes = 0
     for event in events:

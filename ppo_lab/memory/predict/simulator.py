@@ -25,9 +25,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ppo_lab.config import ExperimentConfig, to_json
+from ppo_lab.config import INT32_MAX, ExperimentConfig, to_json
 from ppo_lab.errors import MeasurementError
+from ppo_lab.memory.predict import cache
 from ppo_lab.memory.predict.hardware import Hardware
+from ppo_lab.memory.rows import MIB
 from ppo_lab.runs.files import write_json
 
 STORED = Path(__file__).with_name("simulator.json")
@@ -42,11 +44,10 @@ LINES = {
     "step_returned_bytes": "step_returned_",
 }
 """Quantity as it is counted -> prefix of its line's fields in `SimulatorMemory`."""
-INT32_MAX = 2**31 - 1
 RANDOM_STATE_BYTES = 20
-STARTUP_SCRATCH_BYTES = 2**20
+STARTUP_SCRATCH_BYTES = 1 * MIB
 PAGE_BYTES = 4096
-POOL_GROWTH_BYTES = 32 * 2**20
+POOL_GROWTH_BYTES = 32 * MIB
 FIXED_BLOCK_BYTES = 2**30
 """What Quadrants takes once for all arrays where the driver has no memory pools, and cannot go beyond."""
 
@@ -140,7 +141,7 @@ def startup_bytes(hardware: Hardware) -> int:
 def simulator_memory(cfg: ExperimentConfig) -> SimulatorMemory | None:
     """The memory of `cfg`'s env, counted before; None where it never was. Imports neither torch nor Genesis."""
     records = json.loads(STORED.read_text())
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError, ValueError):  # there is none, or it is damaged
         records.append(json.loads(_cache_file(cfg).read_text()))
     settings = asdict(cfg.env)
     for found in records:
@@ -166,10 +167,11 @@ def measure(cfg: ExperimentConfig) -> SimulatorMemory:
     Raises:
         MeasurementError: the env cannot be built.
     """
-    file = _cache_file(cfg)
-    file.parent.mkdir(parents=True, exist_ok=True)
     counted = record(cfg, asdict(cfg.env), SIZES)
-    write_json(file, counted)
+    file = _cache_file(cfg)
+    with contextlib.suppress(OSError):  # it is counted again next time
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, counted)
     return _memory(counted)
 
 
@@ -179,12 +181,12 @@ def record(cfg: ExperimentConfig, options: Iterable[str], sizes: Sequence[int]) 
     return {
         "genesis": _genesis_version(),
         "options": {name: settings[name] for name in options},
-        "count": count(cfg, sizes),
+        "count": count_in_subprocess(cfg, sizes),
     }
 
 
-def fit(counted: dict[str, Any], known: str) -> SimulatorMemory:
-    """The lines through the first two sizes of what `count` returns."""
+def interpolate(counted: dict[str, Any], known: str) -> SimulatorMemory:
+    """The straight lines through the first two sizes of what `count_in_subprocess` returns."""
     n0, n1, *_ = sizes = counted["num_envs"]
     lines: dict[str, int] = {}
     misfit_bytes = 0
@@ -200,7 +202,7 @@ def fit(counted: dict[str, Any], known: str) -> SimulatorMemory:
     return SimulatorMemory(**lines, **once, misfit_bytes=misfit_bytes, known=known)
 
 
-def count(cfg: ExperimentConfig, sizes: Sequence[int]) -> dict[str, Any]:
+def count_in_subprocess(cfg: ExperimentConfig, sizes: Sequence[int]) -> dict[str, Any]:
     """What `ppo_lab.probes.simulator` counts at `sizes`, in a subprocess. Raises a MeasurementError."""
     path = os.pathsep.join(filter(None, (str(ENVS.parent.parent), os.environ.get("PYTHONPATH"))))
     child = subprocess.run(
@@ -215,13 +217,8 @@ def count(cfg: ExperimentConfig, sizes: Sequence[int]) -> dict[str, Any]:
     return json.loads(child.stdout.splitlines()[-1])
 
 
-def cache_folder() -> Path:
-    """The user's folder for what may be lost without harm."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppo-lab"
-
-
 def _memory(counted: dict[str, Any]) -> SimulatorMemory:
-    return fit(counted["count"], f"measured (arrays of an env built on a CPU, genesis {counted['genesis']})")
+    return interpolate(counted["count"], f"measured (arrays of an env built on a CPU, genesis {counted['genesis']})")
 
 
 def _cache_file(cfg: ExperimentConfig) -> Path:
@@ -229,7 +226,7 @@ def _cache_file(cfg: ExperimentConfig) -> Path:
     digest = hashlib.sha256(json.dumps([_genesis_version(), asdict(cfg.env)], sort_keys=True).encode())
     for source in sorted(ENVS.rglob("*.py")):
         digest.update(source.read_bytes())
-    return cache_folder() / f"simulator-{cfg.env.name}-{digest.hexdigest()[:16]}.json"
+    return cache.folder() / f"simulator-{cfg.env.name}-{digest.hexdigest()[:16]}.json"
 
 
 def _genesis_version() -> str:

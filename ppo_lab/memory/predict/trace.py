@@ -1,23 +1,40 @@
 """What the learner allocates and frees, in order: traced on fake tensors before a run, without a GPU.
 
 `ppo_lab.probes.learner` runs the learner, in a process of its own, since it changes torch there. Here is what it
-finds, and how to ask; neither needs torch.
+finds, how to ask, and what a trace depends on, so that one that was made before is read from the cache folder. None of
+it needs torch.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import hashlib
 import json
+import platform
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ppo_lab import config
-from ppo_lab.config import ExperimentConfig
+from ppo_lab.config import CheckpointConfig, ExperimentConfig, MemoryConfig
 from ppo_lab.errors import ConfigError
+from ppo_lab.memory.predict import cache
+from ppo_lab.memory.predict.simulator import simulator_memory
+
+PACKAGE = Path(__file__).resolve().parents[2]
+SOURCES = ("probes/learner.py", "memory/measure/live_tensors.py", "learning/*.py")
+"""The code that a trace follows, relative to the package."""
+LIBRARIES = ("torch", "rsl-rl-lib", "tensordict")
+FACTORS = (
+    *("clip_param", "gamma", "lam", "value_loss_coef", "entropy_coef", "learning_rate", "max_grad_norm", "desired_kl"),
+)
+"""Settings of the algorithm that change values alone, no tensor's size or lifetime."""
 
 DeviceType = Literal["cpu", "cuda"]
 MOST_TRACED = 20_000
@@ -31,13 +48,13 @@ CATEGORIES = (
     "mini_batch",  # the order of the transitions, and what is gathered by it
     "activations",  # what the forward pass saves for the backward pass, beyond the above
     "env",  # its tensors, as counted beforehand; the simulator has its memory outside torch
-    "episodes",  # the books of returns and lengths
+    "episodes",  # statistics: returns and lengths
     "temporary",
 )
 
 
 class Allocation(NamedTuple):
-    """A block comes alive."""
+    """A block is allocated."""
 
     block: int
     size_bytes: int
@@ -45,7 +62,7 @@ class Allocation(NamedTuple):
 
 
 class Free(NamedTuple):
-    """A block is gone."""
+    """A block is freed."""
 
     block: int
 
@@ -78,7 +95,7 @@ class Trace:
 
 
 def trace(cfg: ExperimentConfig, device_type: DeviceType = "cpu") -> Trace:
-    """Traces the learner that `cfg` describes. Takes seconds.
+    """Traces the learner that `cfg` describes. Takes seconds, or nothing where the same was traced before.
 
     Args:
         cfg: a checked experiment.
@@ -99,16 +116,80 @@ def trace(cfg: ExperimentConfig, device_type: DeviceType = "cpu") -> Trace:
             f"an iteration of {rounds:,} steps and mini-batches is too long to trace. Allowed: {MOST_TRACED:,}; see "
             "num_steps_per_env, algorithm.num_learning_epochs and algorithm.num_mini_batches."
         )
+    key = dependencies(cfg, device_type)
+    stored = cache.load_trace(key)
+    if stored is not None:
+        try:
+            return _checked(stored)
+        except ValueError:
+            pass  # not one that `to_json` wrote
+    content = json.loads(_run_tracer(_without_what_changes_nothing(cfg), device_type))
+    cache.save_trace(key, content)
+    return _checked(content)
+
+
+def dependencies(cfg: ExperimentConfig, device_type: DeviceType) -> dict[str, Any]:
+    """All that the trace of `cfg` depends on, as JSON content. Two experiments of the same have the same trace."""
+    spec, counted = cfg.env.spec(), simulator_memory(cfg)
+    algorithm = dataclasses.asdict(cfg.algorithm)
+    actor = dataclasses.asdict(cfg.network.actor)
+    return {
+        "device_type": device_type,
+        "observations": {group: spec.width(group) for group in spec.observations},
+        "actions": len(spec.actions),
+        "rewards": len(spec.rewards),
+        "num_envs": cfg.num_envs,
+        "num_steps_per_env": cfg.num_steps_per_env,
+        "algorithm": {name: value for name, value in algorithm.items() if name not in FACTORS},
+        "actor": {name: value for name, value in actor.items() if name != "init_std"},
+        "critic": dataclasses.asdict(cfg.network.critic),
+        "env_tensors": counted
+        and {name: size for name, size in vars(counted).items() if name.startswith(("env_", "step_"))},
+        "python": platform.python_version(),
+        "libraries": {name: metadata.version(name) for name in LIBRARIES},
+        "sources": _source_digest(),
+    }
+
+
+@functools.cache
+def _source_digest() -> str:
+    digest = hashlib.sha256()
+    for file in sorted(file for pattern in SOURCES for file in PACKAGE.glob(pattern)):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _without_what_changes_nothing(cfg: ExperimentConfig) -> ExperimentConfig:
+    """`cfg` with fixed values for the settings that `dependencies` leaves out, so that they cannot change the trace."""
+    factors: dict[str, Any] = dict.fromkeys(FACTORS, 0.5)
+    actor = dataclasses.replace(cfg.network.actor, init_std=1.0)
+    return dataclasses.replace(
+        cfg,
+        algorithm=dataclasses.replace(cfg.algorithm, **factors),
+        network=dataclasses.replace(cfg.network, actor=actor),
+        memory=MemoryConfig(count_tensors=False, over_budget="warn"),
+        checkpoint=CheckpointConfig(keep_state=1, every_seconds=None),
+        max_iterations=1,
+        save_interval=1,
+        seed=0,
+        device="cpu",
+        deterministic=False,
+        run_name="trace",
+        quiet=True,
+    )
+
+
+def _run_tracer(cfg: ExperimentConfig, device_type: DeviceType) -> str:
     child = subprocess.run(
         [sys.executable, "-m", "ppo_lab.probes.learner", device_type],
         input=config.to_json(cfg),
         capture_output=True,
         text=True,
-        cwd=Path(__file__).resolve().parents[3],  # where ppo_lab can be imported from
+        cwd=PACKAGE.parent,  # where ppo_lab can be imported from
     )
     if child.returncode:
         raise RuntimeError(f"the trace failed:\n{child.stderr}")
-    return from_json(child.stdout)
+    return child.stdout
 
 
 def summarize(
@@ -174,7 +255,31 @@ def to_json(trace: Trace) -> str:
 
 
 def from_json(text: str) -> Trace:
-    """Reads what `to_json` wrote."""
-    fields: dict[str, Any] = json.loads(text)
-    events: list[Event] = [Allocation(*event) if len(event) == 3 else Free(*event) for event in fields["events"]]
-    return summarize(events, tuple(fields["rollout"]), tuple(fields["update"]), fields["matmul_starts"])
+    """Reads what `to_json` wrote. Raises a ValueError where it is something else."""
+    return _checked(json.loads(text))
+
+
+def _checked(content: Any) -> Trace:
+    """The trace in JSON content. Raises a ValueError where it is none."""
+    try:
+        events = [_event(*fields) for fields in content["events"]]
+        rollout, update = (tuple(content[phase]) for phase in ("rollout", "update"))
+        marks = (*rollout, *update)
+        if [type(mark) for mark in marks] != [int] * 4 or not 0 <= rollout[0] <= rollout[1] <= update[0] <= update[1]:
+            raise ValueError(f"phases {rollout} and {update}")
+        starts = content["matmul_starts"]
+        if update[1] > len(events) or not all(type(start) is int and 0 <= start <= len(events) for start in starts):
+            raise ValueError("numbers of events that there are not")
+        return summarize(events, (rollout[0], rollout[1]), (update[0], update[1]), starts)
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"not a trace: {error}") from None
+
+
+def _event(block: int, size_bytes: int | None = None, category: str = "") -> Event:
+    if type(block) is not int:
+        raise TypeError(f"block {block!r}")
+    if size_bytes is None:
+        return Free(block)
+    if type(size_bytes) is not int or size_bytes < 0 or category not in CATEGORIES:
+        raise ValueError(f"allocation of {size_bytes!r} bytes for {category!r}")
+    return Allocation(block, size_bytes, category)

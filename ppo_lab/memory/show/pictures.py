@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.memory.predict.allocator import AllocatorSettings, Replay, cublas_workspace_bytes, replay
 from ppo_lab.memory.predict.estimate import Estimate
-from ppo_lab.memory.predict.hardware import MIB
 from ppo_lab.memory.predict.trace import Allocation, Trace
+from ppo_lab.memory.rows import MIB
 from ppo_lab.memory.show import palette
 
 LAYERS = {

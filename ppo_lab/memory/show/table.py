@@ -1,4 +1,4 @@
-"""An estimate as a person or a script reads it; `ppo_lab.memory.pictures` draws it."""
+"""An estimate as a person or a script reads it; `ppo_lab.memory.show.pictures` draws it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from ppo_lab.memory.measure.measured import Comparison
 from ppo_lab.memory.predict.calibration import Calibration, MeasuredRun
 from ppo_lab.memory.predict.closed_form import formulas
 from ppo_lab.memory.predict.estimate import Estimate, Known, need, verdict
-from ppo_lab.memory.predict.fit import Fit
-from ppo_lab.memory.predict.hardware import MIB, Hardware
+from ppo_lab.memory.predict.hardware import Hardware
+from ppo_lab.memory.predict.largest import LargestRun
+from ppo_lab.memory.rows import MIB
 
 UNKNOWN = "unknown"
 
@@ -91,8 +92,8 @@ def explanation(cfg: ExperimentConfig) -> RenderableType:
     return grid
 
 
-def fits_table(card: Hardware, fits: Sequence[Fit], calibration: Calibration | None) -> RenderableType:
-    """The largest runs that a card holds, and what stops the next."""
+def fits_table(card: Hardware, fits: Sequence[LargestRun], calibration: Calibration | None) -> RenderableType:
+    """The largest runs that a card holds, and why the next larger ones do not fit."""
     title = f"The largest that {escape(card.name)} holds"
     rows = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     of_card = f"of\n{_mib(card.memory_bytes)}"
@@ -246,7 +247,7 @@ def _legend(estimate: Estimate) -> RenderableType:
 
 
 def _mib(size: int | None) -> str:
-    """In MiB. Unlike nothing, what rounds to nothing is more than 0."""
+    """In MiB. A size above 0 that rounds to 0.0 is shown as "< 0.1"."""
     if size is None:
         return UNKNOWN
     return "< 0.1" if 0 < size < 0.05 * MIB else f"{size / MIB:,.1f}"

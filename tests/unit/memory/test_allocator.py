@@ -8,7 +8,6 @@ import pytest
 
 from ppo_lab.errors import ConfigError
 from ppo_lab.memory.predict.allocator import (
-    MIB,
     AllocatorSettings,
     Replay,
     cublas_workspace_bytes,
@@ -17,6 +16,7 @@ from ppo_lab.memory.predict.allocator import (
     rounded,
 )
 from ppo_lab.memory.predict.trace import Allocation, Event, Free
+from ppo_lab.memory.rows import MIB
 
 
 def take(block: int, mib: float) -> Allocation:
@@ -109,21 +109,6 @@ def test_max_split_size_keeps_large_blocks_for_large_requests() -> None:
     assert in_mib(far_one.reserved)[-1] == 86  # 60 >= 25 + 20
 
 
-def test_roundup_divides_each_power_of_2_into_equal_parts() -> None:
-    quarters = read_settings("roundup_power2_divisions:4").roundup_power2_divisions
-    assert rounded(5 * MIB, quarters) == 5 * MIB
-    assert rounded(5 * MIB + 1, quarters) == 6 * MIB
-    assert rounded(1200, quarters) == 1536  # up to 4 * 512 bytes nothing is divided
-
-
-def test_roundup_may_differ_between_intervals_of_sizes() -> None:
-    mixed = read_settings("roundup_power2_divisions:[4:2,8:4,>:1]").roundup_power2_divisions
-    assert mixed == (2, 2, 2, 4, *[1] * 12)
-    assert rounded(5 * MIB, mixed) == 6 * MIB
-    assert rounded(9 * MIB, mixed) == 10 * MIB
-    assert rounded(17 * MIB, mixed) == 17 * MIB
-
-
 def test_an_expandable_segment_grows_by_pages() -> None:
     counters = play(take(0, 3), take(1, 30), take(2, 0.5), conf="expandable_segments:True")
     assert in_mib(counters.reserved) == [20, 40, 42]  # 17 are free at the end, 13 are lacking: a page of 20
@@ -187,8 +172,8 @@ def test_a_deterministic_run_has_the_large_workspace_on_every_card(monkeypatch: 
         "backend:cudaMallocAsync",
         "large_segment_size_mb:64",
         "max_split_size_mb:19",
-        "roundup_power2_divisions:3",
-        "roundup_power2_divisions:[3:1]",
+        "roundup_power2_divisions:4",
+        "roundup_power2_divisions:[256:1,512:2,>:4]",
         "expandable_segments:yes",
         "expandable_segment:True",
         "nonsense",
@@ -203,7 +188,7 @@ def test_settings_that_change_nothing_are_passed_over() -> None:
     assert read_settings("backend:native, pinned_use_background_threads:True") == AllocatorSettings()
 
 
-@pytest.mark.parametrize("conf", ["", "expandable_segments:True", "max_split_size_mb:20", "roundup_power2_divisions:4"])
+@pytest.mark.parametrize("conf", ["", "expandable_segments:True", "max_split_size_mb:20"])
 def test_counters_stay_consistent_over_random_events(conf: str) -> None:
     draw = random.Random(1)
     events: list[Event] = []

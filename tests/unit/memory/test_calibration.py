@@ -19,10 +19,11 @@ from ppo_lab.memory.measure import measured
 from ppo_lab.memory.predict import calibration, hardware
 from ppo_lab.memory.predict.calibration import Calibration, MeasuredRun, Workload
 from ppo_lab.memory.predict.estimate import estimate
-from ppo_lab.memory.predict.fit import largest_num_envs
-from ppo_lab.memory.predict.hardware import MIB, Hardware
+from ppo_lab.memory.predict.hardware import Hardware
 from ppo_lab.memory.predict.host import largest_freed_bytes
+from ppo_lab.memory.predict.largest import largest_num_envs
 from ppo_lab.memory.predict.trace import Allocation, Free
+from ppo_lab.memory.rows import MIB
 from ppo_lab.training import budget
 from tests import fake_nvml
 from tests.paths import REPOSITORY

@@ -21,10 +21,11 @@ from ppo_lab.cli import sweep
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.errors import ConfigError, OverBudgetError
 from ppo_lab.memory.measure import measured
-from ppo_lab.memory.predict import calibration, fit, simulator
+from ppo_lab.memory.predict import calibration, largest, simulator
 from ppo_lab.memory.predict.estimate import FITS, Estimate, Span, Verdict, estimate, need, verdict
-from ppo_lab.memory.predict.hardware import MIB, Hardware
+from ppo_lab.memory.predict.hardware import Hardware
 from ppo_lab.memory.predict.trace import trace
+from ppo_lab.memory.rows import MIB
 from ppo_lab.memory.show import table
 from ppo_lab.training import budget
 from tests.paths import REPOSITORY
@@ -35,8 +36,7 @@ CARD = Hardware("a card", 8 * 1024, "8.9", 24)
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simulator, "cache_folder", lambda: tmp_path / "cache")
+def _no_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "SHIPPED", tmp_path / "none")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
 
@@ -209,8 +209,8 @@ def test_a_long_answer_shows_how_far_it_is_on_a_terminal_alone(
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # it is for colours, and makes no terminal of a file
     monkeypatch.setattr(sys, "stderr", stderr)
-    answer = fit.Fit(7, 1, 1, 1, fit.TENSORS, 8, 1, 2)
-    monkeypatch.setattr(fit, "largest_num_envs", lambda *_: answer)
+    answer = largest.LargestRun(7, 1, 1, 1, largest.TENSORS, 8, 1, 2)
+    monkeypatch.setattr(largest, "largest_num_envs", lambda *_: answer)
     assert estimating.main(["experiment=smoke", "fit=frontier", "format=json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [one["num_envs"] for one in found["fits"]] == [7] * 6

@@ -15,9 +15,9 @@ import torch
 from ppo_lab.memory.measure.growth import FlatMemoryWatch, steady_rise
 from ppo_lab.memory.measure.live_tensors import LiveTensors
 from ppo_lab.memory.measure.monitor import MemoryMonitor, free_bytes, host_peak_rss_bytes
+from ppo_lab.memory.rows import MIB, ROWS, STANDS_FOR_A_RUN, WHOLE_RUN, name_of, predicted_tag, tag
 
 CPU = torch.device("cpu")
-MIB = 2**20
 
 
 def test_a_storage_counts_once_from_birth_to_death() -> None:
@@ -257,3 +257,29 @@ def test_on_a_gpu_every_row_is_there() -> None:
     assert rows["Memory/update_peak_mib"] - rows["Memory/resident_mib"] == 32
     assert rows["Memory/device_used_mib"] >= rows["Memory/reserved_mib"] >= rows["Memory/resident_mib"]
     del kept
+
+
+def test_every_row_is_explained_in_the_docs() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "run_folder.md").read_text()
+    assert [name for name in ROWS if f"`{tag(name)}`" not in page] == []
+
+
+def test_a_cpu_without_counted_tensors_has_the_rows_of_the_host_alone() -> None:
+    with MemoryMonitor(CPU) as monitor:
+        assert {name_of(key) for key in monitor.scalars()} == {n for n, row in ROWS.items() if row.source == "host"}
+
+
+def test_a_cpu_with_counted_tensors_has_all_rows_but_the_gpus() -> None:
+    with MemoryMonitor(CPU, count_tensors=True) as monitor:
+        for name in ("rollout", "update"):
+            with monitor.phase(name):
+                pass
+        assert {name_of(key) for key in monitor.scalars()} == {n for n, row in ROWS.items() if row.source != "gpu"}
+
+
+def test_a_tag_is_read_back_as_its_name_and_a_prediction_is_no_row() -> None:
+    assert tag("host_rss") == "Memory/host_rss_mib"
+    assert predicted_tag("host_rss") == "Memory/predicted_host_rss_mib"
+    assert name_of("Memory/host_rss_mib") == "host_rss"
+    assert [name_of(key) for key in ("Memory/predicted_host_rss_mib", "Memory/host_rss", "Loss/value")] == [None] * 3
+    assert {*STANDS_FOR_A_RUN, *WHOLE_RUN} <= set(ROWS)

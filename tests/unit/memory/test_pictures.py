@@ -11,10 +11,11 @@ from matplotlib.image import imread
 from matplotlib.text import Annotation
 
 from ppo_lab.cli.compose import compose
-from ppo_lab.memory.predict.allocator import MIB, cublas_workspace_bytes, replay
+from ppo_lab.memory.predict.allocator import cublas_workspace_bytes, replay
 from ppo_lab.memory.predict.estimate import Estimate, Span
 from ppo_lab.memory.predict.hardware import Hardware
 from ppo_lab.memory.predict.trace import CATEGORIES, Allocation, Event, Free, Trace, summarize, trace
+from ppo_lab.memory.rows import MIB
 from ppo_lab.memory.show.pictures import LAYERS, course, draw_iteration, draw_map
 from ppo_lab.runs.config import to_experiment
 

@@ -12,8 +12,9 @@ from rich.console import Console, RenderableType
 
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.memory.predict.estimate import Estimate, Row, Span
-from ppo_lab.memory.predict.hardware import MIB, Hardware
+from ppo_lab.memory.predict.hardware import Hardware
 from ppo_lab.memory.predict.trace import Allocation, Free, summarize
+from ppo_lab.memory.rows import MIB
 from ppo_lab.memory.show.table import as_json, conclusion, explanation, table
 
 CARD = Hardware("Card", 4096, "8.9", 10)
@@ -203,6 +204,6 @@ def test_the_explanation_puts_the_numbers_in(experiment: Callable[..., Experimen
 
 
 def test_reading_an_estimate_loads_neither_torch_nor_matplotlib() -> None:
-    code = "import sys, ppo_lab.memory.render; print({'torch', 'matplotlib', 'numpy'} & set(sys.modules))"
+    code = "import sys, ppo_lab.memory.show.table; print({'torch', 'matplotlib', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -18,13 +18,14 @@ from ppo_lab.config import to_json as experiment_to_json
 from ppo_lab.errors import ConfigError
 from ppo_lab.learning.checkpoint import NoCheckpoints
 from ppo_lab.learning.loop import Loop
-from ppo_lab.memory.measure.monitor import MIB, MemoryMonitor
+from ppo_lab.memory.measure.monitor import MemoryMonitor
 from ppo_lab.memory.predict.allocator import cublas_workspace_bytes, replay
 from ppo_lab.memory.predict.estimate import estimate
 from ppo_lab.memory.predict.hardware import Hardware
 from ppo_lab.memory.predict.simulator import simulator_memory
 from ppo_lab.memory.predict.trace import (
     CATEGORIES,
+    FACTORS,
     Allocation,
     DeviceType,
     Event,
@@ -35,6 +36,7 @@ from ppo_lab.memory.predict.trace import (
     to_json,
     trace,
 )
+from ppo_lab.memory.rows import MIB
 from ppo_lab.probes import learner
 from ppo_lab.runs.config import from_json as experiment_from_json
 from ppo_lab.runs.config import to_experiment
@@ -181,6 +183,14 @@ def test_a_storage_that_grows_goes_and_comes_again() -> None:
     assert isinstance(second, Allocation)
     assert (first.size_bytes, second.size_bytes) == (40, 80)
     assert (gone, gone_too) == (Free(first.block), Free(second.block))
+
+
+@pytest.mark.parametrize("schedule", ["adaptive", "fixed"])
+def test_factors_of_the_loss_change_no_event(schedule: str) -> None:
+    """They are not among what a stored trace depends on."""
+    other = [f"algorithm.{name}=0.123" for name in FACTORS] + ["network.actor.init_std=0.123", "seed=9"]
+    words = ["env=hover", f"algorithm.schedule={schedule}"]
+    assert traced(experiment(*words, *other)) == traced(experiment(*words))
 
 
 def test_torch_is_as_it_was_after_a_trace() -> None:

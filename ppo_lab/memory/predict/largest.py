@@ -1,8 +1,8 @@
-"""The estimate turned around: the largest run that a device holds.
+"""The largest run that a device holds.
 
 A trace has the same events in the same order at every number of envs; only their sizes grow, each along a straight
 line. Two small traces therefore give the events at any size to the byte, and a replay what they need. What is found
-that way is traced at its own size, and so is the next candidate, before it becomes an answer.
+that way is traced at its own size, and so is the next larger run, before it becomes an answer.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from ppo_lab.memory.predict.allocator import cublas_workspace_bytes, replay, set
 from ppo_lab.memory.predict.calibration import Calibration
 from ppo_lab.memory.predict.closed_form import rollout_storage, total_bytes
 from ppo_lab.memory.predict.estimate import whole_device
-from ppo_lab.memory.predict.hardware import MIB, Hardware
+from ppo_lab.memory.predict.hardware import Hardware
 from ppo_lab.memory.predict.host import largest_freed_bytes
 from ppo_lab.memory.predict.simulator import SimulatorMemory, measure, simulator_memory
 from ppo_lab.memory.predict.trace import Allocation, DeviceType, Event, Trace, trace
+from ppo_lab.memory.rows import MIB
 
 NUM_MINI_BATCHES = (1, 2, 4, 8, 16, 32)
 """Of the frontier."""
@@ -41,7 +42,7 @@ NOTHING = "nothing: one mini-batch is the whole rollout"
 
 
 @dataclass(frozen=True)
-class Need:
+class DeviceNeed:
     """Bytes that a run takes of its device at its peak."""
 
     reserved_peak_bytes: int
@@ -60,8 +61,8 @@ class Need:
 
 
 @dataclass(frozen=True)
-class Fit:
-    """An answer, and the next larger candidate, which is refused. Both were traced at their own size."""
+class LargestRun:
+    """The largest run that fits, and the next larger one, which does not. Both were traced at their own size."""
 
     num_envs: int
     num_mini_batches: int
@@ -69,7 +70,7 @@ class Fit:
     memory_bytes: int
     """Of the device."""
     binding: str
-    """What refuses the next candidate: `RESERVED`, `TENSORS` or `JACOBIAN`; `NOTHING` where there is none."""
+    """Why the next larger run does not fit: `RESERVED`, `TENSORS` or `JACOBIAN`; `NOTHING` where there is none."""
     next_num_envs: int | None
     next_num_mini_batches: int | None
     next_need_bytes: int | None
@@ -146,14 +147,7 @@ def learner_peak_bytes(
     return peak_bytes
 
 
-def need(
-    learner_peak_bytes: int, simulator: SimulatorMemory, num_envs: int, hardware: Hardware, overhead_bytes: int = 0
-) -> Need:
-    """Adds up what is on the device at once."""
-    return Need(learner_peak_bytes, simulator.bytes(num_envs, hardware), overhead_bytes)
-
-
-def largest_num_envs(cfg: ExperimentConfig, hardware: Hardware, calibration: Calibration | None = None) -> Fit:
+def largest_num_envs(cfg: ExperimentConfig, hardware: Hardware, calibration: Calibration | None = None) -> LargestRun:
     """The largest num_envs that fits at `cfg`'s num_mini_batches. `cfg.num_envs` does not matter.
 
     Found by bisection; of the `WINDOW` candidates after the first refusal, the largest that fits after all.
@@ -169,19 +163,20 @@ def largest_num_envs(cfg: ExperimentConfig, hardware: Hardware, calibration: Cal
     candidates = range(least, least + device.simulator.max_num_envs() + step, step)  # some beyond what can be built
 
     @functools.cache
-    def fits(num_envs: int) -> bool:
-        needed = device.need(scaled.events_at(num_envs), scaled.matmul_starts, num_envs)
-        return device.refusal(num_envs, needed) is None
+    def is_refused(num_envs: int) -> bool:
+        return device.why_refused(num_envs, device.memory_at(scaled, num_envs)) is not None
 
-    refused = bisect_left(candidates, True, key=lambda num_envs: not fits(num_envs))
-    window = range(refused, min(refused + WINDOW, len(candidates)))
-    index = max((i for i in window if fits(candidates[i])), default=max(refused - 1, 0))
-    while fits(candidates[index + 1]):
+    first_refused = bisect_left(candidates, True, key=is_refused)
+    window = range(first_refused, min(first_refused + WINDOW, len(candidates)))
+    index = max((i for i in window if not is_refused(candidates[i])), default=max(first_refused - 1, 0))
+    while not is_refused(candidates[index + 1]):
         index += 1
     return _confirmed(candidates, index, functools.partial(_with_envs, cfg), device)
 
 
-def smallest_num_mini_batches(cfg: ExperimentConfig, hardware: Hardware, calibration: Calibration | None = None) -> Fit:
+def smallest_num_mini_batches(
+    cfg: ExperimentConfig, hardware: Hardware, calibration: Calibration | None = None
+) -> LargestRun:
     """The smallest num_mini_batches that fits `cfg`'s num_envs: a divisor of the transitions, at most 1024.
 
     Found in growing strides from 1, which is the quickest to trace, and by bisection of the last stride; with one
@@ -202,18 +197,18 @@ def smallest_num_mini_batches(cfg: ExperimentConfig, hardware: Hardware, calibra
     candidates = [m for m in divisors if _is_valid(_with_mini_batches(cfg, m))]
 
     @functools.cache
-    def needed(num_mini_batches: int) -> Need:
+    def one_epoch_need(num_mini_batches: int) -> DeviceNeed:
         run = _with_mini_batches(cfg, num_mini_batches)
-        return device.traced([replace(run, algorithm=replace(run.algorithm, num_learning_epochs=1))])[0]
+        return device.traced_needs([replace(run, algorithm=replace(run.algorithm, num_learning_epochs=1))])[0]
 
     def fits(num_mini_batches: int) -> bool:
-        return device.refusal(cfg.num_envs, needed(num_mini_batches)) is None
+        return device.why_refused(cfg.num_envs, one_epoch_need(num_mini_batches)) is None
 
     last = len(candidates) - 1
     low, high = 0, 0  # of `candidates`; those below `low` do not fit
     while not fits(candidates[high]):
         if high == last or cfg.num_envs > device.simulator.max_num_envs():
-            raise device.refused(_with_mini_batches(cfg, candidates[high]), needed(candidates[high]))
+            raise device.error_for(_with_mini_batches(cfg, candidates[high]), one_epoch_need(candidates[high]))
         low, high = high + 1, min(2 * high + 1, last)
     found = bisect_left(candidates, True, low, high, key=fits)
     found = next(i for i in range(max(found - 2, 0), found + 1) if fits(candidates[i]))
@@ -237,19 +232,19 @@ def frontier(
     calibration: Calibration | None = None,
     num_mini_batches: Sequence[int] = NUM_MINI_BATCHES,
     show: Callable[[str], None] = lambda _: None,
-) -> tuple[Fit, ...]:
+) -> tuple[LargestRun, ...]:
     """The largest num_envs for each number of mini-batches. Raises as `largest_num_envs` does.
 
     `show` is told what is being worked out, each time before it takes seconds.
     """
-    fits = []
+    found = []
     for number, m in enumerate(num_mini_batches, 1):
         show(f"{number} of {len(num_mini_batches)}: the largest num_envs with num_mini_batches={m}")
-        fits.append(largest_num_envs(_with_mini_batches(cfg, m), hardware, calibration))
-    return tuple(fits)
+        found.append(largest_num_envs(_with_mini_batches(cfg, m), hardware, calibration))
+    return tuple(found)
 
 
-def needs(
+def need_table(
     cfg: ExperimentConfig,
     hardware: Hardware,
     num_envs: Sequence[int] = (512, 1024, 2048, 4096, 8192, 16384, 32768),
@@ -267,13 +262,13 @@ def needs(
         scaled = scaling(_with_mini_batches(cfg, m), device.type)
         for n in num_envs:
             if _is_valid(_with_envs(_with_mini_batches(cfg, m), n)):
-                found[n, m] = device.need(scaled.events_at(n), scaled.matmul_starts, n).total_bytes
+                found[n, m] = device.memory_at(scaled, n).total_bytes
     return found
 
 
 @dataclass(frozen=True)
 class _Device:
-    """What a run is measured against."""
+    """A device, and what the runs that are tried on it have in common."""
 
     hardware: Hardware
     cfg: ExperimentConfig
@@ -286,9 +281,18 @@ class _Device:
     def type(self) -> DeviceType:
         return "cuda" if self.hardware.is_gpu else "cpu"
 
-    def need(self, events: Sequence[Event], matmul_starts: Sequence[int], num_envs: int) -> Need:
+    def memory_at(self, scaled: Scaling, num_envs: int) -> DeviceNeed:
+        """What a run of so many envs takes, worked out from two small traces."""
+        return self._need(scaled.events_at(num_envs), scaled.matmul_starts, num_envs)
+
+    def traced_needs(self, runs: Sequence[ExperimentConfig]) -> list[DeviceNeed]:
+        """What each takes by a trace of its own."""
+        traces = zip(_traces(runs, self.type), runs, strict=True)
+        return [self._need(trace.events, trace.matmul_starts, run.num_envs) for trace, run in traces]
+
+    def _need(self, events: Sequence[Event], matmul_starts: Sequence[int], num_envs: int) -> DeviceNeed:
         peak_bytes = learner_peak_bytes(events, matmul_starts, self.hardware, self.cfg.deterministic)
-        found = need(peak_bytes, self.simulator, num_envs, self.hardware)
+        found = DeviceNeed(peak_bytes, self.simulator.bytes(num_envs, self.hardware), overhead_bytes=0)
         if self.calibration is None:
             return found
         freed_bytes = 0 if self.hardware.is_gpu else largest_freed_bytes(events)
@@ -301,50 +305,47 @@ class _Device:
         )
         return replace(found, overhead_bytes=whole.needed - found.device_low_bytes)
 
-    def traced(self, runs: Sequence[ExperimentConfig]) -> list[Need]:
-        """What each takes by a trace of its own."""
-        found = zip(_traces(runs, self.type), runs, strict=True)
-        return [self.need(trace.events, trace.matmul_starts, run.num_envs) for trace, run in found]
-
-    def refusal(self, num_envs: int, needed: Need) -> str | None:
-        """Why a run cannot be had; None if it can."""
+    def why_refused(self, num_envs: int, need: DeviceNeed) -> str | None:
+        """Why a run does not fit; None if it does."""
         if num_envs > self.simulator.max_num_envs():
             return JACOBIAN
-        if needed.total_bytes > self.hardware.memory_bytes:
+        if need.total_bytes > self.hardware.memory_bytes:
             return RESERVED if self.hardware.is_gpu else TENSORS
         return None
 
-    def refused(self, run: ExperimentConfig, needed: Need) -> ConfigError:
-        """The error for when the smallest of all runs cannot be had."""
+    def error_for(self, run: ExperimentConfig, need: DeviceNeed) -> ConfigError:
+        """The error for when `run`, the smallest of all, does not fit."""
         smallest = f"num_envs={run.num_envs} algorithm.num_mini_batches={run.algorithm.num_mini_batches}"
-        if self.refusal(run.num_envs, needed) == JACOBIAN:
+        if self.why_refused(run.num_envs, need) == JACOBIAN:
             return ConfigError(f"{smallest} is too many for {JACOBIAN}. Allowed: {self.simulator.max_num_envs()} envs.")
         return ConfigError(
             f"hardware.name={self.hardware.name} has {_mib(self.hardware.memory_bytes)}, and {smallest}, the smallest "
-            f"candidate, needs {_mib(needed.total_bytes)}. Try other hardware, or a smaller network.hidden_dims."
+            f"candidate, needs {_mib(need.total_bytes)}. Try other hardware, or a smaller network.hidden_dims."
         )
 
 
-def _confirmed(candidates: Sequence[int], index: int, run: Callable[[int], ExperimentConfig], device: _Device) -> Fit:
-    """Traces the candidate at `index` and the next, and moves until one is held and the next is not."""
+def _confirmed(
+    candidates: Sequence[int], index: int, run: Callable[[int], ExperimentConfig], device: _Device
+) -> LargestRun:
+    """Traces the candidate at `index` and the next, and moves on until one fits and the next does not."""
     while True:
         runs = [run(candidate) for candidate in candidates[index : index + 2]]
-        needs = device.traced(runs)
-        refusals = [device.refusal(run.num_envs, needed) for run, needed in zip(runs, needs, strict=True)]
-        if refusals[0] and index == 0:
-            raise device.refused(runs[0], needs[0])
-        if refusals[0]:
+        needs = device.traced_needs(runs)
+        reasons = [device.why_refused(run.num_envs, need) for run, need in zip(runs, needs, strict=True)]
+        if reasons[0] and index == 0:
+            raise device.error_for(runs[0], needs[0])
+        if reasons[0]:
             index -= 1
-        elif refusals[1:] == [None]:
+        elif reasons[1:] == [None]:
             index += 1
         else:
             break
     memory_bytes = device.hardware.memory_bytes
-    held = (runs[0].num_envs, runs[0].algorithm.num_mini_batches, needs[0].total_bytes, memory_bytes)
+    fitting = (runs[0].num_envs, runs[0].algorithm.num_mini_batches, needs[0].total_bytes, memory_bytes)
     if len(runs) == 1:
-        return Fit(*held, NOTHING, None, None, None)
+        return LargestRun(*fitting, NOTHING, None, None, None)
     larger = (runs[1].num_envs, runs[1].algorithm.num_mini_batches, needs[1].total_bytes)
-    return Fit(*held, refusals[1] or NOTHING, *larger)
+    return LargestRun(*fitting, reasons[1] or NOTHING, *larger)
 
 
 def _traces(runs: Iterable[ExperimentConfig], device_type: DeviceType) -> list[Trace]:
