@@ -14,7 +14,7 @@ from ppo_lab.cli.compose import compose
 from ppo_lab.envs.robots import asset
 from ppo_lab.errors import ConfigError
 from ppo_lab.runs.config import to_experiment
-from ppo_lab.runs.files import read_rows
+from ppo_lab.runs.record import read_metrics
 from tests.paths import REPOSITORY
 
 EXAMPLES = {
@@ -36,7 +36,7 @@ from ppo_lab.learning.checkpoint import NoCheckpoints
 from ppo_lab.learning.loop import Loop
 from ppo_lab.memory.measure.monitor import MemoryMonitor
 from ppo_lab.runs.config import to_experiment
-from ppo_lab.runs.files import read_rows
+from ppo_lab.runs.record import read_metrics
 
 cpu, found = torch.device("cpu"), {}
 for overrides in (["env=go2", "robot=heavy_dog"], ["env=go2_calm"], ["env=stand"]):
@@ -94,7 +94,7 @@ def test_the_example_without_a_simulator_trains_as_it_stands_and_never_loads_the
     done = python(checkout, "-c", begin + end)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("False\n"), done.stdout
-    rewards = [row.get("Train/mean_reward", 0.0) for row in read_rows(checkout / "run")]
+    rewards = [row.get("Train/mean_reward", 0.0) for row in read_metrics(checkout / "run")]
     assert rewards[-1] > 1.5 * rewards[5], "it learns"
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from ppo_lab.report.job_results import read_runs
 
 from ppo_lab import report
 from ppo_lab.learning.policy import load_policy
 from ppo_lab.memory.measure import measured
-from ppo_lab.report.jobs import read_runs
 from ppo_lab.runs.config import read_experiment
-from ppo_lab.runs.files import read_rows
+from ppo_lab.runs.record import read_metrics
 from tests.forked_runs import ForkedRun
 from tests.paths import REPOSITORY
 
@@ -29,7 +29,7 @@ def test_it_resumes_and_says_what_is_not_identical(run: Path, tmp_path: Path) ->
     assert code == 0, printed
     assert "the env's draws begin anew, so the run goes on, but not identically" in printed
     assert "goes on after iteration 3" in printed
-    assert [row["iteration"] for row in read_rows(run)] == [0, 1, 2, 3, 4]
+    assert [row["iteration"] for row in read_metrics(run)] == [0, 1, 2, 3, 4]
     assert json.loads((run / "summary.json").read_text())["status"] == "completed"
     assert read_experiment(run / "config.yaml").env.robot.urdf  # type: ignore[attr-defined]
 
