@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from ppo_lab.report.job_results import read_runs
 
 from ppo_lab import report
 from ppo_lab.learning.policy import load_policy
 from ppo_lab.memory.measure import measured
+from ppo_lab.report.job_results import read_runs
 from ppo_lab.runs.config import read_experiment
 from ppo_lab.runs.record import read_metrics
 from tests.forked_runs import ForkedRun
