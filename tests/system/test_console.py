@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import pty
@@ -123,7 +124,47 @@ def test_under_nohup_a_run_goes_on_when_the_terminal_is_closed(tmp_path: Path) -
     assert is_complete(run)
 
 
-@pytest.mark.parametrize("ending", ["Ctrl-C", pytest.param("SIGTERM", marks=pytest.mark.slow)])
+def piped_to_tee(terminal: Path, log: Path) -> Fault:
+    """The process and `tee`, which reads what it prints, are the foreground job of a terminal of their own."""
+    return functools.partial(_pipe_to_tee, terminal, log)
+
+
+def _pipe_to_tee(terminal: Path, log: Path) -> None:
+    os.setsid()
+    shown = os.open(terminal, os.O_RDWR)  # the first terminal that a session opens is its own
+    tee = subprocess.Popen(["tee", str(log)], stdin=subprocess.PIPE, stdout=shown, stderr=shown)
+    assert tee.stdin
+    os.dup2(tee.stdin.fileno(), 1)
+    os.dup2(tee.stdin.fileno(), 2)
+    tee.stdin.close()
+
+
+@pytest.mark.parametrize(("ending", "code"), [("Ctrl-C", 130), ("SIGTERM to both", 75)])
+def test_a_run_piped_to_tee_that_is_stopped_saves_its_last_iteration_and_the_command_it_prints_resumes_it(
+    ending: str, code: int, terminal: Terminal, tmp_path: Path
+) -> None:
+    """As `train.py | tee log`. Either ending ends tee as well, which breaks the pipe."""
+    run, log = tmp_path / "a run=1, of two", tmp_path / "log"
+    forked = ForkedRun(begin("hover", run, ENDLESS), tmp_path / "out", piped_to_tee(terminal.path, log))
+    assert until(lambda: rows_so_far(run) > 2, forked)
+    if ending == "Ctrl-C":
+        terminal.type("\x03")
+    else:
+        os.killpg(forked.pid, signal.SIGTERM)
+    assert forked.join() == code
+    assert log.read_text().startswith("run folder: ")
+    assert summary_of(run)["status"] == "interrupted"
+    assert (run / "checkpoints" / f"state_{rows_so_far(run) - 1}.pt").exists()
+
+    command = re.findall(r"go on: +(.*)", (run / "train.log").read_text())[-1]
+    words = [*shlex.split(command)[2:], f"max_iterations={rows_so_far(run) + 1}"]
+    code, printed = ForkedRun(words, tmp_path / "out").ends()
+    assert code == 0, printed
+    assert is_complete(run)
+
+
+@pytest.mark.slow  # the same in a real shell, in processes that start by themselves
+@pytest.mark.parametrize("ending", ["Ctrl-C", "SIGTERM"])
 def test_a_pipeline_that_is_stopped_loses_nothing_and_the_command_it_prints_goes_on(
     ending: str, terminal: Terminal, tmp_path: Path
 ) -> None:

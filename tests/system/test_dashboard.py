@@ -61,13 +61,12 @@ def test_it_answers_on_this_machine_alone(dashboard: Dashboard, run: Path) -> No
 
 def test_a_taken_port_is_passed_over_unless_it_was_asked_for(dashboard: Dashboard, run: Path) -> None:
     with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        with contextlib.suppress(OSError):  # somebody has it already
-            listener.bind(("127.0.0.1", 6006))
-            listener.listen()
-        with dashboard(str(run)) as (_, url):
-            assert 6006 < int(url.split(":")[2].strip("/")) < 6106
-        assert "--port 6006: TensorBoard could not bind to port 6006" in refusal(str(run), "--port", "6006")
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        taken = listener.getsockname()[1]
+        with dashboard(str(run), default_port=taken) as (_, url):
+            assert taken < int(url.split(":")[2].strip("/")) < taken + 100
+        assert f"--port {taken}: TensorBoard could not bind to port {taken}" in refusal(str(run), "--port", str(taken))
 
 
 def test_ctrl_c_ends_it_and_all_that_it_started(dashboard: Dashboard, run: Path) -> None:

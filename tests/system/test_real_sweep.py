@@ -200,6 +200,7 @@ def names(sweep: Path) -> list[str]:
     return [job.folder for job in jobs.read(sweep).jobs]
 
 
+@pytest.mark.slow
 @needs_a_browser
 def test_time_series_shows_every_run_and_groups_the_tags(page: Page, sweep: Path) -> None:
     page.open("#timeseries")
@@ -208,6 +209,7 @@ def test_time_series_shows_every_run_and_groups_the_tags(page: Page, sweep: Path
     page.check(lambda: page.texts("metrics-card-groups .group-title"), groups)
 
 
+@pytest.mark.slow
 @needs_a_browser
 def test_a_curve_ends_where_the_run_ended(page: Page, sweep: Path) -> None:
     page.open("?tagFilter=mean_reward#timeseries")
@@ -226,6 +228,7 @@ def test_a_curve_ends_where_the_run_ended(page: Page, sweep: Path) -> None:
     page.check(ends, expected)
 
 
+@pytest.mark.slow
 @needs_a_browser
 def test_custom_scalars_are_grouped_as_the_layout_says_and_drawn_for_both_runs(page: Page) -> None:
     page.open("#custom_scalars")
@@ -257,6 +260,7 @@ def test_custom_scalars_are_grouped_as_the_layout_says_and_drawn_for_both_runs(p
     )
 
 
+@pytest.mark.slow
 @needs_a_browser
 def test_hparams_has_a_row_for_every_job_with_the_numbers_of_the_report(page: Page, sweep: Path) -> None:
     page.open("#hparams")
@@ -280,6 +284,7 @@ def shown(value: float | None) -> str:
     return "" if value is None else re.sub(r"e([+-])0", r"e\1", f"{value:#.5g}")
 
 
+@pytest.mark.slow
 @needs_a_browser
 def test_parallel_coordinates_have_an_axis_for_every_column_and_a_line_for_every_job_with_a_reward(page: Page) -> None:
     page.open("#hparams")
@@ -288,6 +293,7 @@ def test_parallel_coordinates_have_an_axis_for_every_column_and_a_line_for_every
     page.check(lambda: len(page.find(".foreground path")), 2)
 
 
+@pytest.mark.slow
 @needs_a_browser
 def test_text_shows_every_configuration_and_environment(page: Page, sweep: Path) -> None:
     page.open("#text")

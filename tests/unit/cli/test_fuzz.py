@@ -550,7 +550,7 @@ HOSTILE = {
     "two documents": ("a: 1\n---\nb: 2", "is not plain YAML"),
     "a list for a key": ("[1]: 2", "is not plain YAML"),
     "a number without end": ("seed: " + "9" * 5000, "is not plain YAML"),
-    "another env": ("env: {name: ../../x}", "env.name=../../x is not an env. Allowed: go2, hover."),
+    "another env": ("env: {name: ../../x}", f"env.name=../../x is not an env. Allowed: {', '.join(envs.names())}."),
     "a module that is no env": ("env: {name: base}", "env.name=base is not an env."),
     "the environment": (
         "env: {name: '${oc.env:PPO_LAB_SECRET}'}",
