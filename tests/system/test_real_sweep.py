@@ -15,6 +15,7 @@ import pytest
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
 from selenium.webdriver.support.wait import WebDriverWait
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks.screenshots import CHROMIUM, DRIVER, EVERYWHERE, open_chromium
 from ppo_lab.errors import ExitCode
@@ -143,6 +144,29 @@ def learned(run: Path) -> list[dict[str, float]]:
     """The rows that do not tell the time or the memory."""
     kept = ("iteration", "Loss", "Train", "Policy", "Episode")
     return [{tag: value for tag, value in row.items() if tag.startswith(kept)} for row in rows_of(run)]
+
+
+def test_the_event_files_of_a_sweep_hold_the_configuration_the_curves_and_the_results_of_every_job(sweep: Path) -> None:
+    table = json.loads((sweep / "sweep.json").read_text())["jobs"]
+    for row, job in zip(table, jobs.read(sweep).jobs, strict=True):
+        run = sweep / job.folder
+        board = EventAccumulator(str(run)).Reload()
+        config, environment = (
+            board.Tensors(f"{name}/text_summary")[0].tensor_proto.string_val[0].decode()
+            for name in ("config", "environment")
+        )
+        assert (run / "config.yaml").read_text().strip() in config
+        assert "genesis-world" in environment
+        results = {name: row[name] for name in hparams.RESULTS if row[name] is not None}
+        assert {tag for tag in board.Tags()["scalars"] if tag.startswith("Result/")} == {
+            f"Result/{name}" for name in results
+        }
+        for name, value in results.items():
+            assert board.Scalars(f"Result/{name}")[0].value == pytest.approx(value, rel=1e-6)
+        if job.status == "completed":
+            last = board.Scalars("Train/mean_reward")[-1]
+            assert last.step == ITERATIONS - 1
+            assert last.value == pytest.approx(rows_of(run)[-1]["Train/mean_reward"], rel=1e-6)
 
 
 # in a browser

@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def test_the_manifest_says_where_the_run_comes_from(run: Path) -> None:
     assert "experiment=smoke" in manifest["overrides"]
     if not manifest["git"]["left_out"]:
         assert "experiment=smoke" in shlex.split(manifest["repeat"].partition("train.py")[2].lstrip("'"))
-    assert manifest["packages"]["genesis-world"] == "1.4.5"
+    assert manifest["packages"]["genesis-world"] == metadata.version("genesis-world")
     assert manifest["machine"]["device"] in ("cpu", "cuda:0")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True)
     if commit.returncode == 0:
