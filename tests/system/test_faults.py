@@ -130,7 +130,7 @@ def assert_equal(one: Any, other: Any, where: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("env", envs.names())
-def test_a_fork_trains_as_a_process_of_its_own_does(
+def test_a_forked_run_and_a_process_of_its_own_give_identical_results(
     env: str, straight: Callable[[str], Path], train: Callable[..., Any], tmp_path: Path
 ) -> None:
     done = train(*begin(env, tmp_path / "run", "max_iterations=3"))
@@ -146,7 +146,7 @@ ROUNDS = [pytest.param(0, 3), *(pytest.param(number, 6, marks=pytest.mark.slow) 
 
 @pytest.mark.parametrize("env", envs.names())
 @pytest.mark.parametrize(("number", "kills"), ROUNDS)
-def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(
+def test_a_run_killed_at_random_moments_and_resumed_ends_as_an_uninterrupted_run(
     number: int, kills: int, env: str, straight: Callable[[str], Path], tmp_path: Path, record_property: Record
 ) -> None:
     dice, run, killed = random.Random(f"{env} {number}"), tmp_path / "run", 0
@@ -183,7 +183,7 @@ STAGES: list[str | Fault] = [
 
 
 @pytest.mark.parametrize("env", ["hover", pytest.param("go2", marks=pytest.mark.slow)])
-def test_killed_while_it_writes_it_ends_as_if_it_had_not_been(
+def test_a_run_killed_while_it_writes_a_file_and_resumed_ends_as_an_uninterrupted_run(
     env: str, straight: Callable[[str], Path], tmp_path: Path, record_property: Record
 ) -> None:
     run = tmp_path / "run"
@@ -199,7 +199,7 @@ def test_killed_while_it_writes_it_ends_as_if_it_had_not_been(
 
 
 @pytest.mark.slow
-def test_killed_before_any_touch_of_the_disk_it_ends_as_if_it_had_not_been(
+def test_a_run_killed_before_each_file_operation_and_resumed_ends_as_an_uninterrupted_run(
     straight: Callable[[str], Path], tmp_path: Path, record_property: Record
 ) -> None:
     """Killed before its first touch of the folder, its second, ...; and each time once more on coming back."""
@@ -225,7 +225,7 @@ def test_killed_before_any_touch_of_the_disk_it_ends_as_if_it_had_not_been(
     record_property("tried", tried)
 
 
-def test_killed_when_all_was_done_but_to_say_so_it_is_completed(
+def test_a_run_killed_before_its_last_summary_is_completed_by_resume_auto(
     straight: Callable[[str], Path], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -240,7 +240,7 @@ def test_killed_when_all_was_done_but_to_say_so_it_is_completed(
     assert f"train.py resume={run} max_iterations=4" in printed
 
 
-def test_killed_before_anything_was_saved_it_starts_over(
+def test_a_run_killed_before_its_first_checkpoint_starts_over(
     straight: Callable[[str], Path], tmp_path: Path, record_property: Record
 ) -> None:
     run = tmp_path / "run"
@@ -252,7 +252,7 @@ def test_killed_before_anything_was_saved_it_starts_over(
     assert_same(straight("hover"), run)
 
 
-def test_from_an_older_checkpoint_it_comes_to_the_same_end_and_sets_the_newer_aside(
+def test_a_run_resumed_from_an_older_checkpoint_sets_newer_ones_aside_and_ends_as_an_uninterrupted_run(
     straight: Callable[[str], Path], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -273,7 +273,7 @@ def test_from_an_older_checkpoint_it_comes_to_the_same_end_and_sets_the_newer_as
 
 
 @pytest.mark.parametrize("env", envs.names())
-def test_stopped_again_and_again_it_ends_as_if_it_had_not_been(
+def test_a_run_stopped_by_four_signals_in_turn_and_resumed_ends_as_an_uninterrupted_run(
     env: str, straight: Callable[[str], Path], tmp_path: Path, record_property: Record
 ) -> None:
     run = tmp_path / "run"
@@ -297,7 +297,7 @@ def test_stopped_again_and_again_it_ends_as_if_it_had_not_been(
     record_property("tried", len(stops))
 
 
-def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+def test_a_second_sigterm_stops_within_the_iteration(tmp_path: Path) -> None:
     run = tmp_path / "run"
     forked = ForkedRun(begin("hover", run, "num_steps_per_env=100000"), tmp_path / "out")  # minutes
     assert until((run / "train.log").exists, forked)
@@ -327,7 +327,7 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
         (signal.SIGUSR1, r"open train\.log"),
     ],
 )
-def test_a_signal_at_the_start_leaves_nothing_behind(
+def test_a_signal_before_the_first_iteration_leaves_no_run_folder(
     number: signal.Signals, moment: str, straight: Callable[[str], Path], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -340,7 +340,7 @@ def test_a_signal_at_the_start_leaves_nothing_behind(
     assert_same(straight("hover"), run)
 
 
-def test_resume_auto_goes_on_with_the_unfinished_run_of_the_same_words_that_started_last(
+def test_resume_auto_takes_the_newest_unfinished_run_with_the_same_overrides(
     straight: Callable[[str], Path], tmp_path: Path
 ) -> None:
     words = [*WORDS, "env=hover"]
@@ -425,7 +425,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kind", ["model", "state"])
 @pytest.mark.parametrize("break_it", BREAKERS, ids=lambda breaker: breaker.__name__)
-def test_a_broken_file_is_named_and_the_one_before_taken(
+def test_a_broken_checkpoint_is_named_and_the_run_resumes_from_the_one_before(
     break_it: Callable[[Path], None], kind: str, stopped: Path, straight: Callable[[str], Path], tmp_path: Path
 ) -> None:
     run = shutil.copytree(stopped, tmp_path / "run")
@@ -449,7 +449,7 @@ def test_a_broken_file_is_named_and_the_one_before_taken(
         assert_same(straight("hover"), run)
 
 
-def test_a_foreign_file_that_is_whole_is_named(stopped: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_iteration_or_network_is_refused_by_name(stopped: Path, tmp_path: Path) -> None:
     run = shutil.copytree(stopped, tmp_path / "run")
     models = numbered(run / "checkpoints", "model")
     newest = max(models)
@@ -466,7 +466,7 @@ def test_a_foreign_file_that_is_whole_is_named(stopped: Path, tmp_path: Path) ->
     assert f"{models[newest]} or its state does not fit this run" in printed
 
 
-def test_where_all_are_broken_it_is_refused_and_says_what_to_do(stopped: Path, tmp_path: Path) -> None:
+def test_a_run_whose_states_are_all_broken_is_refused_with_advice(stopped: Path, tmp_path: Path) -> None:
     run = shutil.copytree(stopped, tmp_path / "run")
     for path in numbered(run / "checkpoints", "state").values():
         flip_a_bit(path)
@@ -489,7 +489,7 @@ def test_a_checkpoint_without_its_state_is_refused(stopped: Path) -> None:
     "word", ["seed=2", "num_envs=32", "env=go2", "algorithm.gamma=0.9", "algorithm.desired_kl=0.5",
              "network.actor.init_std=2.0", "experiment=hover_small", "deterministic=true", "env.dt=0.02"]
 )  # fmt: skip
-def test_a_word_that_would_change_the_run_is_refused_by_name(word: str, stopped: Path) -> None:
+def test_an_override_that_would_change_a_resumed_run_is_refused_by_name(word: str, stopped: Path) -> None:
     key = {"env=go2": "env", "experiment=hover_small": ""}.get(word, word.partition("=")[0])
     with pytest.raises(
         ConfigError, match=rf"{key}\S*=\S+ would change the run, which has .* Allowed to change: max_it"
@@ -497,7 +497,7 @@ def test_a_word_that_would_change_the_run_is_refused_by_name(word: str, stopped:
         prepare([f"resume={stopped}", word])
 
 
-def test_words_beside_resume_are_of_the_runs_own_env(stopped: Path) -> None:
+def test_overrides_beside_resume_are_checked_against_the_env_of_the_run(stopped: Path) -> None:
     found, _ = prepare([f"resume={stopped}", "env.yaw_lambda=-10.0"])
     assert found
     found.lock.close()
@@ -543,7 +543,7 @@ def test_fewer_iterations_than_are_done_are_refused(stopped: Path) -> None:
         prepare([f"resume={stopped}", f"max_iterations={done - 1}"])
 
 
-def test_what_touches_nothing_learned_may_change(
+def test_settings_that_do_not_change_what_is_learned_may_change_on_resume(
     stopped: Path, straight: Callable[[str], Path], tmp_path: Path
 ) -> None:
     run = shutil.copytree(stopped, tmp_path / "run")
@@ -571,7 +571,7 @@ def on_a_gpu(stopped: Path, tmp_path: Path) -> Path:
     return run
 
 
-def test_a_run_goes_on_on_another_kind_of_device_and_says_so_and_goes_on_there(on_a_gpu: Path, tmp_path: Path) -> None:
+def test_a_run_of_a_gpu_resumed_with_device_cpu_warns_and_trains_on_there(on_a_gpu: Path, tmp_path: Path) -> None:
     done = rows_so_far(on_a_gpu)
     printed = go_on(on_a_gpu, tmp_path, "device=cpu", f"max_iterations={done + 1}")
     assert "warning: device was cuda:0 and is cpu: the result may differ" in printed
@@ -585,7 +585,7 @@ def test_a_run_goes_on_on_another_kind_of_device_and_says_so_and_goes_on_there(o
     assert rows_so_far(on_a_gpu) == done + 2
 
 
-def test_a_state_that_the_other_kind_of_device_has_no_place_for_is_refused_and_nothing_is_changed(
+def test_a_state_that_does_not_fit_the_other_kind_of_device_is_refused_and_no_file_changes(
     on_a_gpu: Path, tmp_path: Path
 ) -> None:
     newest = max(numbered(on_a_gpu / "checkpoints", "state").values(), key=lambda path: path.stat().st_mtime)
@@ -604,7 +604,7 @@ def test_a_state_that_the_other_kind_of_device_has_no_place_for_is_refused_and_n
         assert {path.name: path.read_bytes() for path in (on_a_gpu / "checkpoints").iterdir()} == kept
 
 
-def test_resume_auto_takes_no_run_with_another_word_for_the_device(stopped: Path, tmp_path: Path) -> None:
+def test_resume_auto_takes_no_run_with_another_device_setting(stopped: Path, tmp_path: Path) -> None:
     run = shutil.copytree(stopped, tmp_path / "outputs" / "hover" / "run")
     asked = to_experiment(compose([*WORDS, "env=hover", "device=cpu"]))
     found, why = _newest(asked, run, by_hand=False)
@@ -752,7 +752,7 @@ def test_tensorboards_writer_may_fail_and_the_run_goes_on(straight: Callable[[st
 # Repeated
 
 
-def test_a_run_repeated_is_compared_to_the_bit(stopped: Path, tmp_path: Path) -> None:
+def test_reproduce_reports_a_difference_of_one_bit_in_curve_or_weights(stopped: Path, tmp_path: Path) -> None:
     original = tmp_path / "original"
     assert live(begin("hover", original, "max_iterations=3"), tmp_path)[0] == 0
 

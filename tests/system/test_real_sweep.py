@@ -66,7 +66,9 @@ def peaks(run: Path) -> list[float]:
     return [row[f"Memory/{name}_mib"] for row in rows_of(run) for name in ("rollout_peak", "update_peak", "resident")]
 
 
-def test_it_outlives_a_job_that_breaks(real: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_a_sweep_whose_second_job_fails_completes_the_others_and_ends_with_code_1(
+    real: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
     folder, done = real
     assert done.returncode == ExitCode.FAILED, done.stderr
     assert done.stderr == ""
@@ -82,14 +84,14 @@ def test_it_outlives_a_job_that_breaks(real: tuple[Path, subprocess.CompletedPro
         assert json.loads((folder / job.folder / "manifest.json").read_text())["overrides"] == list(job.overrides)
 
 
-def test_the_third_job_holds_what_the_first_held_to_the_byte(sweep: Path) -> None:
+def test_the_third_job_of_a_sweep_holds_as_many_bytes_as_the_first(sweep: Path) -> None:
     first, _, third = jobs.read(sweep).jobs
     assert len(peaks(sweep / first.folder)) == 3 * ITERATIONS
     assert peaks(sweep / third.folder) == peaks(sweep / first.folder)
 
 
 @pytest.mark.slow
-def test_a_job_holds_what_it_holds_alone_to_the_byte(sweep: Path, train: Train, tmp_path: Path) -> None:
+def test_a_job_of_a_sweep_holds_as_many_bytes_as_the_same_run_alone(sweep: Path, train: Train, tmp_path: Path) -> None:
     third = jobs.read(sweep).jobs[2]
     assert train(*third.overrides, f"hydra.run.dir={tmp_path / 'alone'}").returncode == 0
     assert peaks(sweep / third.folder) == peaks(tmp_path / "alone")
@@ -112,7 +114,7 @@ def test_the_report_says_what_metrics_jsonl_says(sweep: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_job_that_was_killed_goes_on_to_the_very_run_it_would_have_been(train: Train, tmp_path: Path) -> None:
+def test_a_killed_job_resumed_with_its_sweep_ends_as_an_uninterrupted_run(train: Train, tmp_path: Path) -> None:
     words = [*TINY, "max_iterations=40", "save_interval=5"]
     folder = tmp_path / "sweep"
     command = [sys.executable, "train.py", "-m", *words, "seed=choice(7)", f"hydra.sweep.dir={folder}"]

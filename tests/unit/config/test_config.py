@@ -43,7 +43,7 @@ def test_every_env_on_disk_is_a_module_and_the_other_way_round() -> None:
     assert choices("env") == envs.names()
 
 
-def test_without_words_it_is_the_sources_go2_run(experiment: Compose) -> None:
+def test_without_overrides_the_experiment_is_the_sources_go2_run(experiment: Compose) -> None:
     cfg = experiment()
     assert (cfg.env.name, cfg.num_envs, cfg.num_steps_per_env, cfg.max_iterations) == ("go2", 4096, 24, 101)
     assert cfg.transitions == 98_304
@@ -155,7 +155,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("word", "message"), WRONG.items(), ids=WRONG)
-def test_a_wrong_word_is_refused_with_what_was_got_and_what_is_allowed(
+def test_a_wrong_override_is_refused_with_what_was_got_and_what_is_allowed(
     experiment: Compose, word: str, message: str
 ) -> None:
     with pytest.raises(ConfigError) as refused:
@@ -204,7 +204,7 @@ def test_mini_batches_of_one_transition_cannot_be_normalized_each(experiment: Co
         experiment(*words, "algorithm.normalize_advantage_per_mini_batch=true")
 
 
-def test_words_are_judged_before_torch_or_the_simulator_are_loaded() -> None:
+def test_overrides_are_checked_before_torch_or_the_simulator_is_loaded() -> None:
     code = (
         "import sys; from ppo_lab.cli.compose import compose; from ppo_lab.runs.config import to_experiment\n"
         "to_experiment(compose(['env=hover', 'num_envs=8']))\n"
