@@ -174,7 +174,7 @@ def test_checkpoints_load_without_unpickling(run: Path) -> None:
     }
 
 
-@pytest.mark.slow  # tests/test_faults.py compares many more runs to the bit, in forks
+@pytest.mark.slow  # tests/system/test_faults.py compares many more runs to the bit, in forks
 def test_the_same_seed_gives_identical_weights_and_curves(run: Path, train: Train, tmp_path: Path) -> None:
     words = yaml.safe_load((run / ".hydra" / "overrides.yaml").read_text())
     assert train(*words, "memory.count_tensors=false", f"hydra.run.dir={tmp_path / 'again'}").returncode == 0

@@ -608,7 +608,7 @@ def test_a_place_that_cannot_be_is_refused_in_one_line(
     assert re.fullmatch(r"error: cannot write the report into .*; choose another folder with --into .*\n", error)
 
 
-@pytest.mark.slow  # tests/test_real_sweep.py reports on three
+@pytest.mark.slow  # tests/system/test_real_sweep.py reports on three
 def test_a_real_run_is_read_whole(train: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     done = train("experiment=smoke", "env=hover", "memory.count_tensors=true", f"hydra.run.dir={tmp_path}/run")
     assert done.returncode == 0, done.stderr

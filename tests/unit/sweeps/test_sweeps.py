@@ -753,7 +753,7 @@ def test_another_command_is_refused_by_what_differs(planned: tuple[Path, list[st
 
 
 @pytest.mark.parametrize("change", [{"folder": "../../elsewhere"}, {"number": 3}, {"status": "fine"}, {"extra": 1}])
-def test_a_jobs_json_with_paths_outside_the_sweep_is_refused(
+def test_a_jobs_json_with_a_wrong_value_is_refused(
     planned: tuple[Path, list[str]], tmp_path: Path, change: dict[str, Any]
 ) -> None:
     content = json.loads((planned[0] / "jobs.json").read_text())
