@@ -36,7 +36,7 @@ CARRIED_OVER = re.compile(
 """What Genesis derives in one step and reads in the next, beside what it calls STATE and INFO.
 
 Recomputed instead, it would differ in the last bits. All else that is derived is written before it is read, which
-tests/system/test_state.py proves for every env by filling it with NaN.
+tests/test_state.py proves for every env by filling it with NaN.
 """
 
 
