@@ -1,4 +1,4 @@
-"""What a run prints, and what becomes of it when nobody can read that any more: real pipes, terminals and signals."""
+"""What a run prints, and that it survives when nobody can read that any more: real pipes, terminals and signals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What befalls a run, done to real ones: killed, stopped, its files broken, its disk full. Nothing is lost."""
+"""Faults in real runs: killed, stopped, broken files, a full disk. Nothing is lost that was saved."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return of
 
 
-def live(words: list[str], tmp_path: Path, fault: Fault | None = None) -> tuple[int, str]:
+def run_to_end(words: list[str], tmp_path: Path, fault: Fault | None = None) -> tuple[int, str]:
     code, printed = ForkedRun(words, tmp_path / "out", fault).ends()
     assert "Traceback" not in printed
     return code, printed
@@ -73,7 +73,7 @@ def live(words: list[str], tmp_path: Path, fault: Fault | None = None) -> tuple[
 
 def go_on(folder: Path, tmp_path: Path, *more: str) -> str:
     """Resumes the run in `folder` to its end, and returns what was printed."""
-    code, printed = live([f"resume={folder}", *more], tmp_path)
+    code, printed = run_to_end([f"resume={folder}", *more], tmp_path)
     assert code == 0, printed
     return printed
 
@@ -166,7 +166,7 @@ def test_a_run_killed_at_random_moments_and_resumed_ends_as_an_uninterrupted_run
         if code == 0:
             break
     else:
-        code, printed = live([*words, "resume=auto"], tmp_path)
+        code, printed = run_to_end([*words, "resume=auto"], tmp_path)
         assert code == 0, printed
     assert killed
     assert_same(straight(env), run)
@@ -187,10 +187,10 @@ def test_a_run_killed_while_it_writes_a_file_and_resumed_ends_as_an_uninterrupte
     env: str, straight: Callable[[str], Path], tmp_path: Path, record_property: Record
 ) -> None:
     run = tmp_path / "run"
-    assert live(begin(env, run), tmp_path, killed_before_touching(run, "open .model_", 3))[0] == -signal.SIGKILL
+    assert run_to_end(begin(env, run), tmp_path, killed_before_touching(run, "open .model_", 3))[0] == -signal.SIGKILL
     for stage in STAGES:
         fault = killed_before_touching(run, stage.replace(" .", r" \."), 1) if isinstance(stage, str) else stage
-        code, printed = live([f"resume={run}"], tmp_path, fault)
+        code, printed = run_to_end([f"resume={run}"], tmp_path, fault)
         assert code == -signal.SIGKILL, f"{stage}: {printed}"
     go_on(run, tmp_path)
     assert_same(straight(env), run)
@@ -207,16 +207,16 @@ def test_a_run_killed_before_each_file_operation_and_resumed_ends_as_an_uninterr
     for nth in itertools.count(1):
         run = tmp_path / f"run_{nth}"
         words = [*begin("hover", run, "max_iterations=2"), "resume=auto"]
-        code, printed = live(words, tmp_path, killed_before_touching(run, "", nth))
+        code, printed = run_to_end(words, tmp_path, killed_before_touching(run, "", nth))
         if code == 0:
             break
         assert code == -signal.SIGKILL, printed
         tried += 1
         if not is_complete(run):
-            killed = live(words, tmp_path, killed_before_touching(run, "", nth // 2 + 1))[0] == -signal.SIGKILL
+            killed = run_to_end(words, tmp_path, killed_before_touching(run, "", nth // 2 + 1))[0] == -signal.SIGKILL
             tried += killed
         if not is_complete(run):
-            code, printed = live(words, tmp_path)
+            code, printed = run_to_end(words, tmp_path)
             assert code == 0, printed
         assert_same(straight("hover"), run)
         shutil.rmtree(run)
@@ -230,11 +230,11 @@ def test_a_run_killed_before_its_last_summary_is_completed_by_resume_auto(
 ) -> None:
     run = tmp_path / "run"
     words = [*begin("hover", run, "max_iterations=2"), "resume=auto"]
-    assert live(words, tmp_path, killed_before_touching(run, r"os.rename \.summary", 2))[0] == -signal.SIGKILL
-    assert live(words, tmp_path)[0] == 0
+    assert run_to_end(words, tmp_path, killed_before_touching(run, r"os.rename \.summary", 2))[0] == -signal.SIGKILL
+    assert run_to_end(words, tmp_path)[0] == 0
     assert_same(straight("hover"), run)
     assert is_complete(run)
-    code, printed = live(words, tmp_path)
+    code, printed = run_to_end(words, tmp_path)
     assert (code, printed.count("\n")) == (0, 1)
     assert f"{run} is complete: all 2 iterations are done. To train on: " in printed
     assert f"train.py resume={run} max_iterations=4" in printed
@@ -246,7 +246,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(
     run = tmp_path / "run"
     words = begin("hover", run, "save_interval=1000", "checkpoint.every_seconds=null")
     fault = killed_before_touching(run, r"os.rename \.state_0")
-    assert live(words, tmp_path, fault)[0] == -signal.SIGKILL
+    assert run_to_end(words, tmp_path, fault)[0] == -signal.SIGKILL
     assert rows_so_far(run) > 0
     assert "nothing was saved yet: the run starts over" in go_on(run, tmp_path)
     assert_same(straight("hover"), run)
@@ -257,11 +257,11 @@ def test_a_run_resumed_from_an_older_checkpoint_sets_newer_ones_aside_and_ends_a
 ) -> None:
     run = tmp_path / "run"
     stop = signalled_before_touching(signal.SIGTERM, run, r"open \.model_", 7)
-    assert live(begin("hover", run, "checkpoint.keep_state=4"), tmp_path, stop)[0] == 75
+    assert run_to_end(begin("hover", run, "checkpoint.keep_state=4"), tmp_path, stop)[0] == 75
     older = sorted(numbered(run / "checkpoints", "state"))[1]
     words = [f"resume={run}/checkpoints/state_{older}.pt"]
     for moment in (r"os.rename \.manifest", r"open \.state_"):  # its rows are gone by then, or not yet replaced
-        assert live(words, tmp_path, killed_before_touching(run, moment))[0] == -signal.SIGKILL
+        assert run_to_end(words, tmp_path, killed_before_touching(run, moment))[0] == -signal.SIGKILL
         words = [f"resume={run}"]
     assert (run / "checkpoints" / f"model_{older + 1}.pt.old").exists()
     assert rows_so_far(run) <= older + 2
@@ -332,11 +332,11 @@ def test_a_signal_before_the_first_iteration_leaves_no_run_folder(
 ) -> None:
     run = tmp_path / "run"
     words = [*begin("hover", run, "max_iterations=2"), "resume=auto"]
-    code, printed = live(words, tmp_path, signalled_before_touching(number, run, moment))
+    code, printed = run_to_end(words, tmp_path, signalled_before_touching(number, run, moment))
     assert code == (130 if number == signal.SIGINT else 75), printed
     assert "after a checkpoint" not in printed
     assert not run.exists(), "of a run that never began nothing is kept"
-    assert live(words, tmp_path)[0] == 0
+    assert run_to_end(words, tmp_path)[0] == 0
     assert_same(straight("hover"), run)
 
 
@@ -419,7 +419,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was stopped after some iterations, with two states."""
     folder = tmp_path_factory.mktemp("stopped")
     stop = signalled_before_touching(signal.SIGTERM, folder / "run", r"open \.model_", 3)
-    assert live(begin("hover", folder / "run"), folder, stop)[0] == 75
+    assert run_to_end(begin("hover", folder / "run"), folder, stop)[0] == 75
     return folder / "run"
 
 
@@ -454,14 +454,14 @@ def test_a_checkpoint_of_another_iteration_or_network_is_refused_by_name(stopped
     models = numbered(run / "checkpoints", "model")
     newest = max(models)
     shutil.copy(models[newest - 1], models[newest])
-    code, printed = live([f"resume={run}"], tmp_path)
+    code, printed = run_to_end([f"resume={run}"], tmp_path)
     assert code == 1
     assert f"{models[newest]} is of iteration {newest - 1}" in printed
     other = checkpoint.load(models[newest - 1])
     other["iter"] = newest
     other["actor_state_dict"] = {"mlp.0.weight": torch.zeros(2, 2)}
     checkpoint.save(models[newest], other)
-    code, printed = live([f"resume={run}"], tmp_path)
+    code, printed = run_to_end([f"resume={run}"], tmp_path)
     assert code == 1
     assert f"{models[newest]} or its state does not fit this run" in printed
 
@@ -470,7 +470,7 @@ def test_a_run_whose_states_are_all_broken_is_refused_with_advice(stopped: Path,
     run = shutil.copytree(stopped, tmp_path / "run")
     for path in numbered(run / "checkpoints", "state").values():
         flip_a_bit(path)
-    code, printed = live([f"resume={run}"], tmp_path)
+    code, printed = run_to_end([f"resume={run}"], tmp_path)
     assert code == 2
     (line,) = printed.splitlines()
     assert line.count("does not match its checksum") == 2
@@ -594,7 +594,7 @@ def test_a_state_that_does_not_fit_the_other_kind_of_device_is_refused_and_no_fi
     checkpoint.save(newest, state)
     kept = {path.name: path.read_bytes() for path in (on_a_gpu / "checkpoints").iterdir()}
     for _ in range(2):
-        code, printed = live([f"resume={on_a_gpu}", "device=cpu"], tmp_path)
+        code, printed = run_to_end([f"resume={on_a_gpu}", "device=cpu"], tmp_path)
         assert code == 1
         error = printed.splitlines()[-1]
         assert error.startswith("error: ")
@@ -621,7 +621,7 @@ def test_a_second_process_on_a_run_folder_is_refused_until_the_first_is_dead(tmp
     run = tmp_path / "run"
     first = ForkedRun(begin("hover", run, "max_iterations=100000"), tmp_path / "first")
     assert until(lambda: rows_so_far(run) > 1, first)
-    code, printed = live([f"resume={run}"], tmp_path)
+    code, printed = run_to_end([f"resume={run}"], tmp_path)
     assert code == 2
     assert printed == (
         f"error: {run} is in use: process {first.pid} trains in it. Wait for it, or stop it with: kill {first.pid}\n"
@@ -725,7 +725,7 @@ def test_a_run_that_begins_on_a_full_disk_is_told_so_in_one_message(
     ballast = fill(disk)
     with ballast.open("r+b") as file:
         file.truncate(ballast.stat().st_size - free_kib * 1024)
-    code, printed = live(begin("hover", disk / "run", "max_iterations=2"), tmp_path)
+    code, printed = run_to_end(begin("hover", disk / "run", "max_iterations=2"), tmp_path)
     assert code in (1, 2), printed
     assert "No space left on device" in printed.splitlines()[-1]
     assert "Logging error" not in printed
@@ -736,14 +736,14 @@ def test_a_folder_that_cannot_be_written_to_is_refused_at_the_start(
     stopped: Path, small_disk: Callable[[str], Path], tmp_path: Path
 ) -> None:
     disk = small_disk("ro")
-    code, printed = live(begin("hover", disk / "run"), tmp_path)
+    code, printed = run_to_end(begin("hover", disk / "run"), tmp_path)
     assert (code, len(printed.splitlines())) == (2, 1)
     assert f"cannot make the run folder {disk / 'run'}: Read-only file system; choose another" in printed
 
 
 def test_tensorboards_writer_may_fail_and_the_run_goes_on(straight: Callable[[str], Path], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    code, printed = live(begin("hover", run), tmp_path, dashboard_fails(after=9))
+    code, printed = run_to_end(begin("hover", run), tmp_path, dashboard_fails(after=9))
     assert code == 0, printed
     assert printed.count("TensorBoard's event file cannot be written: Input/output error") == 1
     assert rows_of(run) == rows_of(straight("hover"))
@@ -754,10 +754,10 @@ def test_tensorboards_writer_may_fail_and_the_run_goes_on(straight: Callable[[st
 
 def test_reproduce_reports_a_difference_of_one_bit_in_curve_or_weights(stopped: Path, tmp_path: Path) -> None:
     original = tmp_path / "original"
-    assert live(begin("hover", original, "max_iterations=3"), tmp_path)[0] == 0
+    assert run_to_end(begin("hover", original, "max_iterations=3"), tmp_path)[0] == 0
 
     def repeat(name: str) -> tuple[int, str, dict[str, Any]]:
-        code, printed = live([f"reproduce={original}", f"hydra.run.dir={tmp_path / name}"], tmp_path)
+        code, printed = run_to_end([f"reproduce={original}", f"hydra.run.dir={tmp_path / name}"], tmp_path)
         return code, printed, json.loads((tmp_path / name / "reproduction.json").read_text())
 
     code, printed, found = repeat("equal")
