@@ -2,9 +2,10 @@
 
 python benchmarks/learning_bands.py [go2] [hover]     # all where none is named; a minute a run on one core
 
-Writes tests/system/learning_bands.json: the settings, which it reads from there, how each seed ended, and the lowest
-mean reward and episode length to be accepted: the mean over the seeds less MARGIN standard deviations. That the curve
-of a learner that learns nothing lies below them is checked with a learning rate of almost 0.
+Writes tests/system/learning_bands.json: the settings, which it reads from there; how each seed ended; how a learner
+ended whose learning rate is almost 0; and the lowest mean reward and episode length to be accepted, halfway between
+that one and the worst seed. So a run fails that has lost half of what the worst of the seeds has learned. The margin is
+wide, since runs of one seed on other processors and versions differ as much as runs of other seeds do.
 """
 
 import json
@@ -19,8 +20,6 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parent.parent
 BANDS = REPOSITORY / "tests" / "system" / "learning_bands.json"
 SEEDS = (1, 2, 3, 4, 5)
-MARGIN = 4.0
-"""Standard deviations over the seeds. Of 5 seeds, one run in 100 or fewer that is as good as they are ends below."""
 LAST = 5
 """Iterations at the end of a curve whose mean counts."""
 LEARNS_NOTHING = ("algorithm.schedule=fixed", "algorithm.learning_rate=1e-9")
@@ -51,13 +50,23 @@ def run(env: str, overrides: Sequence[str]) -> dict[str, float]:
 def measure(env: str, overrides: Sequence[str]) -> dict[str, Any]:
     seeds = [run(env, [*overrides, f"seed={seed}"]) for seed in SEEDS]
     without = run(env, [*overrides, *LEARNS_NOTHING])
-    lowest = {}
-    for name in without:
-        ends = [seed[name] for seed in seeds]
-        lowest[name] = round(statistics.fmean(ends) - MARGIN * statistics.stdev(ends), 4)
-    if without["mean_reward"] >= lowest["mean_reward"]:
-        raise SystemExit(f"{env}: without learning it ends with {without}, and the band begins at {lowest}: too wide")
-    return {"overrides": list(overrides), "lowest": lowest, "seeds": seeds, "without_learning": without}
+    return {
+        "overrides": list(overrides),
+        "lowest": lowest_to_accept(seeds, without),
+        "seeds": seeds,
+        "without_learning": without,
+    }
+
+
+def lowest_to_accept(seeds: Sequence[dict[str, float]], without: dict[str, float]) -> dict[str, float]:
+    """Halfway between the end without learning and the worst seed, for what every seed has learned to raise.
+
+    Raises a ValueError where that is not the mean reward.
+    """
+    worst = {name: min(seed[name] for seed in seeds) for name in without}
+    if worst["mean_reward"] <= without["mean_reward"]:
+        raise ValueError(f"mean reward: {worst} with learning, {without} without; give the env more iterations")
+    return {name: round((worst[name] + value) / 2, 4) for name, value in without.items() if worst[name] > value}
 
 
 def main(names: Sequence[str]) -> None:
