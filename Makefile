@@ -1,18 +1,22 @@
 # make train: Go2 learns to walk, in minutes on a CPU.     make test: linter, type checker, tests.
-# Both set up .venv first. make test-long adds the longer proofs; make clean removes .venv.
+# Both set up .venv first. make test-unit runs the unit tests alone, make test-long the slow proofs too; make clean
+# removes .venv.
 SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 INSTALL := [ $$(id -u) = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq >/dev/null
 
-.PHONY: train test test-long setup browser lint clean
+.PHONY: train test test-unit test-long setup browser lint clean
 
 train: setup
 	$(BIN)/python train.py experiment=go2_small
 
 test: setup browser lint
 	$(BIN)/python -m pytest -m "not slow"
+
+test-unit: setup
+	$(BIN)/python -m pytest -m "not slow" tests/unit
 
 test-long: setup browser lint
 	$(BIN)/python -m pytest

@@ -53,6 +53,27 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     return 1 if selects_gpu_tests(config.option.markexpr) else None
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One worker runs all tests that fork runs, one all that need the simulator, one each file of the others.
+
+    What a group shares takes up to half a minute to make. The longest groups come first.
+    """
+    groups = {item: group_of(item) for item in items}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: (groups[item] not in SHARED, "system" not in item.path.parts))
+
+
+SHARED = ("forked runs", "simulator")
+
+
+def group_of(item: pytest.Item) -> str:
+    if "simulator" in getattr(item, "fixturenames", ()):
+        return "simulator"
+    return "forked runs" if hasattr(getattr(item, "module", None), "ForkedRun") else item.path.stem
+
+
 @pytest.fixture
 def experiment() -> Callable[..., ExperimentConfig]:
     """Composes an experiment from words of the command line."""
@@ -94,11 +115,23 @@ def train() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="session")
 def dashboard() -> Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str]]]:
-    """Runs `python -m ppo_lab.cli.dashboard` with words: its process and its address, once it serves."""
+    """Runs `python -m ppo_lab dashboard` with arguments: its process and its address, once it serves.
+
+    `default_port` stands in for 6006, which others on this machine may use.
+    """
 
     @contextmanager
-    def run(*words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    def run(*words: str, default_port: int | None = None) -> Iterator[tuple[subprocess.Popen[str], str]]:
         command = [sys.executable, "-m", "ppo_lab", "dashboard", *words]
+        if default_port is not None:
+            code = f"""
+import runpy, sys
+from tensorboard.plugins.core import core_plugin
+core_plugin.DEFAULT_PORT = {default_port}
+sys.argv = ["ppo_lab", *sys.argv[1:]]
+runpy.run_module("ppo_lab", run_name="__main__")
+"""
+            command = [sys.executable, "-c", code, "dashboard", *words]
         with subprocess.Popen(
             command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as process:

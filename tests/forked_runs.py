@@ -1,7 +1,7 @@
 """Runs of train.py in forks of a process that has everything loaded and each env built: a second instead of twenty.
 
-A fork stands where a process of its own stands when its env is built, which test_faults.py holds it to. What is left
-out: predicting memory, and starting the simulator again.
+A forked run gives the results of a run in a process of its own, which system/test_faults.py checks. What it leaves out:
+predicting memory, and starting the simulator again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BUILT: dict[str, Any] = {}
 """Name of the env -> its settings, the env, and the random state it left."""
 
 Fault = Callable[[], None]
-"""Prepares a process for what shall befall it. Called in the process, before train.py."""
+"""Makes a process fail in some way. Called in the process, before its program."""
 
 
 class ForkedRun:
@@ -58,7 +58,9 @@ class ForkedRun:
         context.set_forkserver_preload(["tests.forked_runs_preloaded"])
         os.environ["PYTHONPATH"] = str(REPOSITORY)  # where the preloaded is looked for
         self._output = output
-        self._process = context.Process(target=_live, args=(program, words, output, errors, fault, cwd), daemon=True)
+        self._process = context.Process(
+            target=_run_program, args=(program, words, output, errors, fault, cwd), daemon=True
+        )
         self._process.start()
         assert self._process.pid
         self.pid = self._process.pid
@@ -134,7 +136,9 @@ def compile_kernels(env: Any) -> None:
     env.restore(built)
 
 
-def _live(program: str, words: list[str], output: Path, errors: Path | None, fault: Fault | None, cwd: Path) -> None:
+def _run_program(
+    program: str, words: list[str], output: Path, errors: Path | None, fault: Fault | None, cwd: Path
+) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     printed = os.open(output, flags)
     os.dup2(printed, 1)

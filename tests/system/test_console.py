@@ -1,9 +1,10 @@
-"""What a run prints, and what becomes of it when nobody can read that any more: real pipes, terminals and signals."""
+"""What a run prints, and that it survives when nobody can read that any more: real pipes, terminals and signals."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import pty
@@ -71,7 +72,7 @@ def summary_of(run: Path) -> dict[str, object]:
     return json.loads((run / "summary.json").read_text())
 
 
-def test_a_run_goes_on_to_its_end_when_its_reader_is_gone(tmp_path: Path) -> None:
+def test_a_run_whose_output_pipe_is_closed_trains_to_its_end(tmp_path: Path) -> None:
     """As with `| head`, whose end breaks the pipe."""
     run, pipe = tmp_path / "run", tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -82,13 +83,13 @@ def test_a_run_goes_on_to_its_end_when_its_reader_is_gone(tmp_path: Path) -> Non
     assert is_complete(run)
 
 
-def test_a_run_goes_on_to_its_end_when_its_output_is_on_a_full_disk(tmp_path: Path) -> None:
+def test_a_run_whose_output_is_on_a_full_disk_trains_to_its_end(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert ForkedRun(begin("hover", run, "max_iterations=2"), Path("/dev/full")).join() == 0
     assert is_complete(run)
 
 
-def test_a_run_without_standard_output_and_error_is_trained(tmp_path: Path) -> None:
+def test_a_process_without_stdout_and_stderr_ends_with_code_0(tmp_path: Path) -> None:
     code = "import sys; from ppo_lab.machine.streams import outlive_readers; outlive_readers()\n"
     code += "print('x'); print('y', file=sys.stderr)"
     done = subprocess.run(["bash", "-c", f"{shlex.join([sys.executable, '-c', code])} >&- 2>&-"], cwd=REPOSITORY)
@@ -113,7 +114,7 @@ def ignoring_hangups() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-def test_under_nohup_a_run_goes_on_when_the_terminal_is_closed(tmp_path: Path) -> None:
+def test_a_run_that_ignores_sighup_trains_to_its_end_when_it_gets_one(tmp_path: Path) -> None:
     fault: Fault = ignoring_hangups
     run = tmp_path / "run"
     forked = ForkedRun(begin("hover", run), tmp_path / "out", fault)
@@ -123,8 +124,48 @@ def test_under_nohup_a_run_goes_on_when_the_terminal_is_closed(tmp_path: Path) -
     assert is_complete(run)
 
 
-@pytest.mark.parametrize("ending", ["Ctrl-C", pytest.param("SIGTERM", marks=pytest.mark.slow)])
-def test_a_pipeline_that_is_stopped_loses_nothing_and_the_command_it_prints_goes_on(
+def piped_to_tee(terminal: Path, log: Path) -> Fault:
+    """The process and `tee`, which reads what it prints, are the foreground job of a terminal of their own."""
+    return functools.partial(_pipe_to_tee, terminal, log)
+
+
+def _pipe_to_tee(terminal: Path, log: Path) -> None:
+    os.setsid()
+    shown = os.open(terminal, os.O_RDWR)  # the first terminal that a session opens is its own
+    tee = subprocess.Popen(["tee", str(log)], stdin=subprocess.PIPE, stdout=shown, stderr=shown)
+    assert tee.stdin
+    os.dup2(tee.stdin.fileno(), 1)
+    os.dup2(tee.stdin.fileno(), 2)
+    tee.stdin.close()
+
+
+@pytest.mark.parametrize(("ending", "code"), [("Ctrl-C", 130), ("SIGTERM to both", 75)])
+def test_a_run_piped_to_tee_that_is_stopped_saves_its_last_iteration_and_the_command_it_prints_resumes_it(
+    ending: str, code: int, terminal: Terminal, tmp_path: Path
+) -> None:
+    """As `train.py | tee log`. Either ending ends tee as well, which breaks the pipe."""
+    run, log = tmp_path / "a run=1, of two", tmp_path / "log"
+    forked = ForkedRun(begin("hover", run, ENDLESS), tmp_path / "out", piped_to_tee(terminal.path, log))
+    assert until(lambda: rows_so_far(run) > 2, forked)
+    if ending == "Ctrl-C":
+        terminal.type("\x03")
+    else:
+        os.killpg(forked.pid, signal.SIGTERM)
+    assert forked.join() == code
+    assert f"run folder: {run}\n" in log.read_text()
+    assert summary_of(run)["status"] == "interrupted"
+    assert (run / "checkpoints" / f"state_{rows_so_far(run) - 1}.pt").exists()
+
+    command = re.findall(r"go on: +(.*)", (run / "train.log").read_text())[-1]
+    words = [*shlex.split(command)[2:], f"max_iterations={rows_so_far(run) + 1}"]
+    code, printed = ForkedRun(words, tmp_path / "out").ends()
+    assert code == 0, printed
+    assert is_complete(run)
+
+
+@pytest.mark.slow  # the same in a real shell, in processes that start by themselves
+@pytest.mark.parametrize("ending", ["Ctrl-C", "SIGTERM"])
+def test_a_stopped_pipeline_in_a_shell_saves_its_last_iteration_and_the_command_it_prints_resumes_it(
     ending: str, terminal: Terminal, tmp_path: Path
 ) -> None:
     """`train.py | tee log` in a shell on a terminal. Either ending reaches tee as well, which then breaks the pipe."""
@@ -177,7 +218,7 @@ def wait_for(condition: object, within_s: float = 300.0) -> None:
 
 
 @pytest.mark.parametrize("name", [*PATHS[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in PATHS[2:])])
-def test_a_run_folder_may_have_any_name_and_the_printed_command_goes_on_with_it(name: str, tmp_path: Path) -> None:
+def test_the_command_printed_for_a_run_folder_of_any_name_resumes_and_reproduces_it(name: str, tmp_path: Path) -> None:
     run = tmp_path / name
     words = [*begin("hover", run, "max_iterations=2")]
     code, printed = ForkedRun(words, tmp_path / "out").ends()
@@ -193,7 +234,7 @@ def test_a_run_folder_may_have_any_name_and_the_printed_command_goes_on_with_it(
     assert "reproduced: the weights after iteration 3 are equal" in printed
 
 
-def test_the_line_gives_way_in_order_of_importance() -> None:
+def test_a_progress_line_that_is_too_long_drops_its_last_parts_first() -> None:
     parts = ["iteration 37/150", "left 0:02:11", "reward 3.21", "length 812", "7230 steps/s", "host 1,024 MiB"]
     assert fitted(parts, 200) == " | ".join(parts)
     assert fitted(parts, 60) == "iteration 37/150 | left 0:02:11 | reward 3.21 | length 812"
@@ -201,7 +242,7 @@ def test_the_line_gives_way_in_order_of_importance() -> None:
     assert fitted(parts, 31) == "iteration 37/150 | left 0:02:11"
 
 
-def test_at_80_columns_iteration_and_time_left_are_in_view(terminal: Terminal, tmp_path: Path) -> None:
+def test_a_terminal_of_80_columns_shows_iteration_and_time_left(terminal: Terminal, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = begin("hover", run, "max_iterations=6", "memory.count_tensors=true")
     assert ForkedRun(words, terminal.path).join() == 0
@@ -210,13 +251,13 @@ def test_at_80_columns_iteration_and_time_left_are_in_view(terminal: Terminal, t
     assert max(map(len, lines)) <= 80
 
 
-def test_an_estimate_for_a_reader_that_is_gone_ends_without_a_word() -> None:
+def test_an_estimate_whose_output_pipe_is_closed_ends_with_code_0_and_no_message() -> None:
     line = f"{shlex.join([sys.executable, 'estimate.py', 'trace=false'])} | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], cwd=REPOSITORY, capture_output=True, text=True)
     assert (done.stdout.split("\n")[1], done.stderr) == ("0", "")
 
 
-def test_an_estimate_that_cannot_be_written_is_an_error() -> None:
+def test_an_estimate_on_a_full_disk_ends_with_code_1_and_the_reason() -> None:
     line = f"{shlex.join([sys.executable, 'estimate.py', 'trace=false', 'format=json'])} > /dev/full"
     done = subprocess.run(["bash", "-c", line], cwd=REPOSITORY, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")

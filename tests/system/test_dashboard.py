@@ -43,7 +43,7 @@ def refusal(*words: str) -> str:
     return done.stderr
 
 
-def test_it_answers_on_this_machine_alone(dashboard: Dashboard, run: Path) -> None:
+def test_the_dashboard_listens_on_localhost_alone(dashboard: Dashboard, run: Path) -> None:
     with dashboard(str(run), "--port", "0") as (process, url):
         with urllib.request.urlopen(url) as page:
             assert b"TensorBoard" in page.read()
@@ -59,18 +59,19 @@ def test_it_answers_on_this_machine_alone(dashboard: Dashboard, run: Path) -> No
     assert set(listening) <= {"127.0.0.1", "::1"}
 
 
-def test_a_taken_port_is_passed_over_unless_it_was_asked_for(dashboard: Dashboard, run: Path) -> None:
+def test_a_default_port_that_is_taken_is_skipped_and_one_from_the_command_line_is_refused(
+    dashboard: Dashboard, run: Path
+) -> None:
     with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        with contextlib.suppress(OSError):  # somebody has it already
-            listener.bind(("127.0.0.1", 6006))
-            listener.listen()
-        with dashboard(str(run)) as (_, url):
-            assert 6006 < int(url.split(":")[2].strip("/")) < 6106
-        assert "--port 6006: TensorBoard could not bind to port 6006" in refusal(str(run), "--port", "6006")
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        taken = listener.getsockname()[1]
+        with dashboard(str(run), default_port=taken) as (_, url):
+            assert taken < int(url.split(":")[2].strip("/")) < taken + 100
+        assert f"--port {taken}: TensorBoard could not bind to port {taken}" in refusal(str(run), "--port", str(taken))
 
 
-def test_ctrl_c_ends_it_and_all_that_it_started(dashboard: Dashboard, run: Path) -> None:
+def test_ctrl_c_ends_the_dashboard_with_code_0_and_its_child_processes(dashboard: Dashboard, run: Path) -> None:
     with dashboard(str(run), "--port", "0") as (process, _):
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
@@ -155,5 +156,5 @@ def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("port", ["-1", "65536"])
-def test_a_port_that_cannot_be_is_refused(run: Path, port: str) -> None:
+def test_a_port_out_of_range_is_refused(run: Path, port: str) -> None:
     assert refusal(str(run), "--port", port).startswith(f"error: --port {port}: ")

@@ -1,4 +1,4 @@
-"""What befalls a run, done to real ones: killed, stopped, its files broken, its disk full. Nothing is lost."""
+"""Faults in real runs: killed, stopped, broken files, a full disk. Nothing is lost that was saved."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return of
 
 
-def live(words: list[str], tmp_path: Path, fault: Fault | None = None) -> tuple[int, str]:
+def run_to_end(words: list[str], tmp_path: Path, fault: Fault | None = None) -> tuple[int, str]:
     code, printed = ForkedRun(words, tmp_path / "out", fault).ends()
     assert "Traceback" not in printed
     return code, printed
@@ -75,7 +75,7 @@ def live(words: list[str], tmp_path: Path, fault: Fault | None = None) -> tuple[
 
 def go_on(folder: Path, tmp_path: Path, *more: str) -> str:
     """Resumes the run in `folder` to its end, and returns what was printed."""
-    code, printed = live([f"resume={folder}", *more], tmp_path)
+    code, printed = run_to_end([f"resume={folder}", *more], tmp_path)
     assert code == 0, printed
     return printed
 
@@ -132,7 +132,7 @@ def assert_equal(one: Any, other: Any, where: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("env", envs.names())
-def test_a_fork_trains_as_a_process_of_its_own_does(
+def test_a_forked_run_and_a_process_of_its_own_give_identical_results(
     env: str, straight: Callable[[str], Path], train: Callable[..., Any], tmp_path: Path
 ) -> None:
     done = train(*begin(env, tmp_path / "run", "max_iterations=3"))
@@ -148,7 +148,7 @@ ROUNDS = [pytest.param(0, 3), *(pytest.param(number, 6, marks=pytest.mark.slow) 
 
 @pytest.mark.parametrize("env", envs.names())
 @pytest.mark.parametrize(("number", "kills"), ROUNDS)
-def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(
+def test_a_run_killed_at_random_moments_and_resumed_ends_as_an_uninterrupted_run(
     number: int, kills: int, env: str, straight: Callable[[str], Path], tmp_path: Path, record_property: Record
 ) -> None:
     dice, run, killed = random.Random(f"{env} {number}"), tmp_path / "run", 0
@@ -168,7 +168,7 @@ def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(
         if code == 0:
             break
     else:
-        code, printed = live([*words, "resume=auto"], tmp_path)
+        code, printed = run_to_end([*words, "resume=auto"], tmp_path)
         assert code == 0, printed
     assert killed
     assert_same(straight(env), run)
@@ -185,14 +185,14 @@ STAGES: list[str | Fault] = [
 
 
 @pytest.mark.parametrize("env", ["hover", pytest.param("go2", marks=pytest.mark.slow)])
-def test_killed_while_it_writes_it_ends_as_if_it_had_not_been(
+def test_a_run_killed_while_it_writes_a_file_and_resumed_ends_as_an_uninterrupted_run(
     env: str, straight: Callable[[str], Path], tmp_path: Path, record_property: Record
 ) -> None:
     run = tmp_path / "run"
-    assert live(begin(env, run), tmp_path, killed_before_touching(run, "open .model_", 3))[0] == -signal.SIGKILL
+    assert run_to_end(begin(env, run), tmp_path, killed_before_touching(run, "open .model_", 3))[0] == -signal.SIGKILL
     for stage in STAGES:
         fault = killed_before_touching(run, stage.replace(" .", r" \."), 1) if isinstance(stage, str) else stage
-        code, printed = live([f"resume={run}"], tmp_path, fault)
+        code, printed = run_to_end([f"resume={run}"], tmp_path, fault)
         assert code == -signal.SIGKILL, f"{stage}: {printed}"
     go_on(run, tmp_path)
     assert_same(straight(env), run)
@@ -201,7 +201,7 @@ def test_killed_while_it_writes_it_ends_as_if_it_had_not_been(
 
 
 @pytest.mark.slow
-def test_killed_before_any_touch_of_the_disk_it_ends_as_if_it_had_not_been(
+def test_a_run_killed_before_each_file_operation_and_resumed_ends_as_an_uninterrupted_run(
     straight: Callable[[str], Path], tmp_path: Path, record_property: Record
 ) -> None:
     """Killed before its first touch of the folder, its second, ...; and each time once more on coming back."""
@@ -209,16 +209,16 @@ def test_killed_before_any_touch_of_the_disk_it_ends_as_if_it_had_not_been(
     for nth in itertools.count(1):
         run = tmp_path / f"run_{nth}"
         words = [*begin("hover", run, "max_iterations=2"), "resume=auto"]
-        code, printed = live(words, tmp_path, killed_before_touching(run, "", nth))
+        code, printed = run_to_end(words, tmp_path, killed_before_touching(run, "", nth))
         if code == 0:
             break
         assert code == -signal.SIGKILL, printed
         tried += 1
         if not is_complete(run):
-            killed = live(words, tmp_path, killed_before_touching(run, "", nth // 2 + 1))[0] == -signal.SIGKILL
+            killed = run_to_end(words, tmp_path, killed_before_touching(run, "", nth // 2 + 1))[0] == -signal.SIGKILL
             tried += killed
         if not is_complete(run):
-            code, printed = live(words, tmp_path)
+            code, printed = run_to_end(words, tmp_path)
             assert code == 0, printed
         assert_same(straight("hover"), run)
         shutil.rmtree(run)
@@ -227,43 +227,43 @@ def test_killed_before_any_touch_of_the_disk_it_ends_as_if_it_had_not_been(
     record_property("tried", tried)
 
 
-def test_killed_when_all_was_done_but_to_say_so_it_is_completed(
+def test_a_run_killed_before_its_last_summary_is_completed_by_resume_auto(
     straight: Callable[[str], Path], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     words = [*begin("hover", run, "max_iterations=2"), "resume=auto"]
-    assert live(words, tmp_path, killed_before_touching(run, r"os.rename \.summary", 2))[0] == -signal.SIGKILL
-    assert live(words, tmp_path)[0] == 0
+    assert run_to_end(words, tmp_path, killed_before_touching(run, r"os.rename \.summary", 2))[0] == -signal.SIGKILL
+    assert run_to_end(words, tmp_path)[0] == 0
     assert_same(straight("hover"), run)
     assert is_complete(run)
-    code, printed = live(words, tmp_path)
+    code, printed = run_to_end(words, tmp_path)
     assert (code, printed.count("\n")) == (0, 1)
     assert f"{run} is complete: all 2 iterations are done. To train on: " in printed
     assert f"train.py resume={run} max_iterations=4" in printed
 
 
-def test_killed_before_anything_was_saved_it_starts_over(
+def test_a_run_killed_before_its_first_checkpoint_starts_over(
     straight: Callable[[str], Path], tmp_path: Path, record_property: Record
 ) -> None:
     run = tmp_path / "run"
     words = begin("hover", run, "save_interval=1000", "checkpoint.every_seconds=null")
     fault = killed_before_touching(run, r"os.rename \.state_0")
-    assert live(words, tmp_path, fault)[0] == -signal.SIGKILL
+    assert run_to_end(words, tmp_path, fault)[0] == -signal.SIGKILL
     assert rows_so_far(run) > 0
     assert "nothing was saved yet: the run starts over" in go_on(run, tmp_path)
     assert_same(straight("hover"), run)
 
 
-def test_from_an_older_checkpoint_it_comes_to_the_same_end_and_sets_the_newer_aside(
+def test_a_run_resumed_from_an_older_checkpoint_sets_newer_ones_aside_and_ends_as_an_uninterrupted_run(
     straight: Callable[[str], Path], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     stop = signalled_before_touching(signal.SIGTERM, run, r"open \.model_", 7)
-    assert live(begin("hover", run, "checkpoint.keep_state=4"), tmp_path, stop)[0] == 75
+    assert run_to_end(begin("hover", run, "checkpoint.keep_state=4"), tmp_path, stop)[0] == 75
     older = sorted(numbered(run / "checkpoints", "state"))[1]
     words = [f"resume={run}/checkpoints/state_{older}.pt"]
     for moment in (r"os.rename \.manifest", r"open \.state_"):  # its rows are gone by then, or not yet replaced
-        assert live(words, tmp_path, killed_before_touching(run, moment))[0] == -signal.SIGKILL
+        assert run_to_end(words, tmp_path, killed_before_touching(run, moment))[0] == -signal.SIGKILL
         words = [f"resume={run}"]
     assert (run / "checkpoints" / f"model_{older + 1}.pt.old").exists()
     assert rows_so_far(run) <= older + 2
@@ -275,7 +275,7 @@ def test_from_an_older_checkpoint_it_comes_to_the_same_end_and_sets_the_newer_as
 
 
 @pytest.mark.parametrize("env", envs.names())
-def test_stopped_again_and_again_it_ends_as_if_it_had_not_been(
+def test_a_run_stopped_by_four_signals_in_turn_and_resumed_ends_as_an_uninterrupted_run(
     env: str, straight: Callable[[str], Path], tmp_path: Path, record_property: Record
 ) -> None:
     run = tmp_path / "run"
@@ -299,7 +299,7 @@ def test_stopped_again_and_again_it_ends_as_if_it_had_not_been(
     record_property("tried", len(stops))
 
 
-def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+def test_a_second_sigterm_stops_within_the_iteration(tmp_path: Path) -> None:
     run = tmp_path / "run"
     forked = ForkedRun(begin("hover", run, "num_steps_per_env=100000"), tmp_path / "out")  # minutes
     assert until((run / "train.log").exists, forked)
@@ -329,20 +329,20 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
         (signal.SIGUSR1, r"open train\.log"),
     ],
 )
-def test_a_signal_at_the_start_leaves_nothing_behind(
+def test_a_signal_before_the_first_iteration_leaves_no_run_folder(
     number: signal.Signals, moment: str, straight: Callable[[str], Path], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     words = [*begin("hover", run, "max_iterations=2"), "resume=auto"]
-    code, printed = live(words, tmp_path, signalled_before_touching(number, run, moment))
+    code, printed = run_to_end(words, tmp_path, signalled_before_touching(number, run, moment))
     assert code == (130 if number == signal.SIGINT else 75), printed
     assert "after a checkpoint" not in printed
     assert not run.exists(), "of a run that never began nothing is kept"
-    assert live(words, tmp_path)[0] == 0
+    assert run_to_end(words, tmp_path)[0] == 0
     assert_same(straight("hover"), run)
 
 
-def test_resume_auto_goes_on_with_the_unfinished_run_of_the_same_words_that_started_last(
+def test_resume_auto_takes_the_newest_unfinished_run_with_the_same_overrides(
     straight: Callable[[str], Path], tmp_path: Path
 ) -> None:
     words = [*WORDS, "env=hover"]
@@ -421,13 +421,13 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was stopped after some iterations, with two states."""
     folder = tmp_path_factory.mktemp("stopped")
     stop = signalled_before_touching(signal.SIGTERM, folder / "run", r"open \.model_", 3)
-    assert live(begin("hover", folder / "run"), folder, stop)[0] == 75
+    assert run_to_end(begin("hover", folder / "run"), folder, stop)[0] == 75
     return folder / "run"
 
 
 @pytest.mark.parametrize("kind", ["model", "state"])
 @pytest.mark.parametrize("break_it", BREAKERS, ids=lambda breaker: breaker.__name__)
-def test_a_broken_file_is_named_and_the_one_before_taken(
+def test_a_broken_checkpoint_is_named_and_the_run_resumes_from_the_one_before(
     break_it: Callable[[Path], None], kind: str, stopped: Path, straight: Callable[[str], Path], tmp_path: Path
 ) -> None:
     run = shutil.copytree(stopped, tmp_path / "run")
@@ -451,28 +451,28 @@ def test_a_broken_file_is_named_and_the_one_before_taken(
         assert_same(straight("hover"), run)
 
 
-def test_a_foreign_file_that_is_whole_is_named(stopped: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_iteration_or_network_is_refused_by_name(stopped: Path, tmp_path: Path) -> None:
     run = shutil.copytree(stopped, tmp_path / "run")
     models = numbered(run / "checkpoints", "model")
     newest = max(models)
     shutil.copy(models[newest - 1], models[newest])
-    code, printed = live([f"resume={run}"], tmp_path)
+    code, printed = run_to_end([f"resume={run}"], tmp_path)
     assert code == 1
     assert f"{models[newest]} is of iteration {newest - 1}" in printed
     other = checkpoint.load(models[newest - 1])
     other["iter"] = newest
     other["actor_state_dict"] = {"mlp.0.weight": torch.zeros(2, 2)}
     checkpoint.save(models[newest], other)
-    code, printed = live([f"resume={run}"], tmp_path)
+    code, printed = run_to_end([f"resume={run}"], tmp_path)
     assert code == 1
     assert f"{models[newest]} or its state does not fit this run" in printed
 
 
-def test_where_all_are_broken_it_is_refused_and_says_what_to_do(stopped: Path, tmp_path: Path) -> None:
+def test_a_run_whose_states_are_all_broken_is_refused_with_advice(stopped: Path, tmp_path: Path) -> None:
     run = shutil.copytree(stopped, tmp_path / "run")
     for path in numbered(run / "checkpoints", "state").values():
         flip_a_bit(path)
-    code, printed = live([f"resume={run}"], tmp_path)
+    code, printed = run_to_end([f"resume={run}"], tmp_path)
     assert code == 2
     (line,) = printed.splitlines()
     assert line.count("does not match its checksum") == 2
@@ -491,7 +491,7 @@ def test_a_checkpoint_without_its_state_is_refused(stopped: Path) -> None:
     "word", ["seed=2", "num_envs=32", "env=go2", "algorithm.gamma=0.9", "algorithm.desired_kl=0.5",
              "network.actor.init_std=2.0", "experiment=hover_small", "deterministic=true", "env.dt=0.02"]
 )  # fmt: skip
-def test_a_word_that_would_change_the_run_is_refused_by_name(word: str, stopped: Path) -> None:
+def test_an_override_that_would_change_a_resumed_run_is_refused_by_name(word: str, stopped: Path) -> None:
     key = {"env=go2": "env", "experiment=hover_small": ""}.get(word, word.partition("=")[0])
     with pytest.raises(
         ConfigError, match=rf"{key}\S*=\S+ would change the run, which has .* Allowed to change: max_it"
@@ -499,7 +499,7 @@ def test_a_word_that_would_change_the_run_is_refused_by_name(word: str, stopped:
         prepare([f"resume={stopped}", word])
 
 
-def test_words_beside_resume_are_of_the_runs_own_env(stopped: Path) -> None:
+def test_overrides_beside_resume_are_checked_against_the_env_of_the_run(stopped: Path) -> None:
     found, _ = prepare([f"resume={stopped}", "env.yaw_lambda=-10.0"])
     assert found
     found.lock.close()
@@ -545,7 +545,7 @@ def test_fewer_iterations_than_are_done_are_refused(stopped: Path) -> None:
         prepare([f"resume={stopped}", f"max_iterations={done - 1}"])
 
 
-def test_what_touches_nothing_learned_may_change(
+def test_settings_that_do_not_change_what_is_learned_may_change_on_resume(
     stopped: Path, straight: Callable[[str], Path], tmp_path: Path
 ) -> None:
     run = shutil.copytree(stopped, tmp_path / "run")
@@ -573,7 +573,7 @@ def on_a_gpu(stopped: Path, tmp_path: Path) -> Path:
     return run
 
 
-def test_a_run_goes_on_on_another_kind_of_device_and_says_so_and_goes_on_there(on_a_gpu: Path, tmp_path: Path) -> None:
+def test_a_run_of_a_gpu_resumed_with_device_cpu_warns_and_trains_on_there(on_a_gpu: Path, tmp_path: Path) -> None:
     done = rows_so_far(on_a_gpu)
     printed = go_on(on_a_gpu, tmp_path, "device=cpu", f"max_iterations={done + 1}")
     assert "warning: device was cuda:0 and is cpu: the result may differ" in printed
@@ -587,7 +587,7 @@ def test_a_run_goes_on_on_another_kind_of_device_and_says_so_and_goes_on_there(o
     assert rows_so_far(on_a_gpu) == done + 2
 
 
-def test_a_state_that_the_other_kind_of_device_has_no_place_for_is_refused_and_nothing_is_changed(
+def test_a_state_that_does_not_fit_the_other_kind_of_device_is_refused_and_no_file_changes(
     on_a_gpu: Path, tmp_path: Path
 ) -> None:
     newest = max(numbered(on_a_gpu / "checkpoints", "state").values(), key=lambda path: path.stat().st_mtime)
@@ -596,7 +596,7 @@ def test_a_state_that_the_other_kind_of_device_has_no_place_for_is_refused_and_n
     checkpoint.save(newest, state)
     kept = {path.name: path.read_bytes() for path in (on_a_gpu / "checkpoints").iterdir()}
     for _ in range(2):
-        code, printed = live([f"resume={on_a_gpu}", "device=cpu"], tmp_path)
+        code, printed = run_to_end([f"resume={on_a_gpu}", "device=cpu"], tmp_path)
         assert code == 1
         error = printed.splitlines()[-1]
         assert error.startswith("error: ")
@@ -606,7 +606,7 @@ def test_a_state_that_the_other_kind_of_device_has_no_place_for_is_refused_and_n
         assert {path.name: path.read_bytes() for path in (on_a_gpu / "checkpoints").iterdir()} == kept
 
 
-def test_resume_auto_takes_no_run_with_another_word_for_the_device(stopped: Path, tmp_path: Path) -> None:
+def test_resume_auto_takes_no_run_with_another_device_setting(stopped: Path, tmp_path: Path) -> None:
     run = shutil.copytree(stopped, tmp_path / "outputs" / "hover" / "run")
     asked = to_experiment(compose([*WORDS, "env=hover", "device=cpu"]))
     found, why = _newest(asked, run, is_folder_named=False)
@@ -623,7 +623,7 @@ def test_a_second_process_on_a_run_folder_is_refused_until_the_first_is_dead(tmp
     run = tmp_path / "run"
     first = ForkedRun(begin("hover", run, "max_iterations=100000"), tmp_path / "first")
     assert until(lambda: rows_so_far(run) > 1, first)
-    code, printed = live([f"resume={run}"], tmp_path)
+    code, printed = run_to_end([f"resume={run}"], tmp_path)
     assert code == 2
     assert printed == (
         f"error: {run} is in use: process {first.pid} trains in it. Wait for it, or stop it with: kill {first.pid}\n"
@@ -727,7 +727,7 @@ def test_a_run_that_begins_on_a_full_disk_is_told_so_in_one_message(
     ballast = fill(disk)
     with ballast.open("r+b") as file:
         file.truncate(ballast.stat().st_size - free_kib * 1024)
-    code, printed = live(begin("hover", disk / "run", "max_iterations=2"), tmp_path)
+    code, printed = run_to_end(begin("hover", disk / "run", "max_iterations=2"), tmp_path)
     assert code in (1, 2), printed
     assert "No space left on device" in printed.splitlines()[-1]
     assert "Logging error" not in printed
@@ -738,14 +738,14 @@ def test_a_folder_that_cannot_be_written_to_is_refused_at_the_start(
     stopped: Path, small_disk: Callable[[str], Path], tmp_path: Path
 ) -> None:
     disk = small_disk("ro")
-    code, printed = live(begin("hover", disk / "run"), tmp_path)
+    code, printed = run_to_end(begin("hover", disk / "run"), tmp_path)
     assert (code, len(printed.splitlines())) == (2, 1)
     assert f"cannot make the run folder {disk / 'run'}: Read-only file system; choose another" in printed
 
 
 def test_tensorboards_writer_may_fail_and_the_run_goes_on(straight: Callable[[str], Path], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    code, printed = live(begin("hover", run), tmp_path, dashboard_fails(after=9))
+    code, printed = run_to_end(begin("hover", run), tmp_path, dashboard_fails(after=9))
     assert code == 0, printed
     assert printed.count("TensorBoard's event file cannot be written: Input/output error") == 1
     assert rows_of(run) == rows_of(straight("hover"))
@@ -754,12 +754,12 @@ def test_tensorboards_writer_may_fail_and_the_run_goes_on(straight: Callable[[st
 # Repeated
 
 
-def test_a_run_repeated_is_compared_to_the_bit(stopped: Path, tmp_path: Path) -> None:
+def test_reproduce_reports_a_difference_of_one_bit_in_curve_or_weights(stopped: Path, tmp_path: Path) -> None:
     original = tmp_path / "original"
-    assert live(begin("hover", original, "max_iterations=3"), tmp_path)[0] == 0
+    assert run_to_end(begin("hover", original, "max_iterations=3"), tmp_path)[0] == 0
 
     def repeat(name: str) -> tuple[int, str, dict[str, Any]]:
-        code, printed = live([f"reproduce={original}", f"hydra.run.dir={tmp_path / name}"], tmp_path)
+        code, printed = run_to_end([f"reproduce={original}", f"hydra.run.dir={tmp_path / name}"], tmp_path)
         return code, printed, json.loads((tmp_path / name / "reproduction.json").read_text())
 
     code, printed, found = repeat("equal")

@@ -57,7 +57,7 @@ def test_replaying_the_recorded_actions_gives_the_recorded_steps(
 
 
 @pytest.mark.parametrize("name", RECORDED_WITH)
-def test_an_episode_that_lasts_too_long_is_a_time_out(
+def test_an_episode_longer_than_its_limit_ends_as_a_time_out(
     name: str, simulator: torch.device, experiment: Callable[..., ExperimentConfig]
 ) -> None:
     cfg = experiment(f"env={name}", "env.episode_length_s=0.1")
@@ -75,7 +75,7 @@ def test_an_episode_that_lasts_too_long_is_a_time_out(
     assert lengths == [[n] * 3 for n in [*range(1, limit + 1), 0]]
 
 
-def test_commands_are_drawn_anew_when_their_time_is_up_and_only_then(
+def test_go2_draws_new_commands_at_the_resampling_time_and_at_no_other_step(
     simulator: torch.device, experiment: Callable[..., ExperimentConfig]
 ) -> None:
     cfg = experiment("env.resampling_time_s=0.06", "env.lin_vel_x_range=[-1,1]", "env.clip_actions=0.1")

@@ -98,7 +98,7 @@ def test_observations_are_named_by_the_step_that_acts_on_them_and_by_env(experim
     assert str(found) == "observations are not finite in iteration 2: nan first at step 5 in 2 envs: 3, 11"
 
 
-def test_what_the_last_step_observed_counts_as_well(experiment: Experiment) -> None:
+def test_a_nonfinite_observation_of_the_last_step_stops_the_run(experiment: Experiment) -> None:
     def fault(step: int, stepped: Step) -> None:
         if step == 2 * T - 1:
             stepped.observations["policy"][15, 0] = -INF
@@ -139,7 +139,7 @@ def test_a_network_that_overflows_is_told_from_the_env(experiment: Experiment, n
     assert found.fault == Fault(0, group, INF, 0, list(range(N)), [])
 
 
-def test_a_loss_is_named(experiment: Experiment) -> None:
+def test_a_nonfinite_loss_is_named(experiment: Experiment) -> None:
     def fault(step: int, stepped: Step) -> None:
         stepped.rewards[:] = 1e30  # finite, and its square is not
 
@@ -151,7 +151,7 @@ def test_a_loss_is_named(experiment: Experiment) -> None:
     assert str(found).startswith("losses are not finite in iteration 0: value")
 
 
-def test_weights_are_named(experiment: Experiment) -> None:
+def test_nonfinite_weights_are_named(experiment: Experiment) -> None:
     reports = Reports()
     running = looping(experiment("experiment=smoke", "algorithm.num_mini_batches=1"), reports)
     running.update = RslRlUpdate(
@@ -165,7 +165,7 @@ def test_weights_are_named(experiment: Experiment) -> None:
     assert "critic.mlp.2.bias" in found.fault.names
 
 
-def test_a_normalizer_belongs_to_the_weights(experiment: Experiment) -> None:
+def test_a_nonfinite_normalizer_is_reported_as_weights(experiment: Experiment) -> None:
     reports = Reports()
     running = looping(experiment("experiment=smoke", "network.obs_normalization=true"), reports)
     running.alg.actor.obs_normalizer._var[0, 4] = NAN  # not read in an update, unlike the standard deviation
@@ -174,7 +174,7 @@ def test_a_normalizer_belongs_to_the_weights(experiment: Experiment) -> None:
     assert found.fault.names[0].startswith("actor.obs_normalizer._")
 
 
-def test_an_env_that_breaks_over_nan_is_not_blamed(experiment: Experiment) -> None:
+def test_an_env_that_raises_after_a_nan_observation_is_reported_as_nan(experiment: Experiment) -> None:
     def fault(step: int, stepped: Step) -> None:
         if step == T + 2:
             stepped.observations["policy"][7] = NAN
@@ -188,7 +188,7 @@ def test_an_env_that_breaks_over_nan_is_not_blamed(experiment: Experiment) -> No
     assert found.evidence["actions"].shape[0] == 3
 
 
-def test_an_env_that_breaks_by_itself_says_so_itself(experiment: Experiment) -> None:
+def test_an_env_that_raises_on_finite_values_raises_its_own_error(experiment: Experiment) -> None:
     def fault(step: int, stepped: Step) -> None:
         if step == T + 3:
             raise RuntimeError("singular matrix")
@@ -197,7 +197,7 @@ def test_an_env_that_breaks_by_itself_says_so_itself(experiment: Experiment) -> 
         looping(experiment("experiment=smoke"), Reports(), fault).learn(2)
 
 
-def test_a_sum_that_overflows_is_no_fault(experiment: Experiment) -> None:
+def test_finite_rewards_whose_sum_overflows_are_accepted(experiment: Experiment) -> None:
     running = looping(experiment("experiment=smoke"), Reports())
     running.learn(1)
     running.alg.storage.rewards.fill_(3e38)
@@ -331,7 +331,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_is_changed(
     assert fresh.env.value == 0  # type: ignore[attr-defined]
 
 
-def test_a_checkpoint_that_fits_is_put_back(experiment: Experiment) -> None:
+def test_a_checkpoint_that_fits_is_restored(experiment: Experiment) -> None:
     cfg = experiment("experiment=smoke", "env=go2")
     memory = Memory()
     saved = saving(cfg, memory)
@@ -462,7 +462,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Failed:
     return run, code, errors.read_text()
 
 
-def test_the_run_says_what_where_and_how_to_go_on_in_one_line(failed: Failed) -> None:
+def test_a_nan_reward_ends_the_run_with_one_line_that_names_step_envs_replay_and_remedy(failed: Failed) -> None:
     folder, code, printed = failed
     assert code == 1
     message = (
@@ -526,7 +526,7 @@ def test_replay_of_a_run_that_no_longer_fails_in_the_same_way_says_what_differs(
     assert errors == "error: not repeated: HoverEnv has no steps, which the saved state has\n"
 
 
-def test_one_bit_more_or_less_is_a_difference(failed: Failed) -> None:
+def test_replay_reports_a_difference_of_one_bit(failed: Failed) -> None:
     folder, *_ = failed
     _, dump = replay.read(folder / "nan_2.pt")
     _, again = replay.read(folder / "nan_2.pt")
@@ -536,7 +536,7 @@ def test_one_bit_more_or_less_is_a_difference(failed: Failed) -> None:
     assert replay.differences(dump, again) == ["rewards", "actor_state_dict"]
 
 
-def test_without_a_full_state_the_table_is_all(
+def test_replay_of_a_dump_without_a_checkpoint_shows_the_table_alone(
     failed: Failed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dump = tmp_path / "nan_2.pt"
@@ -548,7 +548,7 @@ def test_without_a_full_state_the_table_is_all(
 
 
 @pytest.mark.parametrize("name", ["nan_9.pt", "config.yaml", "checkpoints/model_1.pt"])
-def test_a_file_that_is_no_dump_is_refused(failed: Failed, name: str) -> None:
+def test_replay_refuses_a_file_that_is_no_dump(failed: Failed, name: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(name)):
         replay.main([str(failed[0] / name)])
 
@@ -588,9 +588,7 @@ def test_an_env_that_ends_the_episodes_in_which_the_simulator_errs_counts_them(
 
 
 @torch.inference_mode()
-def test_what_the_simulator_raises_comes_with_the_setting_that_mends_it(
-    experiment: Experiment, simulator: torch.device
-) -> None:
+def test_an_error_of_the_simulator_names_the_setting_to_change(experiment: Experiment, simulator: torch.device) -> None:
     cfg = experiment("env=hover")
     env: Any = make_env(cfg.env, 2, simulator, seed=1)
     env._drone.set_dofs_velocity(torch.full((1, 6), NAN), envs_idx=[1])

@@ -117,7 +117,7 @@ def predicted(needed_mib: int, simulator_mib: int) -> Any:
         (4000, 3900, 4000),
     ],
 )
-def test_the_room_is_what_was_free_at_the_start_less_what_others_took(
+def test_advice_counts_the_memory_free_at_the_start_less_what_other_processes_took(
     at_start_mib: int, now_mib: int, room_mib: int, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = experiment("env=go2")

@@ -15,6 +15,7 @@ import pytest
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
 from selenium.webdriver.support.wait import WebDriverWait
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks.screenshots import CHROMIUM, DRIVER, EVERYWHERE, open_chromium
 from ppo_lab.errors import ExitCode
@@ -65,7 +66,9 @@ def peaks(run: Path) -> list[float]:
     return [row[f"Memory/{name}_mib"] for row in rows_of(run) for name in ("rollout_peak", "update_peak", "resident")]
 
 
-def test_it_outlives_a_job_that_breaks(real: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_a_sweep_whose_second_job_fails_completes_the_others_and_ends_with_code_1(
+    real: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
     folder, done = real
     assert done.returncode == ExitCode.FAILED, done.stderr
     assert done.stderr == ""
@@ -81,14 +84,14 @@ def test_it_outlives_a_job_that_breaks(real: tuple[Path, subprocess.CompletedPro
         assert json.loads((folder / job.folder / "manifest.json").read_text())["overrides"] == list(job.overrides)
 
 
-def test_the_third_job_holds_what_the_first_held_to_the_byte(sweep: Path) -> None:
+def test_the_third_job_of_a_sweep_holds_as_many_bytes_as_the_first(sweep: Path) -> None:
     first, _, third = jobs.read(sweep).jobs
     assert len(peaks(sweep / first.folder)) == 3 * ITERATIONS
     assert peaks(sweep / third.folder) == peaks(sweep / first.folder)
 
 
 @pytest.mark.slow
-def test_a_job_holds_what_it_holds_alone_to_the_byte(sweep: Path, train: Train, tmp_path: Path) -> None:
+def test_a_job_of_a_sweep_holds_as_many_bytes_as_the_same_run_alone(sweep: Path, train: Train, tmp_path: Path) -> None:
     third = jobs.read(sweep).jobs[2]
     assert train(*third.overrides, f"hydra.run.dir={tmp_path / 'alone'}").returncode == 0
     assert peaks(sweep / third.folder) == peaks(tmp_path / "alone")
@@ -111,7 +114,7 @@ def test_the_report_says_what_metrics_jsonl_says(sweep: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_job_that_was_killed_goes_on_to_the_very_run_it_would_have_been(train: Train, tmp_path: Path) -> None:
+def test_a_killed_job_resumed_with_its_sweep_ends_as_an_uninterrupted_run(train: Train, tmp_path: Path) -> None:
     words = [*TINY, "max_iterations=40", "save_interval=5"]
     folder = tmp_path / "sweep"
     command = [sys.executable, "train.py", "-m", *words, "seed=choice(7)", f"hydra.sweep.dir={folder}"]
@@ -143,6 +146,29 @@ def learned(run: Path) -> list[dict[str, float]]:
     """The rows that do not tell the time or the memory."""
     kept = ("iteration", "Loss", "Train", "Policy", "Episode")
     return [{tag: value for tag, value in row.items() if tag.startswith(kept)} for row in rows_of(run)]
+
+
+def test_the_event_files_of_a_sweep_hold_the_configuration_the_curves_and_the_results_of_every_job(sweep: Path) -> None:
+    table = json.loads((sweep / "sweep.json").read_text())["jobs"]
+    for row, job in zip(table, jobs.read(sweep).jobs, strict=True):
+        run = sweep / job.folder
+        board = EventAccumulator(str(run)).Reload()
+        config, environment = (
+            board.Tensors(f"{name}/text_summary")[0].tensor_proto.string_val[0].decode()
+            for name in ("config", "environment")
+        )
+        assert (run / "config.yaml").read_text().strip() in config
+        assert "genesis-world" in environment
+        results = {name: row[name] for name in hparams.RESULTS if row[name] is not None}
+        assert {tag for tag in board.Tags()["scalars"] if tag.startswith("Result/")} == {
+            f"Result/{name}" for name in results
+        }
+        for name, value in results.items():
+            assert board.Scalars(f"Result/{name}")[0].value == pytest.approx(value, rel=1e-6)
+        if job.status == "completed":
+            last = board.Scalars("Train/mean_reward")[-1]
+            assert last.step == ITERATIONS - 1
+            assert last.value == pytest.approx(rows_of(run)[-1]["Train/mean_reward"], rel=1e-6)
 
 
 # in a browser
@@ -200,6 +226,7 @@ def names(sweep: Path) -> list[str]:
     return [job.folder for job in jobs.read(sweep).jobs]
 
 
+@pytest.mark.slow
 @needs_a_browser
 def test_time_series_shows_every_run_and_groups_the_tags(page: Page, sweep: Path) -> None:
     page.open("#timeseries")
@@ -208,6 +235,7 @@ def test_time_series_shows_every_run_and_groups_the_tags(page: Page, sweep: Path
     page.check(lambda: page.texts("metrics-card-groups .group-title"), groups)
 
 
+@pytest.mark.slow
 @needs_a_browser
 def test_a_curve_ends_where_the_run_ended(page: Page, sweep: Path) -> None:
     page.open("?tagFilter=mean_reward#timeseries")
@@ -226,6 +254,7 @@ def test_a_curve_ends_where_the_run_ended(page: Page, sweep: Path) -> None:
     page.check(ends, expected)
 
 
+@pytest.mark.slow
 @needs_a_browser
 def test_custom_scalars_are_grouped_as_the_layout_says_and_drawn_for_both_runs(page: Page) -> None:
     page.open("#custom_scalars")
@@ -257,6 +286,7 @@ def test_custom_scalars_are_grouped_as_the_layout_says_and_drawn_for_both_runs(p
     )
 
 
+@pytest.mark.slow
 @needs_a_browser
 def test_hparams_has_a_row_for_every_job_with_the_numbers_of_the_report(page: Page, sweep: Path) -> None:
     page.open("#hparams")
@@ -280,6 +310,7 @@ def shown(value: float | None) -> str:
     return "" if value is None else re.sub(r"e([+-])0", r"e\1", f"{value:#.5g}")
 
 
+@pytest.mark.slow
 @needs_a_browser
 def test_parallel_coordinates_have_an_axis_for_every_column_and_a_line_for_every_job_with_a_reward(page: Page) -> None:
     page.open("#hparams")
@@ -288,6 +319,7 @@ def test_parallel_coordinates_have_an_axis_for_every_column_and_a_line_for_every
     page.check(lambda: len(page.find(".foreground path")), 2)
 
 
+@pytest.mark.slow
 @needs_a_browser
 def test_text_shows_every_configuration_and_environment(page: Page, sweep: Path) -> None:
     page.open("#text")

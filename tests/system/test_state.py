@@ -35,7 +35,9 @@ def step(env: Env, actions: torch.Tensor) -> list[torch.Tensor]:
 
 
 def poison(env: Any) -> None:
-    """Writes NaN into every array that a state leaves out and a step should compute anew."""
+    """Writes NaN into every array of the simulator that a state leaves out and a step should compute anew."""
+    if env._scene is None:  # an env without the simulator
+        return
     for item in env._scene._sim.data(frozenset({DataKind.DERIVED, DataKind.SCRATCH})):
         if isinstance(item, ArrayItem) and not (item.kind == DataKind.DERIVED and CARRIED_OVER.search(item.name)):
             view = array_class.data_to_array(item.array, to_torch=True, copy=False)

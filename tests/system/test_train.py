@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def checkpoint(run: Path, name: str) -> dict[str, Any]:
     return torch.load(run / "checkpoints" / name, weights_only=True)
 
 
-def test_the_run_folder_has_its_papers(run: Path) -> None:
+def test_the_run_folder_holds_the_documented_files(run: Path) -> None:
     names = {path.name for path in run.iterdir() if "tfevents" not in path.name} - {"git.diff"}
     assert names == {
         ".hydra",
@@ -74,13 +75,13 @@ def test_the_saved_config_is_the_one_that_ran(run: Path) -> None:
     assert to_experiment(DictConfig(saved)) == again
 
 
-def test_the_manifest_says_where_the_run_comes_from(run: Path) -> None:
+def test_the_manifest_holds_seed_overrides_packages_device_and_commit(run: Path) -> None:
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["seed"] == 1
     assert "experiment=smoke" in manifest["overrides"]
     if not manifest["git"]["left_out"]:
         assert "experiment=smoke" in shlex.split(manifest["repeat"].partition("train.py")[2].lstrip("'"))
-    assert manifest["packages"]["genesis-world"] == "1.4.5"
+    assert manifest["packages"]["genesis-world"] == metadata.version("genesis-world")
     assert manifest["machine"]["device"] in ("cpu", "cuda:0")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True)
     if commit.returncode == 0:
@@ -125,7 +126,7 @@ def test_every_chart_of_the_custom_page_has_something_to_draw(run: Path) -> None
             assert any(re.match(chart.multiline.tag[0], tag) for tag in tags), chart.title
 
 
-def test_every_tag_that_was_promised_is_there_and_finite(run: Path) -> None:
+def test_every_documented_tag_is_logged_and_finite(run: Path) -> None:
     last = lines_of(run)[-1]
     for tag in (
         "Loss/value Loss/surrogate Loss/entropy Loss/learning_rate Policy/mean_std "
@@ -149,7 +150,7 @@ def test_memory_is_bracketed_by_phase(run: Path) -> None:
     assert second["Memory/update_peak_mib"] > second["Memory/rollout_peak_mib"], "activations are of the update"
 
 
-def test_memory_was_predicted_to_the_byte(run: Path) -> None:
+def test_predicted_and_measured_tensor_bytes_are_equal(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     compared = {row["name"]: (row["predicted_bytes"], row["error_percent"]) for row in summary["memory"]}
     estimate = json.loads((run / "estimate.json").read_text())
@@ -173,8 +174,8 @@ def test_checkpoints_load_without_unpickling(run: Path) -> None:
     }
 
 
-@pytest.mark.slow  # tests/test_faults.py compares many more runs to the bit, in forks
-def test_the_same_seed_gives_the_same_weights_bit_for_bit(run: Path, train: Train, tmp_path: Path) -> None:
+@pytest.mark.slow  # tests/system/test_faults.py compares many more runs to the bit, in forks
+def test_the_same_seed_gives_identical_weights_and_curves(run: Path, train: Train, tmp_path: Path) -> None:
     words = yaml.safe_load((run / ".hydra" / "overrides.yaml").read_text())
     assert train(*words, "memory.count_tensors=false", f"hydra.run.dir={tmp_path / 'again'}").returncode == 0
     for name in ("model_0.pt", "model_1.pt"):

@@ -242,14 +242,14 @@ def train_or_refuse(words: list[str]) -> None:
 @example(["reproduce=" + "a" * 5000])
 @example(["resume=${nope}"])
 @example(["env.name=${oc.env:NO_SUCH}"])
-def test_words_for_train_make_a_run_or_are_refused(words: list[str]) -> None:
+def test_random_arguments_of_train_make_a_run_or_are_refused(words: list[str]) -> None:
     train_or_refuse(words)
 
 
 @pytest.mark.slow
 @LONG
 @given(COMMAND_LINES)
-def test_many_more_words_for_train_make_a_run_or_are_refused(words: list[str]) -> None:
+def test_many_more_random_arguments_of_train_make_a_run_or_are_refused(words: list[str]) -> None:
     train_or_refuse(words)
 
 
@@ -286,7 +286,7 @@ def answer_or_refuse(words: list[str]) -> None:
 @given(st.lists(st.builds("{}={}".format, st.sampled_from(QUESTION_KEYS), VALUES), min_size=1, max_size=2))
 @example(["hardware.name='[/b]'"])  # markup of the library that prints the table
 @example(["hardware.name=${this_machine:__class__}"])
-def test_words_for_estimate_are_answered_or_refused(words: list[str]) -> None:
+def test_random_arguments_of_estimate_are_answered_or_refused(words: list[str]) -> None:
     answer_or_refuse([word for word in words if not word.startswith("fit=num")])
 
 
@@ -554,7 +554,7 @@ HOSTILE = {
     "two documents": ("a: 1\n---\nb: 2", "is not plain YAML"),
     "a list for a key": ("[1]: 2", "is not plain YAML"),
     "a number without end": ("seed: " + "9" * 5000, "is not plain YAML"),
-    "another env": ("env: {name: ../../x}", "env.name=../../x is not an env. Allowed: go2, hover."),
+    "another env": ("env: {name: ../../x}", f"env.name=../../x is not an env. Allowed: {', '.join(envs.names())}."),
     "a module that is no env": ("env: {name: base}", "env.name=base is not an env."),
     "the environment": (
         "env: {name: '${oc.env:PPO_LAB_SECRET}'}",

@@ -36,17 +36,15 @@ def test_every_choice_on_disk_composes_with_every_other(
 
 
 @pytest.mark.parametrize("name", choices("experiment"))
-def test_every_experiment_on_disk_composes_and_says_why_it_exists(experiment: Compose, name: str) -> None:
+def test_every_experiment_on_disk_composes_under_a_run_name_of_its_own(experiment: Compose, name: str) -> None:
     assert experiment(f"experiment={name}").run_name != experiment().run_name
-    lines = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
-    assert len(lines[1].strip("# ").split()) >= 8
 
 
 def test_every_env_on_disk_is_a_module_and_the_other_way_round() -> None:
     assert choices("env") == envs.names()
 
 
-def test_without_words_it_is_the_sources_go2_run(experiment: Compose) -> None:
+def test_without_overrides_the_experiment_is_the_sources_go2_run(experiment: Compose) -> None:
     cfg = experiment()
     assert (cfg.env.name, cfg.num_envs, cfg.num_steps_per_env, cfg.max_iterations) == ("go2", 4096, 24, 101)
     assert cfg.transitions == 98_304
@@ -95,6 +93,7 @@ def test_actor_and_critic_are_set_alike_or_apart(experiment: Compose) -> None:
     assert (apart.actor.hidden_dims, apart.critic.hidden_dims) == ([64], [32, 32])
 
 
+ENVS = ", ".join(envs.names())
 WRONG = {
     # unknown keys and choices
     "num_env=3": "unknown key num_env. Did you mean num_envs?",
@@ -103,10 +102,10 @@ WRONG = {
     "env.reward_scales.tracking_lin_vell=1": "Did you mean env.reward_scales.tracking_lin_vel?",
     "+surprise=1": "unknown key surprise.",
     "envs=hover": "Did you mean env?",
-    "env=hovr": "env=hovr: there is no such env. Did you mean hover? Allowed: go2, hover.",
+    "env=hovr": f"env=hovr: there is no such env. Did you mean hover? Allowed: {ENVS}.",
     "experiment=go2smal": "Did you mean go2_small?",
     "network=null": "network=null: there is no such network. Allowed: mlp.",
-    "env.name=base": "env.name=base is not an env. Allowed: go2, hover.",
+    "env.name=base": f"env.name=base is not an env. Allowed: {ENVS}.",
     "network.activation=eluu": "network.activation=eluu is out of range. Did you mean elu?",
     "hydra.surprise=1": "hydra.surprise=1 cannot be set. Allowed of Hydra's own settings: hydra.run.dir,",
     # wrong kinds
@@ -157,7 +156,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("word", "message"), WRONG.items(), ids=WRONG)
-def test_a_wrong_word_is_refused_with_what_was_got_and_what_is_allowed(
+def test_a_wrong_override_is_refused_with_what_was_got_and_what_is_allowed(
     experiment: Compose, word: str, message: str
 ) -> None:
     with pytest.raises(ConfigError) as refused:
@@ -206,7 +205,7 @@ def test_mini_batches_of_one_transition_cannot_be_normalized_each(experiment: Co
         experiment(*words, "algorithm.normalize_advantage_per_mini_batch=true")
 
 
-def test_words_are_judged_before_torch_or_the_simulator_are_loaded() -> None:
+def test_overrides_are_checked_before_torch_or_the_simulator_is_loaded() -> None:
     code = (
         "import sys; from ppo_lab.cli.compose import compose; from ppo_lab.runs.config import to_experiment\n"
         "to_experiment(compose(['env=hover', 'num_envs=8']))\n"
@@ -264,11 +263,10 @@ def test_a_run_is_never_written_over(train: Callable[..., subprocess.CompletedPr
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
-def test_help_is_a_page_with_groups_choices_and_examples(
+def test_help_names_the_choices_of_every_group_and_no_hardware(
     train: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     done = train("--help")
     assert done.returncode == 0
-    assert "env: go2, hover" in done.stdout
+    assert f"env: {ENVS}" in done.stdout
     assert "hardware:" not in done.stdout
-    assert done.stdout.count("python train.py ") >= 5

@@ -29,6 +29,6 @@ def row(*values: float) -> Tensor:
         (rewards.spin(row(0.0, 3 * math.pi, 4 * math.pi)), 5.0),
     ],
 )
-def test_reward_terms_are_what_they_say(reward: Tensor, by_hand: float) -> None:
+def test_a_reward_term_has_the_value_worked_out_by_hand(reward: Tensor, by_hand: float) -> None:
     assert reward.shape == (1,)
     assert reward.item() == pytest.approx(by_hand, rel=1e-5)

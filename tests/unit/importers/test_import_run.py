@@ -139,7 +139,7 @@ def test_the_learning_rate_is_the_one_that_the_old_run_had_come_to(imported: tup
     assert state["iter"] == 2
 
 
-def test_the_folder_has_the_papers_of_a_run_and_says_where_it_comes_from(imported: tuple[Path, Path]) -> None:
+def test_the_imported_folder_holds_the_files_of_a_run_and_names_its_source(imported: tuple[Path, Path]) -> None:
     old, run = imported
     assert {path.name for path in run.iterdir()} == {"checkpoints", "config.yaml", "manifest.json", "summary.json"}
     files = {path.name for path in old.iterdir()} - {"expected.pt"}
@@ -396,7 +396,7 @@ def test_a_hostile_pickle_is_refused_without_running(old: Path, kind: str, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
 
-def test_behind_the_first_lock_is_a_second() -> None:
+def test_the_unpickler_itself_finds_no_names() -> None:
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         with pytest.raises(plain_pickle.NotPlainError, match=r"asks for \w+\.system"):
             plain_pickle.PlainUnpickler(io.BytesIO(pickle.dumps(os.system, protocol))).load()

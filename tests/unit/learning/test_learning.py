@@ -55,7 +55,7 @@ def test_reward_terms_weigh_every_episode_alike_however_the_steps_share_them() -
     assert episodes.scalars()["Episode/rew_speed"] == 3.0
 
 
-def test_before_an_episode_has_ended_there_is_nothing_to_say() -> None:
+def test_without_an_ended_episode_the_statistics_are_empty() -> None:
     episodes = statistics()
     step(episodes, [1.0, 1.0], [False, False], (0.0, 0.0))
     assert episodes.scalars() == {}
@@ -97,7 +97,7 @@ def test_a_checkpoint_comes_also_when_the_time_has_passed(tmp_path: Path) -> Non
     assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["model_1.pt", "state_1.pt"]
 
 
-def test_the_best_is_a_copy_of_its_own_moment(tmp_path: Path) -> None:
+def test_best_pt_keeps_the_weights_of_the_iteration_with_the_best_reward(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", save_interval=10)
     living = model(0)
     checkpoints.maybe_save(1, lambda: living, dict, reward=1.0)
@@ -106,7 +106,7 @@ def test_the_best_is_a_copy_of_its_own_moment(tmp_path: Path) -> None:
     assert load(checkpoints.folder / "best.pt")["actor_state_dict"]["weight"].tolist() == [0.0, 0.0, 0.0]
 
 
-def test_without_a_reward_the_last_is_the_best(tmp_path: Path) -> None:
+def test_without_any_reward_best_pt_is_the_last_model(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", save_interval=1)
     save_if_due(checkpoints, 0)
     save_if_due(checkpoints, 1, last=True)
@@ -122,7 +122,7 @@ def test_a_reward_that_is_not_finite_is_never_the_best(tmp_path: Path) -> None:
     assert load(checkpoints.folder / "state_6.pt")["best_reward"] == 2.0
 
 
-def test_what_was_saved_after_the_point_of_return_is_set_aside(tmp_path: Path) -> None:
+def test_checkpoints_newer_than_the_resumed_one_are_renamed(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", save_interval=1)
     for iteration in range(3):
         save_if_due(checkpoints, iteration, last=iteration == 2)
@@ -149,7 +149,7 @@ def test_a_broken_file_is_refused_by_name(tmp_path: Path, why: str) -> None:
         load(path)
 
 
-def test_a_foreign_file_is_refused_and_one_that_would_run_code_too(tmp_path: Path) -> None:
+def test_a_file_of_another_program_or_with_code_in_it_is_refused(tmp_path: Path) -> None:
     path, ran = tmp_path / "model_3.pt", tmp_path / "ran"
 
     class Hostile:
@@ -219,7 +219,7 @@ def generator(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return fake
 
 
-def test_random_numbers_go_on_on_the_device_that_they_were_drawn_on(generator: SimpleNamespace) -> None:
+def test_random_numbers_continue_on_the_device_they_were_drawn_on(generator: SimpleNamespace) -> None:
     here, there = random_state(torch.device("cpu")), random_state(CUDA)
     assert [kind_of_device(state) for state in (here, there)] == ["cpu", "cuda"]
     drawn = torch.rand(3)

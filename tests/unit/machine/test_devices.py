@@ -263,7 +263,7 @@ def test_torch_is_asked_where_there_is_a_driver_and_nvml_is_silent(
     assert devices.driver_version() is None
 
 
-def test_where_torch_is_asked_a_card_keeps_its_word_of_the_list(
+def test_where_torch_is_asked_a_card_keeps_its_name_in_the_list(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     machine(None, CUDA_VISIBLE_DEVICES="3, GPU-e5,nothing")

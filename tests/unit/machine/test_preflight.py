@@ -40,10 +40,6 @@ def complaint() -> str:
     return str(refused.value)
 
 
-def test_this_environment_is_right() -> None:
-    preflight.check_installed()
-
-
 def test_a_wrong_genesis_is_named_with_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, genesis_world="1.5.0")
     assert complaint() == (

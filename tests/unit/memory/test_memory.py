@@ -16,6 +16,7 @@ from ppo_lab.memory.measure.growth import FlatMemoryWatch, steady_rise
 from ppo_lab.memory.measure.live_tensors import LiveTensors
 from ppo_lab.memory.measure.monitor import MemoryMonitor, free_bytes, host_peak_rss_bytes
 from ppo_lab.memory.rows import MIB, ROWS, STANDS_FOR_A_RUN, WHOLE_RUN, name_of, predicted_tag, tag
+from tests.paths import REPOSITORY
 
 CPU = torch.device("cpu")
 
@@ -260,7 +261,7 @@ def test_on_a_gpu_every_row_is_there() -> None:
 
 
 def test_every_row_is_explained_in_the_docs() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "run_folder.md").read_text()
+    page = (REPOSITORY / "docs" / "run_folder.md").read_text()
     assert [name for name in ROWS if f"`{tag(name)}`" not in page] == []
 
 

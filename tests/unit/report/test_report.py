@@ -195,7 +195,7 @@ def test_without_a_positive_reward_there_is_no_threshold_and_no_ratio(tmp_path: 
     assert "no setting has one in all of its runs" in results.lessons(found)[1]
 
 
-def test_every_end_is_told_and_only_completed_runs_count(tmp_path: Path) -> None:
+def test_every_status_is_reported_and_only_completed_runs_count(tmp_path: Path) -> None:
     names = ["completed", "failed", "killed", "over_budget", "planned", "running", "interrupted"]
     jobs: list[dict[str, Any]] = [
         {"overrides": [f"seed={seed}"], "status": status, "message": None if status == "completed" else f"why {status}"}
@@ -278,7 +278,7 @@ LESSON = {
 
 
 @pytest.mark.parametrize(("finals", "said"), LESSON.values(), ids=LESSON.keys())
-def test_no_claim_is_made_that_the_spread_does_not_bear_out(
+def test_a_difference_within_the_spread_over_seeds_is_not_claimed(
     tmp_path: Path, finals: dict[int, Sequence[float]], said: str
 ) -> None:
     per_minute = results.lessons(results.of(read_sweep(seeds(tmp_path, finals))))[1]
@@ -443,7 +443,7 @@ def hostile_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return report.write(hostile(tmp_path_factory.mktemp("hostile")))
 
 
-def test_what_a_folder_says_never_becomes_markup(hostile_report: Path) -> None:
+def test_text_of_a_run_folder_is_escaped_in_the_page(hostile_report: Path) -> None:
     shown = hostile_report.read_text()
     tags = Tags(shown)
     assert EVIL not in shown
@@ -475,7 +475,7 @@ def test_the_page_runs_its_own_script_alone_and_loads_nothing(hostile_report: Pa
     assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
 
 
-def test_a_spreadsheet_is_given_no_formula(hostile_report: Path) -> None:
+def test_a_csv_cell_that_begins_like_a_formula_is_quoted(hostile_report: Path) -> None:
     with hostile_report.with_name("sweep.csv").open() as file:
         last = list(csv.DictReader(file))[-1]
     assert (last["name"], last["run"], last["message"]) == ("'=cmd()", "'=1+1", "'@SUM(1)")
@@ -523,7 +523,7 @@ def test_a_job_that_lies_outside_its_sweep_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", '{"jobs": 3, "swept": []}', '{"jobs": [], "swept": []}', "[" * 9999]
 )
-def test_a_record_that_is_none_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
+def test_a_jobs_json_that_is_no_record_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "jobs.json").write_text(content)
     with pytest.raises(ConfigError, match=r"jobs\.json") as refused:
         report.write(tmp_path)
@@ -617,7 +617,7 @@ def test_a_place_that_cannot_be_is_refused_in_one_line(
     assert re.fullmatch(r"error: cannot write the report into .*; choose another folder with --into .*\n", error)
 
 
-@pytest.mark.slow  # tests/test_real_sweep.py reports on three
+@pytest.mark.slow  # tests/system/test_real_sweep.py reports on three
 def test_a_real_run_is_read_whole(train: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     done = train("experiment=smoke", "env=hover", "memory.count_tensors=true", f"hydra.run.dir={tmp_path}/run")
     assert done.returncode == 0, done.stderr

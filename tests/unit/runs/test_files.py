@@ -39,7 +39,7 @@ def test_a_json_file_of_an_older_version_may_hold_nan(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "\0"])
-def test_what_is_no_json_is_an_empty_object_and_no_row(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_json_reads_as_an_empty_object_and_no_rows(tmp_path: Path, text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011
         from_json(text)
     (tmp_path / "metrics.jsonl").write_text(text)

@@ -97,7 +97,7 @@ def test_writing_again_replaces_the_row(tmp_path: Path) -> None:
     assert len(list((tmp_path / "run").glob(EVENT_FILES))) == 1
 
 
-def test_a_run_that_goes_on_keeps_its_curves_and_its_row(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_curves_and_its_row(tmp_path: Path) -> None:
     train(tmp_path / "run", [1.0, 2.0])
     write_hparams(tmp_path / "run", {"num_envs": 64}, {"final_reward": 2.0})
     time.sleep(1)  # event files of one second are read in any order

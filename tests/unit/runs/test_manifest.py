@@ -66,7 +66,7 @@ def test_a_clean_checkout_has_no_diff(checkout: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"a\0b", b"x" * (MAX_NEW_BYTES + 1)], ids=["not text", "too large"])
-def test_where_a_new_file_is_not_kept_it_is_named_and_no_command_is_given(content: bytes, checkout: Path) -> None:
+def test_a_manifest_that_leaves_a_new_file_out_names_it_and_gives_no_command(content: bytes, checkout: Path) -> None:
     (checkout / "new.py").write_text("print('new')\n")
     (checkout / "mesh").write_bytes(content)
     found = read_checkout(checkout)
@@ -76,7 +76,7 @@ def test_where_a_new_file_is_not_kept_it_is_named_and_no_command_is_given(conten
     assert how_to_repeat([], found, Path("git.diff")) is None
 
 
-def test_outside_of_a_checkout_nothing_is_known(tmp_path: Path) -> None:
+def test_outside_of_a_git_checkout_the_commit_is_unknown(tmp_path: Path) -> None:
     found = read_checkout(tmp_path)
     assert (found.commit, found.is_dirty) == (None, None)
     assert how_to_repeat(["seed=2"], found, Path("git.diff")) == "python train.py seed=2"
@@ -105,7 +105,7 @@ KINDS: list[tuple[list[dict[str, Any]], str]] = [
 
 
 @pytest.mark.parametrize(("parts", "exact"), KINDS, ids=lambda value: value if isinstance(value, str) else "")
-def test_a_run_that_went_on_on_another_kind_of_device_claims_nothing(parts: list[dict[str, Any]], exact: str) -> None:
+def test_a_run_resumed_on_another_kind_of_device_claims_no_exactness(parts: list[dict[str, Any]], exact: str) -> None:
     found, *more = parts
     for entry in more:
         found = go_on(found, entry["iteration"], {key: entry[key] for key in ("machine", "exact")})

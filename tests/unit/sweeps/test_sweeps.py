@@ -173,7 +173,7 @@ def test_a_choice_of_files_can_be_swept_too() -> None:
     assert expand(["env=glob(*)"]) == [("env=go2",), ("env=hover",)]
 
 
-def test_a_key_given_twice_keeps_both_words_in_their_order() -> None:
+def test_a_key_given_twice_keeps_both_overrides_in_their_order() -> None:
     words = ["env.obs_scales={ang_vel: 1}", "env.obs_scales={dof_pos: 2}", "seed=1", "seed=3", "num_envs=16,32"]
     combinations = expand(words)
     assert combinations == [
@@ -184,7 +184,7 @@ def test_a_key_given_twice_keeps_both_words_in_their_order() -> None:
     assert plan.job_names(combinations) == ["num_envs=16", "num_envs=32"]
 
 
-def test_a_job_of_two_words_for_one_key_is_what_a_single_run_makes_of_them(
+def test_a_job_with_two_overrides_of_one_key_equals_the_single_run(
     experiment: Callable[..., ExperimentConfig],
 ) -> None:
     swept = ["env.obs_scales={ang_vel: 1},{ang_vel: 2}", "env.obs_scales={dof_pos: 3}", "seed=1", "seed=4"]
@@ -253,7 +253,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("word", "message"), WRONG.items(), ids=WRONG)
-def test_a_wrong_word_is_refused_before_anything_is_written(
+def test_a_wrong_override_is_refused_before_anything_is_written(
     word: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny = [other for other in TINY if other.split("=")[0] != word.split("=")[0]]
@@ -303,7 +303,7 @@ STARTS = [
 
 
 @pytest.mark.parametrize("words", STARTS, ids=" ".join)
-def test_what_passes_the_plan_starts(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_the_plan_accepts_starts(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "_estimate", lambda *_: None)
     folder = tmp_path / "sweep"
     argv = ["-m", "experiment=smoke", "device=cpu", *words, f"hydra.sweep.dir={folder}"]
@@ -399,7 +399,7 @@ def test_what_the_simulator_cannot_build_is_left_out_however_much_memory_there_i
     assert "more than the simulator builds of this env" in large.message
 
 
-def test_or_try_it_all_the_same(tmp_path: Path) -> None:
+def test_over_budget_run_starts_a_job_that_is_predicted_not_to_fit(tmp_path: Path) -> None:
     words = [*TINY, "num_envs=choice(4000000)", "sweep.over_budget=run"]
     sweep_command.prepare(["-m", *words, f"hydra.sweep.dir={tmp_path / 'planned'}"])
     assert [(job.status, job.folder) for job in jobs.read(tmp_path / "planned").jobs] == [("planned", "0")]
@@ -486,7 +486,7 @@ def test_a_sweep_is_done_when_all_is_completed_or_was_left_out_as_planned(tmp_pa
     assert not sweep.run_folder(sweep.jobs[1]).exists()
 
 
-def test_there_are_as_many_jobs_at_a_time_as_slots(tmp_path: Path) -> None:
+def test_as_many_jobs_run_at_a_time_as_there_are_slots(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path / "sweep", *["nap"] * 7)
     running: list[int] = []
     at: list[set[str | None]] = []
@@ -545,7 +545,7 @@ def test_a_signal_lets_running_jobs_end_well_and_leaves_no_process(
 STUBBORN = JOB.replace("def end(signum, frame):", "def end(signum, frame):\n    note('waits', 'told'); return")
 
 
-def test_a_second_ctrl_c_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_ctrl_c_kills_the_running_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "JOB", STUBBORN)
     sweep = sweep_of(tmp_path / "sweep", "wait")
     process = start(sweep, count=1)
@@ -743,7 +743,7 @@ def test_another_command_is_refused_by_what_differs(planned: tuple[Path, list[st
         *({"predicted_bytes": "many"}, {"wall_s": [1]}, {"overrides": [1]}, {"predicted_is_least": 1}),
     ],
 )
-def test_a_job_with_a_wrong_field_is_refused(
+def test_a_jobs_json_with_a_wrong_value_is_refused(
     planned: tuple[Path, list[str]], tmp_path: Path, change: dict[str, Any]
 ) -> None:
     content = json.loads((planned[0] / "jobs.json").read_text())
