@@ -84,6 +84,12 @@ def conf_folders() -> list[Path]:
     return [conf for folder in folders if folder is not None and (conf := folder / "conf").is_dir()]
 
 
+def sources(name: str) -> list[Path]:
+    """The code of the package that registered the env; empty for an env of this repository."""
+    folder = registered()[name].folder if name in registered() else None
+    return sorted(folder.rglob("*.py")) if folder else []
+
+
 def names() -> list[str]:
     """The envs there are."""
     return sorted({*_own(), *registered()})

@@ -25,7 +25,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ppo_lab.config import INT32_MAX, ExperimentConfig, to_json
+from ppo_lab import envs
+from ppo_lab.config import INT32_MAX, ExperimentConfig, flat, to_json
+from ppo_lab.envs.robots import asset
 from ppo_lab.errors import MeasurementError
 from ppo_lab.memory.predict import cache
 from ppo_lab.memory.predict.hardware import Hardware
@@ -143,7 +145,7 @@ def simulator_memory(cfg: ExperimentConfig) -> SimulatorMemory | None:
     records = json.loads(STORED.read_text())
     with contextlib.suppress(OSError, ValueError):  # there is none, or it is damaged
         records.append(json.loads(_cache_file(cfg).read_text()))
-    settings = asdict(cfg.env)
+    settings = flat(asdict(cfg.env))
     for found in records:
         if found["genesis"] == _genesis_version() and found["options"].items() <= settings.items():
             return _memory(found)
@@ -167,7 +169,7 @@ def measure(cfg: ExperimentConfig) -> SimulatorMemory:
     Raises:
         MeasurementError: the env cannot be built.
     """
-    counted = record(cfg, asdict(cfg.env), SIZES)
+    counted = record(cfg, flat(asdict(cfg.env)), SIZES)
     file = _cache_file(cfg)
     with contextlib.suppress(OSError):  # it is counted again next time
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -176,8 +178,8 @@ def measure(cfg: ExperimentConfig) -> SimulatorMemory:
 
 
 def record(cfg: ExperimentConfig, options: Iterable[str], sizes: Sequence[int]) -> dict[str, Any]:
-    """Counts the memory of `cfg`'s env; holds for every env with the same values of `options`."""
-    settings = asdict(cfg.env)
+    """Counts the memory of `cfg`'s env; holds for every env with the same values of `options`, dotted keys."""
+    settings = flat(asdict(cfg.env))
     return {
         "genesis": _genesis_version(),
         "options": {name: settings[name] for name in options},
@@ -222,10 +224,13 @@ def _memory(counted: dict[str, Any]) -> SimulatorMemory:
 
 
 def _cache_file(cfg: ExperimentConfig) -> Path:
-    """Where the count of `cfg`'s env is remembered, by all its settings and by the envs' code."""
+    """Where the count of `cfg`'s env is remembered, by all its settings, the envs' code and the robot's asset."""
     digest = hashlib.sha256(json.dumps([_genesis_version(), asdict(cfg.env)], sort_keys=True).encode())
-    for source in sorted(ENVS.rglob("*.py")):
-        digest.update(source.read_bytes())
+    robot = getattr(cfg.env, "robot", None)
+    assets = [asset(robot.urdf)] if robot else []
+    for source in (*sorted(ENVS.rglob("*.py")), *envs.sources(cfg.env.name), *assets):
+        if source.is_file():
+            digest.update(source.read_bytes())
     return cache.folder() / f"simulator-{cfg.env.name}-{digest.hexdigest()[:16]}.json"
 
 
