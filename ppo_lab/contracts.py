@@ -157,7 +157,7 @@ class Ranks(Protocol):
 
 
 class MemoryPhases(Protocol):
-    """Told which phase of an iteration runs; says what memory each took."""
+    """Measures the memory of an iteration, phase by phase."""
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Around "rollout" and "update"."""

@@ -7,7 +7,7 @@ import signal
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be run; the text says what, what was got, what is allowed and the mend."""
+    """A configuration that cannot be run; the text says what, what was got, what is allowed and how to fix it."""
 
 
 class RunFailedError(RuntimeError):
@@ -59,11 +59,11 @@ STOPS = {
 
 
 class MachineError(RuntimeError):
-    """The machine lacks something; the text says what and the command that mends it."""
+    """The machine lacks something; the text says what, and the command that fixes it."""
 
 
 class SimulatorError(RuntimeError):
-    """The simulator could not do its work; the text says why, and the setting that mends it."""
+    """The simulator could not do its work; the text says why, and the setting to change."""
 
 
 class CheckpointError(RuntimeError):

@@ -53,8 +53,8 @@ def main(argv: list[str]) -> None:
         raise NotReproducedError(f"from {start} on, all was finite up to iteration {fault.iteration}")
     found = differences(dump, again.evidence)
     if found:
-        raise NotReproducedError(f"from {start} on, {again}; not bit for bit the same: {', '.join(found)}")
-    print(f"repeated from {start}, the same bit for bit: {again}")
+        raise NotReproducedError(f"from {start} on, {again}; not identical: {', '.join(found)}")
+    print(f"repeated from {start}, identically: {again}")
 
 
 def read(path: Path) -> tuple[Fault, State]:
@@ -107,7 +107,7 @@ def repeat(folder: Path, iteration: int, saved: tuple[State, State] | None) -> N
 
 
 def differences(dump: State, again: State) -> list[str]:
-    """What of the evidence is not the same, bit for bit; tensors with NaN in them are equal where their bits are."""
+    """What of the evidence is not identical; tensors with NaN in them are equal where their bits are."""
     return [name for name, value in again.items() if _bits(value) != _bits(dump.get(name))]
 
 

@@ -34,16 +34,16 @@ OTHER_NAMES = {
 """What other frameworks call a setting, and what it is called here."""
 
 
-def did_you_mean(word: str, known: Collection[str]) -> str:
-    """A question that names the known word nearest to `word`, whole or in its last dotted part; or nothing."""
-    last_part = word.lower().rpartition(".")[2]
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """A question that names the known one nearest to `name`, whole or in its last dotted part; or nothing."""
+    last_part = name.lower().rpartition(".")[2]
     for others, ours in OTHER_NAMES.items():
-        for name in ours.split():
-            if last_part in others.split() and name in known:
-                return f" Did you mean {name}?"
+        for candidate in ours.split():
+            if last_part in others.split() and candidate in known:
+                return f" Did you mean {candidate}?"
     by_last_part = {key.rpartition(".")[2]: key for key in sorted(known, key=len, reverse=True)}
-    near = difflib.get_close_matches(word, known, 1, 0.7) or [
-        by_last_part[part] for part in difflib.get_close_matches(word.rpartition(".")[2], by_last_part, 1)
+    near = difflib.get_close_matches(name, known, 1, 0.7) or [
+        by_last_part[part] for part in difflib.get_close_matches(name.rpartition(".")[2], by_last_part, 1)
     ]
     return f" Did you mean {near[0]}?" if near else ""
 

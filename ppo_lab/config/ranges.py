@@ -51,7 +51,7 @@ class Range:
         return not isinstance(value, dict | list) and self.admits(value)
 
     def __str__(self) -> str:
-        words = [
+        parts = [
             self.items is not None and f"a list of {self.items}",
             self.choices and "one of " + ", ".join(self.choices),
             (self.examples and "text like " + ", ".join(self.examples))
@@ -60,7 +60,7 @@ class Range:
             self.above is not None and f"> {self.above:.10g}",
             self.at_most is not None and f"<= {self.at_most:.10g}",
         ]
-        return ", ".join(word for word in words if word) or "finite, in 32 bits"
+        return ", ".join(part for part in parts if part) or "finite, in 32 bits"
 
 
 def setting(**allowed: Any) -> Any:

@@ -1,7 +1,7 @@
 """What an experiment is: the typed schema, and every rule its values must obey.
 
 YAML under `conf/` holds the values, the dataclasses here hold types and ranges, and neither repeats the
-other: no field has a default. Standard library only, so that a wrong word on the command line is answered
+other: no field has a default. Standard library only, so that a wrong override is refused
 before torch or the simulator are loaded.
 """
 
@@ -32,7 +32,7 @@ ADDRESS_SPACE_BYTES = 2**47
 
 @dataclass
 class EnvConfig:
-    """What every env is told. An env's own class adds what only that env has."""
+    """Settings of every env. An env's own class adds its own."""
 
     name: str = setting(pattern=r"[a-z][a-z0-9_]*")
     """The env's file under `conf/env` and its module under `ppo_lab/envs/tasks`."""

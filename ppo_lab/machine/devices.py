@@ -1,7 +1,7 @@
 """Which cards there are, and which one a run takes. NVML says it, or else torch in a process of its own.
 
 A card's number is the one that nvidia-smi gives it. The simulator's engine takes CUDA's first device whatever it is
-told, so CUDA is to show a run its card alone. CUDA reads its variables once, when it is first asked.
+told, so CUDA is made to show a run only its card. CUDA reads its variables once, when it is first asked.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ print(json.dumps(rows))
 class Card:
     """A card, or one part of a card in MIG mode, that CUDA may show a process."""
 
-    word: str
+    identifier: str
     """What leaves it alone visible as CUDA_VISIBLE_DEVICES: its UUID, or what stood there where NVML is silent."""
     number: str
     """As nvidia-smi has it: 0, and 0:1 for a part."""
@@ -70,21 +70,21 @@ def visible_cards() -> list[Card]:
     Raises:
         MachineError: numbers could mean other cards than nvidia-smi's.
     """
-    words, order = os.environ.get(VISIBLE), os.environ.get(ORDER)
-    if words is not None and not words.strip():
+    visible, order = os.environ.get(VISIBLE), os.environ.get(ORDER)
+    if visible is not None and not visible.strip():
         return []
     cards = _cards_by_nvml()
     if cards is None:
         has_driver = any(Path(name).exists() for name in DRIVER_FILES)
-        return list(_cards_by_torch(words, order or BY_BUS)) if has_driver else []
+        return list(_cards_by_torch(visible, order or BY_BUS)) if has_driver else []
     names = {part.name for parts in cards for part in parts}
-    has_numbers = words is None or any(word.strip().isdecimal() for word in words.split(","))
+    has_numbers = visible is None or any(entry.strip().isdecimal() for entry in visible.split(","))
     if order == "FASTEST_FIRST" and has_numbers and len(cards) > 1 and len(names) > 1:
         raise MachineError(
             f"{ORDER}={order} with different cards ({', '.join(sorted(names))}): a number may mean another card than "
             f"nvidia-smi's; unset {ORDER}, or name cards by the UUIDs that nvidia-smi -L prints: {VISIBLE}=GPU-..."
         )
-    return [part for parts in cards for part in parts] if words is None else _named(words, cards)
+    return [part for parts in cards for part in parts] if visible is None else _named(visible, cards)
 
 
 @functools.cache
@@ -117,7 +117,7 @@ def take(device: str) -> Card | None:
 
 def alone(card: Card | None) -> dict[str, str]:
     """The variables by which CUDA shows a process this card alone; None: no card."""
-    return {VISIBLE: card.word, ORDER: os.environ.get(ORDER, BY_BUS)} if card else {VISIBLE: ""}
+    return {VISIBLE: card.identifier, ORDER: os.environ.get(ORDER, BY_BUS)} if card else {VISIBLE: ""}
 
 
 def resolve_device(name: str) -> torch.device:
@@ -144,7 +144,7 @@ def free_bytes(card: Card) -> int:
     if nvml is None:
         return card.free_bytes
     try:
-        return int(_memory(nvml, nvml.nvmlDeviceGetHandleByUUID(card.word)).free)
+        return int(_memory(nvml, nvml.nvmlDeviceGetHandleByUUID(card.identifier)).free)
     except nvml.NVMLError:
         return card.free_bytes
 
@@ -158,7 +158,7 @@ def reader_of_process_bytes(index: int) -> Callable[[], int | None] | None:
     if nvml is None:
         return None
     try:
-        handle = nvml.nvmlDeviceGetHandleByUUID(visible_cards()[index].word)
+        handle = nvml.nvmlDeviceGetHandleByUUID(visible_cards()[index].identifier)
     except (IndexError, MachineError, nvml.NVMLError):
         return None
 
@@ -224,7 +224,7 @@ def _parts(nvml: Any, number: int) -> list[Card]:
 def _card(nvml: Any, handle: Any, number: str, capability: tuple[int, int], multiprocessors: int) -> Card:
     uuid, memory = nvml.nvmlDeviceGetUUID(handle), _memory(nvml, handle)
     return Card(
-        word=uuid,
+        identifier=uuid,
         number=number,
         uuid=uuid,
         name=nvml.nvmlDeviceGetName(handle),
@@ -247,19 +247,19 @@ def _cores_per_multiprocessor(major: int, minor: int) -> int:
     return 64 if (major, minor) in ((7, 0), (7, 2), (7, 5), (8, 0)) else 128
 
 
-def _named(words: str, cards: Sequence[Sequence[Card]]) -> list[Card]:
-    """The cards that CUDA_VISIBLE_DEVICES=`words` leaves, as CUDA reads it: the list ends at a word that names none.
+def _named(visible: str, cards: Sequence[Sequence[Card]]) -> list[Card]:
+    """The cards that CUDA_VISIBLE_DEVICES=`visible` leaves, as CUDA reads it: it ends at an entry that names none.
 
-    A word is a number, which of a card in MIG mode means the first part, or as much of a UUID as one card alone has.
+    An entry is a number, which of a card in MIG mode means the first part, or as much of a UUID as one card alone has.
     Of a list that names a card twice nothing is left.
     """
     found: list[Card] = []
-    for word in map(str.strip, words.split(",")):
-        if word.isdecimal():
-            named = list(cards[int(word)][:1]) if int(word) < len(cards) else []
+    for entry in map(str.strip, visible.split(",")):
+        if entry.isdecimal():
+            named = list(cards[int(entry)][:1]) if int(entry) < len(cards) else []
         else:
-            is_uuid = word.startswith(("GPU-", "MIG-"))
-            named = [part for parts in cards for part in parts if is_uuid and part.word.startswith(word)]
+            is_uuid = entry.startswith(("GPU-", "MIG-"))
+            named = [part for parts in cards for part in parts if is_uuid and part.identifier.startswith(entry)]
         if len(named) != 1:
             break
         if named[0] in found:
@@ -269,8 +269,8 @@ def _named(words: str, cards: Sequence[Sequence[Card]]) -> list[Card]:
 
 
 @functools.cache
-def _cards_by_torch(words: str | None, order: str) -> tuple[Card, ...]:
-    """The cards that CUDA shows with these variables, by their words or, where there are none, by their numbers.
+def _cards_by_torch(visible: str | None, order: str) -> tuple[Card, ...]:
+    """The cards that CUDA shows with these variables, by their visible or, where there are none, by their numbers.
 
     What is free is without the context of the process that asked.
     """
@@ -286,5 +286,7 @@ def _cards_by_torch(words: str | None, order: str) -> tuple[Card, ...]:
         rows = json.loads(answer)
     except (OSError, subprocess.SubprocessError, ValueError):
         return ()
-    names = [str(number) for number in range(len(rows))] if words is None else words.split(",")
-    return tuple(Card(word=name, number=name, **row) for name, row in zip(map(str.strip, names), rows, strict=False))
+    names = [str(number) for number in range(len(rows))] if visible is None else visible.split(",")
+    return tuple(
+        Card(identifier=name, number=name, **row) for name, row in zip(map(str.strip, names), rows, strict=False)
+    )

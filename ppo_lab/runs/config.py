@@ -143,7 +143,7 @@ def read_plain(path: Path) -> dict[str, Any]:
 
 def refuse_key(key: str, known: set[str]) -> NoReturn:
     if key.partition(".")[0] == "hardware":
-        raise ConfigError(f"{as_text(key)} is for estimate.py, which takes it beside these words. Leave it out.")
+        raise ConfigError(f"{as_text(key)} is for estimate.py, which takes it beside these overrides. Leave it out.")
     hint = did_you_mean(key, known)
     raise ConfigError(f"unknown key {as_text(key)}.{hint} Allowed: the keys that --cfg job prints.") from None
 

@@ -178,10 +178,10 @@ def is_complete(run: Path) -> bool:
     return read_json(RunFolder(run).summary).get("status") == "completed"
 
 
-def make_new_folder(wanted: Path, may_be_renamed: bool, word: str = RUN_DIR) -> Path:
+def make_new_folder(wanted: Path, may_be_renamed: bool, key: str = RUN_DIR) -> Path:
     """Makes the folder `wanted`, or one beside it with a number; an existing run is never written over.
 
-    `word`: begins the one that names it. Raises a ConfigError.
+    `key`: of the setting that names it, with its equals sign. Raises a ConfigError.
     """
     folder, number = wanted, 1
     new: list[Path] = []
@@ -196,7 +196,7 @@ def make_new_folder(wanted: Path, may_be_renamed: bool, word: str = RUN_DIR) -> 
                 if is_ours and all(LEFT_BY_A_START.fullmatch(path.name) for path in folder.iterdir()):
                     return folder
                 raise ConfigError(
-                    f"{word}{as_text(folder)} exists and is not an empty folder; a run never writes over another; "
+                    f"{key}{as_text(folder)} exists and is not an empty folder; a run never writes over another; "
                     "name a new folder."
                 ) from None
             number += 1
@@ -206,7 +206,7 @@ def make_new_folder(wanted: Path, may_be_renamed: bool, word: str = RUN_DIR) -> 
                 with suppress(OSError):
                     path.rmdir()
             raise ConfigError(
-                f"cannot make the run folder {as_text(folder)}: {error.strerror}; choose another with {word}FOLDER."
+                f"cannot make the run folder {as_text(folder)}: {error.strerror}; choose another with {key}FOLDER."
             ) from None
 
 

@@ -182,7 +182,7 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
 def _exactness(cfg: ExperimentConfig, device: torch.device) -> str:
     """What is promised of resuming and repeating the run."""
     if device.type == "cpu":
-        return "bit for bit, on the same versions, processor and number of threads"
+        return "identical, on the same versions, processor and number of threads"
     if cfg.deterministic:
         return "not claimed: deterministic algorithms are on, but equality on a GPU has not been checked yet"
     return "not claimed: on a GPU only deterministic=true could be exact"

@@ -33,7 +33,7 @@ def outcome(exit_code: int, folder: Path, log: Path, was_asked_to_stop: bool = F
     if exit_code < 0:
         often = "; the system does that when memory runs out" if exit_code == -signal.SIGKILL else ""
         return "killed", f"ended by signal {-exit_code} ({signal.strsignal(-exit_code)}){often}"
-    return "killed", f"ended with code {exit_code} and no word why; it last printed: {last_line}"
+    return "killed", f"ended with code {exit_code} and no reason given; it last printed: {last_line}"
 
 
 def _last_line(log: Path) -> str:

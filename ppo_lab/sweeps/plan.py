@@ -71,7 +71,7 @@ def prepare(request: SweepRequest) -> Path:
     if earlier:
         folder, started, command = earlier.folder, earlier.started, earlier.command
     else:
-        folder = make_new_folder(request.folder, request.may_be_renamed, word=SWEEP_DIR)
+        folder = make_new_folder(request.folder, request.may_be_renamed, key=SWEEP_DIR)
         started = datetime.now().astimezone().isoformat(timespec="seconds")
         command = request.command
     try:
@@ -87,17 +87,17 @@ def prepare(request: SweepRequest) -> Path:
 
 def swept_keys(combinations: list[tuple[str, ...]]) -> list[str]:
     """The keys that have more than one value, as the configuration has them."""
-    keys = (_split_word(combinations[0][position])[0].lstrip("+~") for position in _swept_positions(combinations))
+    keys = (_split_override(combinations[0][position])[0].lstrip("+~") for position in _swept_positions(combinations))
     return list(dict.fromkeys(keys))
 
 
 def job_names(combinations: list[tuple[str, ...]]) -> list[str]:
     """What each job differs by, keys cut to their last part where that tells them apart."""
     positions = _swept_positions(combinations)
-    short = short_names(_split_word(combinations[0][position])[0] for position in positions)
+    short = short_names(_split_override(combinations[0][position])[0] for position in positions)
 
     def shortened(override: str) -> str:
-        key, value = _split_word(override)
+        key, value = _split_override(override)
         return f"{short[key]}={value}"
 
     return [" ".join(shortened(combination[position]) for position in positions) for combination in combinations]
@@ -105,7 +105,7 @@ def job_names(combinations: list[tuple[str, ...]]) -> list[str]:
 
 def _swept_positions(combinations: list[tuple[str, ...]]) -> list[int]:
     """Positions of the overrides in which the combinations differ."""
-    return [position for position, words in enumerate(zip(*combinations, strict=True)) if len(set(words)) > 1]
+    return [position for position, column in enumerate(zip(*combinations, strict=True)) if len(set(column)) > 1]
 
 
 def folder_name(number: int, count: int, name: str) -> str:
@@ -122,7 +122,7 @@ def _refuse_equal(experiments: list[ExperimentConfig], names: list[str]) -> None
         if equal != number:
             raise ConfigError(
                 f"jobs {equal} ({names[equal]}) and {number} ({names[number]}) are the same run. Of a key given twice "
-                "the last word counts. Give each key once, and each value once."
+                "the last one counts. Give each key once, and each value once."
             )
 
 
@@ -169,9 +169,10 @@ def _earlier(folder: Path, combinations: list[tuple[str, ...]]) -> Sweep:
         f"{key} is {_shown(here, key)} here and {_shown(there, key)} there"
         for key in here | there
         if here.get(key) != there.get(key)
-    ] or ["the same words in another order"]
+    ] or ["the same overrides in another order"]
     raise ConfigError(
-        f"sweep.resume={folder} is another sweep: {', '.join(differ)}. Give it the words it began with: {sweep.command}"
+        f"sweep.resume={folder} is another sweep: {', '.join(differ)}. "
+        f"Give it the overrides that it began with: {sweep.command}"
     )
 
 
@@ -273,15 +274,15 @@ def _values(combinations: list[tuple[str, ...]]) -> dict[str, list[str]]:
     """Key -> its values, each once."""
     values: dict[str, list[str]] = {}
     for combination in combinations:
-        for key, value in map(_split_word, combination):
+        for key, value in map(_split_override, combination):
             known = values.setdefault(key, [])
             if value not in known:
                 known.append(value)
     return values
 
 
-def _split_word(word: str) -> tuple[str, str]:
-    key, _, value = word.partition("=")
+def _split_override(override: str) -> tuple[str, str]:
+    key, _, value = override.partition("=")
     return key, value
 
 

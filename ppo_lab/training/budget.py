@@ -105,7 +105,7 @@ def check_budget(
         log.info(note)
     if found.simulator_bytes is None:
         log.info(
-            "memory: this env's simulator was never counted; python estimate.py with the same words counts it once"
+            "memory: this env's simulator was never counted; python estimate.py with the same overrides counts it once"
         )
     if fits != "no":
         log.info(line)

@@ -46,7 +46,7 @@ Failed = tuple[Path, int, str]
 
 
 class FaultyEnv(ZeroEnv):
-    """Stands still, but for what `fault` does to the step it is told the number of, counted over the whole run."""
+    """Zeros, but for what `fault` does to a step, given its number in the run."""
 
     def __init__(self, cfg: ExperimentConfig, fault: Callable[[int, Step], None]) -> None:
         super().__init__(cfg)
@@ -502,7 +502,7 @@ def test_replay_repeats_the_dump_and_writes_nothing(failed: Failed, tmp_path: Pa
     assert code == 0, errors
     *_, last = printed.splitlines()
     assert last == (
-        "repeated from the checkpoint of iteration 1, the same bit for bit: "
+        "repeated from the checkpoint of iteration 1, identically: "
         "rewards are not finite in iteration 2: nan first at step 5 in 2 envs: 3, 11"
     )
     steps = re.findall(r"^ +(\d) .* (\S+) +(\S+) *$", printed, re.MULTILINE)
@@ -519,7 +519,7 @@ def test_replay_of_a_run_that_no_longer_fails_in_the_same_way_says_what_differs(
     code, _, errors = replayed(dump, tmp_path, rewards_turn(INF))
     assert code == 1
     assert re.fullmatch(
-        r"error: .* rewards are not finite in iteration 2: inf .*; not bit for bit the same: fault, rewards.*\n", errors
+        r"error: .* rewards are not finite in iteration 2: inf .*; not identical: fault, rewards.*\n", errors
     )
     code, _, errors = replayed(dump, tmp_path, None)
     assert code == 1

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 TOO_MANY_CONTACTS = (
     ErrorCode.OVERFLOW_COLLISION_PAIRS | ErrorCode.OVERFLOW_CANDIDATE_CONTACTS | ErrorCode.OVERFLOW_CONTACTS
 )
-"""What Genesis flags in an env when it leaves contacts out for want of room."""
+"""What Genesis flags in an env when it leaves out contacts because its arrays are full."""
 LOST = ErrorCode.INVALID_CONTACT_NAN | ErrorCode.INVALID_FORCE_NAN | ErrorCode.INVALID_ACC_NAN
 """What Genesis flags when an env's state is no longer finite."""
 

@@ -205,7 +205,7 @@ def _checked(key: str, value: Any) -> Any:
 
 
 def _recognise(old: Settings) -> str:
-    """The env is told by the sizes of observation and action and by what its commands are, not by values one tunes."""
+    """The env, recognised by the sizes of observation and action and by its commands, not by values that one tunes."""
     sizes = (old.get("obs_cfg.num_obs"), old.get("env_cfg.num_actions"))
     commands = {key.removeprefix("command_cfg.") for key in old if re.fullmatch(r"command_cfg\.\w+_range", key)}
     for name, env in OLD_ENVS.items():

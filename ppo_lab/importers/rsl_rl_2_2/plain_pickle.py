@@ -1,6 +1,6 @@
 """Reads a pickle of plain data, and refuses any other before a step of it has run.
 
-A pickle is a program, and `pickle.load` runs what a stranger wrote. This is the one file that may import pickle: old
+A pickle is a program, and `pickle.load` runs what its author wrote. This is the one file that may import pickle: old
 runs keep their settings in nothing else. Two locks: only opcodes that build plain data are let through, read off
 beforehand without executing any; and the unpickler that then runs knows no names.
 """
@@ -49,7 +49,7 @@ def load(data: bytes) -> Any:
         found = PlainUnpickler(io.BytesIO(data)).load()
     except NotPlainError:
         raise
-    except Exception as error:  # of whatever kind: the bytes are a stranger's, and pickle promises none
+    except Exception as error:  # of whatever kind: the bytes are somebody else's, and pickle promises none
         raise NotPlainError(f"it is not a whole pickle ({type(error).__name__})") from None
     _refuse_endless(found)
     return found

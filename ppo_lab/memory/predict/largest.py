@@ -235,7 +235,7 @@ def frontier(
 ) -> tuple[LargestRun, ...]:
     """The largest num_envs for each number of mini-batches. Raises as `largest_num_envs` does.
 
-    `show` is told what is being worked out, each time before it takes seconds.
+    `show` is called with what is being computed, each time before that takes seconds.
     """
     found = []
     for number, m in enumerate(num_mini_batches, 1):
@@ -253,7 +253,7 @@ def need_table(
 ) -> dict[tuple[int, int], int]:
     """(num_envs, num_mini_batches) -> bytes that such a run needs, without the overhead. What cannot be is missing.
 
-    `show` is told what is being worked out, each time before it takes seconds.
+    `show` is called with what is being computed, each time before that takes seconds.
     """
     device = _Device(hardware, cfg, _simulator(cfg), calibration=None)
     found = {}

@@ -35,7 +35,7 @@ PARTS = [
 
 
 def words() -> list[str]:
-    return [card.word for card in devices.visible_cards()]
+    return [card.identifier for card in devices.visible_cards()]
 
 
 # which cards there are
@@ -88,9 +88,9 @@ def test_an_old_driver_tells_the_whole_memory_alone(machine: Machine) -> None:
 def test_of_a_card_in_mig_mode_the_parts_are_visible(machine: Machine) -> None:
     machine([Device(A, capability=(8, 0), parts=PARTS), Device(B)])
     first, second, other = devices.visible_cards()
-    assert (first.word, first.number, first.memory_bytes) == ("MIG-1a", "0:0", 40128 * MIB)
+    assert (first.identifier, first.number, first.memory_bytes) == ("MIG-1a", "0:0", 40128 * MIB)
     assert (first.compute_capability, first.multiprocessors, second.multiprocessors) == ("8.0", 42, 14)
-    assert other.word == B
+    assert other.identifier == B
     assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in executors.local_slots("auto", 1)] == [
         "MIG-1a",
         "MIG-2b",

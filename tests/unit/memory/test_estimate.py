@@ -304,7 +304,7 @@ def test_a_run_whose_simulator_was_never_counted_is_held_to_what_is_known(
     with caplog.at_level(logging.INFO):
         budget.check_budget(cfg, done(found), 9 * MIB)
         budget.check_budget(cfg, done(found), 9 * MIB - 1)
-    assert "estimate.py with the same words counts it once" in caplog.text
+    assert "estimate.py with the same overrides counts it once" in caplog.text
     assert [record.levelno for record in caplog.records if "the run needs" in record.message] == [
         logging.INFO,
         logging.WARNING,

@@ -468,7 +468,7 @@ def test_one_bad_job_stops_no_other_and_each_says_what_became_of_it(
         None,
         "it broke",
         "ended by signal 9 (Killed); the system does that when memory runs out",
-        "ended with code 1 and no word why; it last printed: ",
+        "ended with code 1 and no reason given; it last printed: ",
         "memory: 9 MiB of 8 MiB free; fits: no",
         None,
     ]
@@ -727,7 +727,7 @@ def test_another_command_is_refused_by_what_differs(planned: tuple[Path, list[st
     folder, words = planned
     before = (folder / "jobs.json").read_bytes()
     for other, message in {
-        "seed=1,2": r"is another sweep: seed is 1,2 here and 1,2,3,4,5,6 there\. Give it the words it began with",
+        "seed=1,2": r"is another sweep: seed is 1,2 here and 1,2,3,4,5,6 there\. Give it the overrides that",
         "max_iterations=3": "max_iterations is 3 here and not given there",
     }.items():
         kept = [word for word in words if word.split("=")[0] != other.split("=")[0]]
