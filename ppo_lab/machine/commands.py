@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 def _checkout() -> Path | None:
     folder = PACKAGE.parent
-    has_both = (folder / "train.py").is_file() and (folder / "conf" / "config.yaml").is_file()
+    has_both = (folder / "train.py").is_file() and (folder / "conf").is_dir()
     return folder if has_both else None
 
 

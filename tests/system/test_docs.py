@@ -39,7 +39,7 @@ from ppo_lab.runs.config import to_experiment
 from ppo_lab.runs.record import read_metrics
 
 cpu, found = torch.device("cpu"), {}
-for overrides in (["env=go2", "robot=heavy_dog"], ["env=go2_calm"], ["env=stand"]):
+for overrides in (["env=go2", "robot=heavy_dog"], ["env=go2_calm"], ["env=stand"], ["env=puck"]):
     cfg = to_experiment(compose(["experiment=smoke", *overrides]))
     wrong = violations(import_module(f"ppo_lab.envs.tasks.{cfg.env.name}").make, cfg.env)
     rows = []
@@ -81,6 +81,7 @@ def test_the_examples_on_the_simulator_keep_the_contract_and_train_as_they_stand
     assert json.loads(done.stdout.splitlines()[-1]) == {
         "robot=heavy_dog": [[], 2, 45, 45],
         "env=go2_calm": [[], 2, 45, 45],
+        "env=puck": [[], 2, 4, 4],
         "env=stand": [[], 2, 27, 28],  # gravity 3, positions and velocities of 12 joints; the critic: height
     }
 
@@ -89,8 +90,8 @@ def test_the_example_without_a_simulator_trains_as_it_stands_and_never_loads_the
     page = (REPOSITORY / "docs" / "add_an_env.md").read_text()
     refused = python(checkout, "train.py", "env=puck", "env.push=-1")
     assert (refused.returncode, refused.stderr in page) == (2, True)
-    begin = "import sys, runpy; sys.argv = ['train.py', 'env=puck', 'max_iterations=25', 'hydra.run.dir=run']\n"
-    end = "runpy.run_path('train.py', run_name='__main__'); print('genesis' in sys.modules)"
+    begin = "import atexit, sys, runpy; sys.argv = ['train.py', 'env=puck', 'max_iterations=25', 'hydra.run.dir=run']\n"
+    end = "atexit.register(lambda: print('genesis' in sys.modules)); runpy.run_path('train.py', run_name='__main__')"
     done = python(checkout, "-c", begin + end)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("False\n"), done.stdout

@@ -24,10 +24,10 @@ my_lab.note("imported")
 class Config(HoverConfig):
     pass
 
-def make(cfg, num_envs, device):
+def make(cfg, num_envs, device, seed):
     my_lab.note("made")
     from ppo_lab.envs.tasks import hover
-    return hover.make(cfg, num_envs, device)
+    return hover.make(cfg, num_envs, device, seed)
 """
 PACKAGE = """
 import os, pathlib

@@ -11,6 +11,7 @@ import torch
 
 from ppo_lab.cli.compose import compose
 from ppo_lab.config import ExperimentConfig
+from ppo_lab.contracts import EnvSpec
 from ppo_lab.errors import MeasurementError
 from ppo_lab.memory.predict import cache, calibration, simulator
 from ppo_lab.memory.predict.estimate import Row, Span, estimate
@@ -199,7 +200,7 @@ def test_an_env_that_cannot_be_built_says_why() -> None:
 class Ball:
     """An env without a scene. Its one tensor is a height for each of N envs, 4 N bytes."""
 
-    num_actions = 1
+    spec = EnvSpec({"policy": {"height": 1}}, ("push",), (), dt=0.1, max_episode_length=10)
 
     def __init__(self, num_envs: int) -> None:
         self.height = torch.zeros(num_envs)
@@ -207,9 +208,12 @@ class Ball:
     def get_observations(self) -> dict[str, torch.Tensor]:
         return {"policy": self.height.unsqueeze(1)}
 
-    def step(self, actions: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]:
+    def step(self, actions: torch.Tensor) -> SimpleNamespace:
         self.height = self.height + actions[:, 0]
-        return self.get_observations(), self.height.clone(), self.height > 1, torch.zeros_like(self.height)
+        observations, dones = self.get_observations(), self.height > 1
+        return SimpleNamespace(
+            observations=observations, rewards=self.height.clone(), dones=dones, time_outs=torch.zeros_like(self.height)
+        )
 
 
 BALL = {

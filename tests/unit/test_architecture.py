@@ -61,7 +61,6 @@ def users_of(library: str) -> set[str]:
     }
 
 
-@pytest.mark.xfail(strict=True, reason="being mended")
 def test_a_package_imports_only_from_lower_layers() -> None:
     height = {name: number for number, layer in enumerate(LAYERS) for name in layer}
     wrong = [

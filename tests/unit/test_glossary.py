@@ -61,7 +61,9 @@ def tags_of_memory() -> set[str]:
         for name in predicted_bytes({**CALIBRATED, "hardware": {"compute_capability": kind}})
     }
     return (
-        measured | {f"Memory/{name}_mib" for name in GPU_ROWS} | {f"Memory/predicted_{name}_mib" for name in predicted}
+        measured
+        | {f"Memory/{name}_mib" for name in GPU_ROWS}
+        | {f"Memory/predicted_{name}_mib" for name in (*predicted, "host_rss")}  # see training/recording.py
     )
 
 

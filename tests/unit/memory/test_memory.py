@@ -261,7 +261,7 @@ def test_on_a_gpu_every_row_is_there() -> None:
 
 
 def test_every_row_is_explained_in_the_docs() -> None:
-    page = (REPOSITORY / "docs" / "run_folder.md").read_text()
+    page = (REPOSITORY / "docs" / "glossary.md").read_text()
     assert [name for name in ROWS if f"`{tag(name)}`" not in page] == []
 
 

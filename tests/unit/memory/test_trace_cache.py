@@ -99,7 +99,7 @@ def test_a_setting_that_the_tracer_reads_changes_the_key(override: str) -> None:
 CHANGES_NO_TRACE = [
     *("seed=7", "run_name=other", "max_iterations=7", "save_interval=7", "quiet=true", "device=cpu"),
     *("deterministic=true", "memory.count_tensors=true", "memory.over_budget=warn", "checkpoint.keep_state=7"),
-    *("env.reward_scales.action_rate=-7.0", "env.kp=7.0", "env.dt=0.1", "network.actor.init_std=0.7"),
+    *("env.reward_scales.action_rate=-7.0", "env.robot.kp=7.0", "env.dt=0.1", "network.actor.init_std=0.7"),
     *("algorithm.clip_param=0.7", "algorithm.gamma=0.7", "algorithm.lam=0.7", "algorithm.value_loss_coef=0.7"),
     *("algorithm.entropy_coef=0.7", "algorithm.learning_rate=0.7", "algorithm.max_grad_norm=0.7"),
     "algorithm.desired_kl=0.7",

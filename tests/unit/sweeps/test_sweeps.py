@@ -234,7 +234,7 @@ WRONG = {
     "seed=7": r"no key has several values\. Give some, as in: python train\.py -m seed=1,2; or leave out -m",
     "seed=1,'1'": r"jobs 0 \(seed=1\) and 1 \(seed='1'\) are the same run",
     "env=choice(nothing)": r"env=nothing: there is no such env",
-    "+env=hover,go2": "env appears more than once",
+    "+env=hover,go2": "appears more than once",
     "seed=shuffle(1,2)": "jobs run in the order given",
     "--seed=1,2": "unknown option --seed=1,2",
     "resume=outputs/x": r"is for one run\. To go on with a sweep: sweep\.resume=FOLDER",
