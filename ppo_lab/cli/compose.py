@@ -47,6 +47,9 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
 }
 """Options that Hydra answers, without a run -> the arguments of which one must follow."""
 
+OWN = {path.name for path in CONF.iterdir() if path.is_dir()}
+"""Our groups, which alone may have groups in them."""
+
 
 class _SearchPath(SearchPathPlugin):
     """conf/ comes after the folder of --config-dir, and then the conf/ of each package that brings envs."""
@@ -162,7 +165,9 @@ def _choices(source: Source, search: tuple[str, ...]) -> dict[str, list[str]]:
             return found.get_group_options(group, kind, primary, list(search))
 
         def of(group: str) -> list[str]:
-            below = [f"{part}/{name}" for part in options(group, ObjectType.GROUP) for name in of(f"{group}/{part}")]
+            """No deeper than a group in a group: a folder that is given may be the whole disk, or lead to itself."""
+            parts = [] if "/" in group else options(group, ObjectType.GROUP)
+            below = [f"{part}/{name}" for part in parts for name in of(f"{group}/{part}")] if group in OWN else []
             return [*options(group, ObjectType.CONFIG), *below]
 
         try:
