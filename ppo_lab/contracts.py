@@ -38,7 +38,7 @@ class Deployment(NamedTuple):
 
 
 class EnvSpec(NamedTuple):
-    """What an env observes, does and pays. Known from its settings alone, without torch."""
+    """An env's observations, actions and reward terms. Known from its settings alone, without torch."""
 
     observations: Mapping[str, Mapping[str, int]]
     """Group -> term -> width, in order. The actor sees the group "policy"; the critic sees "critic" where there is one,

@@ -19,6 +19,7 @@ from ppo_lab.config import ExperimentConfig, as_text, flat
 from ppo_lab.config.overrides import RUN_DIR, SWEEP_DIR, first_line
 from ppo_lab.errors import ConfigError, NothingToDo, StoppedError
 from ppo_lab.machine import commands, devices, preflight
+from ppo_lab.machine.commands import relative_to_cwd
 from ppo_lab.runs.config import (
     LABELS,
     MAY_CHANGE,
@@ -29,7 +30,7 @@ from ppo_lab.runs.config import (
     to_experiment,
     without_start,
 )
-from ppo_lab.runs.files import damage, numbered, read_json, shown, write_text
+from ppo_lab.runs.files import damage, numbered, read_json, write_text
 from ppo_lab.runs.folder import (
     Run,
     RunFolder,
@@ -213,8 +214,10 @@ def _continue(start: _Start, cfg: DictConfig, overrides: list[str], notes: list[
         left = experiment.max_iterations - done
         more = f"max_iterations={2 * done}"
         if left == 0 and is_complete(folder):  # killed at the very end, it is completed
-            train_on = commands.train(f"resume={shown(folder)}", more)
-            raise NothingToDo(f"{shown(folder)} is complete: all {done} iterations are done. To train on: {train_on}")
+            train_on = commands.train(f"resume={relative_to_cwd(folder)}", more)
+            raise NothingToDo(
+                f"{relative_to_cwd(folder)} is complete: all {done} iterations are done. To train on: {train_on}"
+            )
         if left < 0:
             raise ConfigError(
                 f"{asked}: {done} iterations are done, and max_iterations={experiment.max_iterations} is the total. "
@@ -239,7 +242,7 @@ def _newest(asked: ExperimentConfig, folder: Path, is_folder_named: bool) -> tup
     if is_folder_named:
         has_run = RunFolder(folder).config.exists()
         return folder if has_run else None, "goes on" if has_run else f"a new run begins, as {folder} holds none"
-    outputs, wanted = shown(folder.parent), _settings_that_matter(asked)
+    outputs, wanted = relative_to_cwd(folder.parent), _settings_that_matter(asked)
     free: list[Path] = []
     in_use = ""
     why = f"there is no run in {outputs}"
@@ -258,7 +261,7 @@ def _newest(asked: ExperimentConfig, folder: Path, is_folder_named: bool) -> tup
     if not free:
         return None, f"a new run begins, as {in_use or why}"
     newest = ([run for run in free if not is_complete(run)] or free)[-1]
-    return newest, f"goes on with {shown(newest)}, the unfinished run of these settings that started last"
+    return newest, f"goes on with {relative_to_cwd(newest)}, the unfinished run of these settings that started last"
 
 
 def _settings_that_matter(cfg: ExperimentConfig) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from rich.text import Text
 from ppo_lab.cli.exits import Parser
 from ppo_lab.errors import ConfigError
 from ppo_lab.machine import commands
-from ppo_lab.runs.files import shown, to_json
+from ppo_lab.machine.commands import relative_to_cwd
+from ppo_lab.runs.files import to_json
 from ppo_lab.runs.folder import find_runs
 from ppo_lab.runs.overview import Overview, overview
 from ppo_lab.training.console import clock
@@ -73,7 +74,7 @@ def table(runs: list[Overview]) -> Table:
             UNKNOWN if run.mean_reward is None else f"{run.mean_reward:.2f}",
             UNKNOWN if run.episode_length is None else f"{run.episode_length:.0f}",
             UNKNOWN if run.training_s is None else f"{estimated}{clock(run.training_s)}",
-            "; ".join([str(shown(run.folder)), *run.damages]),
+            "; ".join([str(relative_to_cwd(run.folder)), *run.damages]),
         )
         listed.add_row(*map(_printable, cells), style=STYLES.get(run.status))
     return listed

@@ -53,13 +53,8 @@ class EnvConfig:
         return settings
 
     def spec(self) -> EnvSpec:
-        """What the env observes, does and pays."""
+        """The env's observations, actions and reward terms."""
         raise NotImplementedError(f"{type(self).__module__}.{type(self).__name__} must define spec()")
-
-    @property
-    def num_obs(self) -> int:
-        """Numbers in one observation of the actor."""
-        return self.spec().width()
 
     @property
     def num_actions(self) -> int:

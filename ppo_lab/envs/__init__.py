@@ -117,6 +117,6 @@ def _module(name: str) -> str:
 def make_env(cfg: EnvConfig, num_envs: int, device: torch.device, seed: int) -> Env:
     """Builds the env that `cfg` describes on `device`; it draws from a generator of its own, which `seed` begins.
 
-    Raises a ValueError where the env observes or pays something else than its Config's `spec` says.
+    Raises a ValueError where its observations or reward terms are not those of its Config's `spec`.
     """
     return import_module(_module(cfg.name)).make(cfg, num_envs, device, seed)

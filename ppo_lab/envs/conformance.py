@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -60,14 +60,21 @@ def violations(make: Make, cfg: EnvConfig, num_envs: int = 6, device: torch.devi
     return found
 
 
-class Walked(tuple[StepResult, StepResult, Tensor]):
-    """A step as it was returned, a copy made at once, and the lengths of the episodes after it."""
+class Walked(NamedTuple):
+    """A step of the walk."""
+
+    result: StepResult
+    """As it was returned."""
+    copy: StepResult
+    """Made at once."""
+    lengths: Tensor
+    """(N,) int32. Of the episodes after it."""
 
 
 def _step(env: Env, actions: Tensor) -> Walked:
     result = env.step(actions)
     copy = StepResult(*(part.clone() for part in result))
-    return Walked((result, copy, env.episode_length_buf.clone()))
+    return Walked(result, copy, env.episode_length_buf.clone())
 
 
 def _actions(spec: EnvSpec, num_envs: int, device: torch.device) -> list[Tensor]:
@@ -96,7 +103,7 @@ def _of_the_steps(env: Env, spec: EnvSpec, walked: list[Walked]) -> Iterator[str
         "time_outs": ((count,), torch.bool),
         "episode_sums": ((len(spec.rewards),), torch.float32),
     }
-    result, _, _ = walked[0]
+    result = walked[0].result
     for name, (shape, dtype) in shapes.items():
         tensor = getattr(result, name)
         if (tuple(tensor.shape), tensor.dtype) != (shape, dtype):
@@ -107,7 +114,7 @@ def _of_the_steps(env: Env, spec: EnvSpec, walked: list[Walked]) -> Iterator[str
     for name in StepResult._fields:
         if any(not _equal(getattr(was, name), getattr(copy, name)) for was, copy, _ in walked):
             yield f"a later step wrote into the {name} of an earlier one: return a fresh tensor each time"
-    newest = walked[-1][0].observations
+    newest = walked[-1].result.observations
     if not _equal(newest, env.get_observations()) or not _equal(newest, env.get_observations()):
         yield "get_observations does not give what the last step gave, again and again"
     for was, _, lengths in walked:
@@ -121,7 +128,7 @@ def _of_the_steps(env: Env, spec: EnvSpec, walked: list[Walked]) -> Iterator[str
 
 def _of_the_rewards(cfg: EnvConfig, walked: list[Walked]) -> Iterator[str]:
     """What the ended episodes were rewarded with is what their terms sum up to."""
-    sums, ended = torch.zeros_like(walked[0][0].rewards), 0.0
+    sums, ended = torch.zeros_like(walked[0].result.rewards), 0.0
     for result, _, _ in walked:
         sums += result.rewards
         ended += float(sums[result.dones].sum())
@@ -142,7 +149,7 @@ def _of_the_state(fresh: Env, state: Any, actions: list[Tensor], walked: list[Wa
         differing = [
             number
             for number, (was, now_is) in enumerate(zip(walked, again, strict=True))
-            if not _equal(getattr(was[1], name), getattr(now_is[1], name))
+            if not _equal(getattr(was.copy, name), getattr(now_is.copy, name))
         ]
         if differing:
             yield (

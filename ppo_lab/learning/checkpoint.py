@@ -141,16 +141,9 @@ class Checkpoints:
 
 
 class NoCheckpoints:
-    """Keeps nothing."""
+    """Keeps nothing. `ppo_lab.contracts.CheckpointStore` is the contract."""
 
-    def maybe_save(
-        self,
-        iteration: int,
-        model: Callable[[], State],
-        state: Callable[[], State],
-        reward: float | None,
-        last: bool = False,
-    ) -> None:
+    def maybe_save(self, *_: Any, **__: Any) -> None:
         pass
 
 

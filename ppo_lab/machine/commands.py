@@ -56,12 +56,12 @@ def _program(name: str) -> list[str]:
 
 def _in_checkout(python: str, name: str, folder: Path) -> list[str]:
     script = folder / f"{name}.py"
-    return [python, str(_from_here(script))] if name in ("train", "estimate") else [python, "-m", "ppo_lab", name]
+    return [python, str(relative_to_cwd(script))] if name in ("train", "estimate") else [python, "-m", "ppo_lab", name]
 
 
 def _python() -> str:
     """The interpreter that runs this: "python" where the shell finds that one."""
-    return "python" if _is_found("python") else str(_from_here(Path(sys.executable)))
+    return "python" if _is_found("python") else str(relative_to_cwd(Path(sys.executable)))
 
 
 def _is_found(program: str) -> bool:
@@ -70,6 +70,6 @@ def _is_found(program: str) -> bool:
     return found is not None and Path(found).parent.samefile(Path(sys.executable).parent)
 
 
-def _from_here(path: Path) -> Path:
+def relative_to_cwd(path: Path) -> Path:
     """`path` relative to the current folder where it lies within."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -60,7 +60,7 @@ class ZeroEnv:
             self._observations = self._new_observations()
             self._counted = counted = simulator_memory(cfg)
             if counted:
-                held_bytes = sum(map(_bytes, self._observations.values())) + _bytes(self.episode_length_buf)
+                held_bytes = sum(tensor.nbytes for tensor in (*self._observations.values(), self.episode_length_buf))
                 rest_per_env_bytes = counted.env_per_env_bytes - held_bytes // cfg.num_envs
                 self._rest = self._blocks(counted.env_constant_bytes, rest_per_env_bytes)
 
@@ -101,10 +101,6 @@ class ZeroEnv:
         count, rest_bytes = divmod(per_env_bytes, width_bytes)
         sizes = [width_bytes * self.num_envs] * count + [constant_bytes + rest_bytes * self.num_envs]
         return [torch.zeros(size, dtype=torch.uint8) for size in sizes]
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.nbytes
 
 
 class Recorder(LiveTensors):

@@ -20,8 +20,6 @@ from ppo_lab.config.overrides import first_line, leaves, one_of
 from ppo_lab.errors import ConfigError
 
 MAX_CONFIG_BYTES = 64 * 1024
-
-
 MAX_CONFIG_DEPTH = 16
 """Of a config.yaml. Ours have 4 KiB, and mappings in mappings in one."""
 
@@ -113,32 +111,31 @@ def read_experiment(path: Path) -> ExperimentConfig:
 
 def read_plain(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML file that anyone may have written. Raises a ConfigError."""
-    allowed = AS_WRITTEN
     try:
         if not path.is_file():
-            raise ConfigError(f"is missing, or no file. {allowed}")
+            raise ConfigError(f"is missing, or no file. {AS_WRITTEN}")
         with path.open("rb") as file:
             text = file.read(MAX_CONFIG_BYTES + 1)
         if len(text) > MAX_CONFIG_BYTES:
-            raise ConfigError(f"the file is larger than {MAX_CONFIG_BYTES // 1024} KiB. {allowed}")
+            raise ConfigError(f"the file is larger than {MAX_CONFIG_BYTES // 1024} KiB. {AS_WRITTEN}")
         depth = 0
         for event in yaml.parse(text, LOADER):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent) or depth > MAX_CONFIG_DEPTH:
-                raise ConfigError(f"the file has aliases (*name) or is nested too deeply. {allowed}")
+                raise ConfigError(f"the file has aliases (*name) or is nested too deeply. {AS_WRITTEN}")
         content = LOADER(text).get_single_data()
         if not isinstance(content, dict):
-            raise ConfigError(f"the file does not hold keys with values. {allowed}")
+            raise ConfigError(f"the file does not hold keys with values. {AS_WRITTEN}")
         for key, value in leaves(content):
             if isinstance(value, str) and "${" in value:
                 raise ConfigError(f"{key}={as_text(value)} would be looked up. Allowed: plain values.")
         return content
     except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}. {allowed}") from None
+        raise ConfigError(f"cannot be read: {error.strerror}. {AS_WRITTEN}") from None
     except ConfigError:
         raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"is not plain YAML: {first_line(error)}. {allowed}") from None
+        raise ConfigError(f"is not plain YAML: {first_line(error)}. {AS_WRITTEN}") from None
 
 
 def refuse_key(key: str, known: set[str]) -> NoReturn:

@@ -99,8 +99,3 @@ def numbered(folder: Path, name: str) -> dict[int, Path]:
     """The files `<name>_<number>.pt` in `folder`, by number, the lowest first."""
     found = {path: re.fullmatch(rf"{name}_(\d+)\.pt", path.name) for path in folder.glob(f"{name}_*.pt")}
     return dict(sorted((int(match[1]), path) for path, match in found.items() if match))
-
-
-def shown(path: Path) -> Path:
-    """`path` as a person here would type it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -113,7 +113,7 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 LEFT_BY_A_START = re.compile(r"\.lock|\.config\.yaml\.\d+\.tmp")
-"""All that a run killed before it had its config.yaml leaves in its folder."""
+"""Files that may remain where a run was killed during start-up."""
 
 
 @dataclass(frozen=True)

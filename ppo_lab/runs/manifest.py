@@ -36,8 +36,8 @@ PACKAGES = (
 )
 
 
-MATTERS = ("cpu", "torch_threads", "device", "gpu", "driver", "cuda", "matmul_precision", "tf32_override")
-"""Of the machine: what decides the last bits."""
+AFFECTS_RESULT = ("cpu", "torch_threads", "device", "gpu", "driver", "cuda", "matmul_precision", "tf32_override")
+"""Properties of the machine that can change the last bits of a result."""
 
 
 class Checkout(NamedTuple):
@@ -170,7 +170,7 @@ def _device_of(manifest: dict[str, Any]) -> str | None:
 
 def differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
     """What differs between two manifests of what a result may depend on, as sentences."""
-    for group, keys in (("git", ("commit", "dirty")), ("packages", PACKAGES), ("machine", MATTERS)):
+    for group, keys in (("git", ("commit", "dirty")), ("packages", PACKAGES), ("machine", AFFECTS_RESULT)):
         before, after = then.get(group) or {}, now[group]
         for key in keys:
             if before.get(key) != after.get(key):

@@ -128,7 +128,7 @@ class JsonlWriter:
         self._unwritten = b""
 
     def describe(self, config_yaml: str, environment: Mapping[str, Any], page: Layout) -> None:
-        """Files of their own have these."""
+        """Nothing: config.yaml and manifest.json hold these."""
 
     def write(self, iteration: int, scalars: Mapping[str, float]) -> None:
         had_trouble = bool(self._unwritten)
@@ -248,7 +248,7 @@ class Reopening:
                 self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        """A dashboard is no reason to lose a run."""
+        """A failure of TensorBoard must not stop training."""
         self._writer = None
         if not self._has_warned:
             self._has_warned = True

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ppo_lab.errors import STOPS, ExitCode, RunFailedError
 from ppo_lab.machine import commands
-from ppo_lab.runs.files import shown
+from ppo_lab.machine.commands import relative_to_cwd
 from ppo_lab.runs.folder import lock
 from ppo_lab.sweeps import jobs, schedule
 from ppo_lab.sweeps.executors import Slot, local_slots
@@ -61,7 +61,7 @@ def run(sweep: Sweep, slots: Sequence[Slot], write_report: WriteReport) -> ExitC
 
 def _how_to_go_on(sweep: Sweep) -> str:
     argv = shlex.split(sweep.command)[2:]  # after `python train.py` or `ppo-lab train`
-    return f"to run what is missing: {commands.train(*argv, f'sweep.resume={shown(sweep.folder)}')}"
+    return f"to run what is missing: {commands.train(*argv, f'sweep.resume={relative_to_cwd(sweep.folder)}')}"
 
 
 def _report(folder: Path, write_report: WriteReport) -> None:

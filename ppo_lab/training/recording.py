@@ -13,6 +13,7 @@ import torch
 
 from ppo_lab.config import flat
 from ppo_lab.errors import OverBudgetError, RunFailedError, StoppedError
+from ppo_lab.machine.commands import relative_to_cwd
 from ppo_lab.memory.measure import measured
 from ppo_lab.memory.measure.growth import FlatMemoryWatch
 from ppo_lab.memory.measure.monitor import free_bytes
@@ -21,7 +22,7 @@ from ppo_lab.memory.rows import MIB, ROWS, name_of, predicted_tag
 from ppo_lab.memory.show import table
 from ppo_lab.runs import hparams, manifest
 from ppo_lab.runs.config import as_yaml
-from ppo_lab.runs.files import read_json, shown, write_atomically, write_json
+from ppo_lab.runs.files import read_json, write_atomically, write_json
 from ppo_lab.runs.folder import Run, RunFolder
 from ppo_lab.runs.metrics import MetricsWriter, layout
 from ppo_lab.runs.summary import Summary
@@ -46,7 +47,9 @@ class Recording:
         self.progress = ProgressDisplay(run.cfg.max_iterations, run.cfg.quiet, run.first_iteration)
         self._files = RunFolder(run.folder)
         self._checkout = manifest.read_checkout()
-        self._description = manifest.describe_run(run.overrides, run.cfg, device, shown(run.folder), self._checkout)
+        self._description = manifest.describe_run(
+            run.overrides, run.cfg, device, relative_to_cwd(run.folder), self._checkout
+        )
         self._metrics = MetricsWriter(run.folder, run.first_iteration)
         self._summary = Summary(self._files.summary, run.cfg.transitions, self._metrics.earlier)
         self._watch = FlatMemoryWatch(run.cfg.max_iterations, partial(free_bytes, device))
@@ -134,9 +137,9 @@ class Recording:
     def _finish(self, status: str, message: str | None = None) -> str:
         """Writes the summary, and returns its main figures as a sentence. See `Summary.write`."""
         compared = measured.compare(self._prediction, self._summary.peak_mib) if self._prediction else []
-        gist = self._summary.write(status, message, [measured.as_json(comparison) for comparison in compared])
+        outcome = self._summary.write(status, message, [measured.as_json(comparison) for comparison in compared])
         hparams.write_run(self.run.folder, self.run.cfg, read_json(self._files.summary) | self._peaks())
-        return gist
+        return outcome
 
     def _peaks(self) -> dict[str, float | None]:
         """The peak that stands for the run, as predicted and as measured."""

@@ -13,7 +13,7 @@ from ppo_lab.runs.files import numbered
 from ppo_lab.runs.folder import RunFolder
 from ppo_lab.runs.record import read_metrics
 
-OF_THE_MACHINE = ("Perf/", "Memory/")
+TIMING_TAGS = ("Perf/", "Memory/")
 """Rows that differ from one run to the next whatever was learned."""
 
 
@@ -51,7 +51,7 @@ class Reproduction:
 def compare(original: Path, repeated: Path) -> Reproduction:
     """Compares weights and curves of two run folders. Raises a CheckpointError where weights cannot be read."""
     ours, theirs = (
-        [{tag: value for tag, value in row.items() if not tag.startswith(OF_THE_MACHINE)} for row in read_metrics(run)]
+        [{tag: value for tag, value in row.items() if not tag.startswith(TIMING_TAGS)} for row in read_metrics(run)]
         for run in (original, repeated)
     )
     pairs = list(zip(ours, theirs, strict=False))

@@ -24,11 +24,12 @@ from ppo_lab.learning.guard import NonFiniteError
 from ppo_lab.learning.loop import Loop
 from ppo_lab.learning.random_state import seed_everything
 from ppo_lab.machine import commands, devices
+from ppo_lab.machine.commands import relative_to_cwd
 from ppo_lab.memory.measure.monitor import MemoryMonitor
 from ppo_lab.memory.measure.out_of_memory import free_memory_held_by, ran_out_of_memory
 from ppo_lab.memory.predict.allocator import DETERMINISTIC_WORKSPACES
 from ppo_lab.memory.predict.estimate import Estimate
-from ppo_lab.runs.files import shown, write_json
+from ppo_lab.runs.files import write_json
 from ppo_lab.runs.folder import Run, RunFolder, has_rows
 from ppo_lab.training import budget, console
 from ppo_lab.training.recording import Recording
@@ -51,7 +52,7 @@ def train(run: Run, estimated: Future[Estimate]) -> None:
     threading.excepthook = lambda failed: log.debug("a thread failed: %s", failed.exc_value)  # TensorBoard's
     if cfg.quiet:
         console.show_warnings_only()
-    log.info("run folder: %s", shown(folder))
+    log.info("run folder: %s", relative_to_cwd(folder))
     for note in run.notes:
         log.info(note)
     for warning in run.warnings:
@@ -71,7 +72,7 @@ def train(run: Run, estimated: Future[Estimate]) -> None:
         with record:
             record.predict(budget.check_budget(cfg, estimated, room_bytes, device.type == "cuda"))
             _train(run, record, checkpoints, saved, stop)
-        log.info("see it:   %s", commands.module("dashboard", str(shown(folder))))
+        log.info("see it:   %s", commands.module("dashboard", str(relative_to_cwd(folder))))
         if run.reproduces:
             _compare(run.reproduces, folder)
 
@@ -116,7 +117,7 @@ def _failures_explained(folder: Path, record: Recording, checkpoints: Checkpoint
         yield
     except (KeyboardInterrupt, StoppedError):
         if has_rows(folder):
-            log.info("go on:    %s", commands.train(f"resume={shown(folder)}"))
+            log.info("go on:    %s", commands.train(f"resume={relative_to_cwd(folder)}"))
         raise
     except (NotReproducedError, OverBudgetError, RunFailedError):
         raise
@@ -127,7 +128,7 @@ def _failures_explained(folder: Path, record: Recording, checkpoints: Checkpoint
         if ran_out_of_memory(error):
             free_memory_held_by(error)  # before asking what is free
             what = _out_of_memory(record, checkpoints, room_bytes)
-        raise RunFailedError(f"{what} (more in {shown(RunFolder(folder).log)})") from error
+        raise RunFailedError(f"{what} (more in {relative_to_cwd(RunFolder(folder).log)})") from error
 
 
 def _out_of_memory(record: Recording, checkpoints: Checkpoints, room_bytes: int) -> str:
@@ -167,9 +168,9 @@ def _keep_evidence(found: NonFiniteError, folder: Path, checkpoints: Checkpoints
     try:
         checkpoint.save(dump, found.evidence | {"last_good": good})
         checkpoints.write_best()
-        replay = f"{commands.module('replay', str(shown(dump)))} shows and repeats it"
+        replay = f"{commands.module('replay', str(relative_to_cwd(dump)))} shows and repeats it"
     except OSError as error:
-        replay = f"its dump {shown(dump)} was not written: {error.strerror}"
+        replay = f"its dump {relative_to_cwd(dump)} was not written: {error.strerror}"
     last_good = "there is none yet" if good is None else f"iteration {good}"
     return f"{found}; {replay}; last good checkpoint: {last_good}; {guard.HINTS[found.fault.group]}"
 

@@ -101,7 +101,7 @@ def assert_same(straight: Path, other: Path) -> None:
 
 def rows_of(run: Path) -> list[dict[str, float]]:
     return [
-        {tag: value for tag, value in row.items() if not tag.startswith(reproduction.OF_THE_MACHINE)}
+        {tag: value for tag, value in row.items() if not tag.startswith(reproduction.TIMING_TAGS)}
         for row in read_metrics(run)
     ]
 

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -142,14 +143,17 @@ def startup_bytes(hardware: Hardware) -> int:
 
 def simulator_memory(cfg: ExperimentConfig) -> SimulatorMemory | None:
     """The memory of `cfg`'s env, counted before; None where it never was. Imports neither torch nor Genesis."""
-    records = json.loads(STORED.read_text())
-    with contextlib.suppress(OSError, ValueError):  # there is none, or it is damaged
-        records.append(json.loads(_cache_file(cfg).read_text()))
     settings = flat(asdict(cfg.env))
-    for found in records:
+    for found in itertools.chain(json.loads(STORED.read_text()), _remembered(cfg)):
         if found["genesis"] == _genesis_version() and found["options"].items() <= settings.items():
             return _memory(found)
     return None
+
+
+def _remembered(cfg: ExperimentConfig) -> Iterator[dict[str, Any]]:
+    """The user's own count of `cfg`'s env, where there is one that can be read."""
+    with contextlib.suppress(OSError, ValueError):
+        yield json.loads(_cache_file(cfg).read_text())
 
 
 def too_many_envs(cfg: ExperimentConfig) -> str | None:

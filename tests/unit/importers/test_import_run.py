@@ -99,7 +99,7 @@ def experiment_of(run: Path) -> ExperimentConfig:
 def learner(run: Path, checkpoint: str) -> PPO:
     """Today's learner, as a run with the folder's config builds it, with the checkpoint loaded."""
     cfg = experiment_of(run)
-    seen = TensorDict({"policy": torch.zeros(2, cfg.env.num_obs)}, batch_size=[2])
+    seen = TensorDict({"policy": torch.zeros(2, cfg.env.spec().width())}, batch_size=[2])
     env: Any = SimpleNamespace(num_envs=2, num_actions=cfg.env.num_actions)
     alg = PPO.construct_algorithm(seen, env, rsl_rl_config(cfg), "cpu")
     state = load(run / "checkpoints" / checkpoint)
