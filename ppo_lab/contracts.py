@@ -138,21 +138,28 @@ class Update(Protocol):
 
 
 class Ranks(Protocol):
-    """The processes that train one run together."""
+    """The processes that train one run together. Every rank makes the same calls in the same order.
+
+    Each call raises a RuntimeError where another rank is gone.
+    """
 
     rank: int
     world_size: int
 
     def reduce_mean(self, values: Tensor) -> None:
-        """Replaces `values` by its mean over all ranks."""
+        """Replaces `values` by its mean over all ranks: the same bits on each."""
         ...
 
     def broadcast(self, values: Tensor) -> None:
         """Replaces `values` by what rank 0 has."""
         ...
 
-    def barrier(self) -> None:
-        """Returns when every rank has come here."""
+    def exchange(self, value: State) -> list[State]:
+        """What every rank gave, in the order of their ranks."""
+        ...
+
+    def gather(self, value: State) -> list[State]:
+        """The same on rank 0; nothing on the others. For what is large."""
         ...
 
 

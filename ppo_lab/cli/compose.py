@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ppo_lab import envs
 from ppo_lab.cli import argv as command_line
+from ppo_lab.cli import automatic
 from ppo_lab.cli.argv import Source, parse
 from ppo_lab.config import as_text, did_you_mean
 from ppo_lab.config.overrides import RUN_DIR, first_line, one_of
@@ -122,7 +123,11 @@ def compose(overrides: Sequence[str], source: Source = TRAIN) -> DictConfig:
     with loader(source), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a folder of hydra.searchpath that is not there, which `choices` refused
         try:
-            return hydra.compose(source.name, list(overrides), return_hydra_config=True)
+            cfg = hydra.compose(source.name, list(overrides), return_hydra_config=True)
+            automatic.resolve(cfg)
+            return cfg
+        except ConfigError:
+            raise
         except Exception as error:  # Hydra has its own, and lets AssertionError and ValueError out as well
             env = [text for text in overrides if text in {f"env={name}" for name in envs.names()}]
             known: set[str] = set()

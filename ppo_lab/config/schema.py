@@ -102,6 +102,7 @@ class AlgorithmConfig:
     desired_kl: float = setting(above=0)
     normalize_advantage_per_mini_batch: bool = setting()
     use_mixed_precision: bool = setting()
+    """Forward pass and loss of the update in bfloat16."""
 
 
 @dataclass
@@ -176,6 +177,11 @@ class ExperimentConfig:
     memory: MemoryConfig = setting()
     checkpoint: CheckpointConfig = setting()
     num_envs: int = count()
+    """Of all ranks together."""
+    processes: int = setting(at_least=1, at_most=4096)
+    """Ranks that train together; each steps num_envs / processes envs and reduces gradients with the others."""
+    envs_per_scene: int = count()
+    """A rank that has more envs steps several scenes in turn, each with at most so many."""
     num_steps_per_env: int = count()
     """Steps of every env in one rollout."""
     max_iterations: int = count()
@@ -189,6 +195,17 @@ class ExperimentConfig:
     """The last part of the run folder's name."""
     quiet: bool = setting()
     """Print warnings and errors alone."""
+
+    def of_one_rank(self) -> ExperimentConfig:
+        """What one rank trains, as a run of its own."""
+        return dataclasses.replace(self, num_envs=self.num_envs // self.processes, processes=1)
+
+    @property
+    def scene_sizes(self) -> list[int]:
+        """Envs in each scene of one rank, as equal as can be."""
+        num_envs = self.num_envs // self.processes
+        count = math.ceil(num_envs / self.envs_per_scene)
+        return [num_envs // count + (index < num_envs % count) for index in range(count)]
 
     @property
     def transitions(self) -> int:
@@ -253,6 +270,14 @@ def _unaddressable(cfg: ExperimentConfig) -> Iterator[str]:
 
 
 def _impossible_combinations(cfg: ExperimentConfig) -> Iterator[str]:
+    if cfg.num_envs % cfg.processes:
+        near = " or ".join(f"num_envs={n}" for n in _nearest_multiples(cfg.num_envs, cfg.processes))
+        yield f"processes={cfg.processes} does not divide num_envs={cfg.num_envs}. Try {near}."
+        return
+    if cfg.processes > 1:
+        for problem in _impossible_combinations(cfg.of_one_rank()):
+            yield f"each of {cfg.processes} ranks: {problem}"
+        return
     rollout = f"{cfg.transitions} transitions ({cfg.num_envs} envs x {cfg.num_steps_per_env} steps)"
     if cfg.transitions % cfg.algorithm.num_mini_batches:
         near = " or ".join(f"algorithm.num_mini_batches={n}" for n in nearest_divisors(cfg))
@@ -276,6 +301,12 @@ def nearest_divisors(cfg: ExperimentConfig) -> list[int]:
     below = max(n for n in divisors if n <= asked)
     above = min((n for n in divisors if n >= asked), default=below)
     return sorted({below, above})
+
+
+def _nearest_multiples(number: int, of: int) -> list[int]:
+    """The multiples below and above, of which the lower may not be 0."""
+    below = number // of * of
+    return [n for n in (below, below + of) if n]
 
 
 def _divisors(number: int) -> set[int]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ppo_lab.contracts import Ranks
+    from ppo_lab.contracts import Ranks, State
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +26,11 @@ class SingleProcess:
     def broadcast(self, values: Tensor) -> None:
         pass
 
-    def barrier(self) -> None:
-        pass
+    def exchange(self, value: State) -> list[State]:
+        return [value]
+
+    def gather(self, value: State) -> list[State]:
+        return [value]
 
 
 def current_ranks() -> Ranks:

@@ -58,6 +58,8 @@ def to_experiment(cfg: DictConfig) -> ExperimentConfig:
 
 def from_older_version(content: dict[Any, Any]) -> dict[Any, Any]:
     """The settings that an older version may have written into a run folder, as they are now."""
+    num_envs = content.get("num_envs")
+    content = {"processes": 1, "envs_per_scene": num_envs} | content  # before 2026-11-26 there was one of each
     env = content.get("env")
     if not isinstance(env, dict) or env.get("name") not in envs.names():
         return content
