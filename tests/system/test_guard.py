@@ -242,22 +242,6 @@ def test_the_loop_saves_and_loads_through_checkpoints_alone() -> None:
     assert not hasattr(Loop, "load")
 
 
-def test_a_world_size_that_no_launcher_set_is_ignored_and_told(
-    experiment: Experiment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    reports = Reports()
-    with caplog.at_level("INFO"):
-        looping(experiment("experiment=smoke"), reports).learn(1)
-    assert caplog.messages == ["WORLD_SIZE=8 is ignored: one process trains this run"]
-    assert list(reports.rows) == [0]
-    for alone in ("1", "", "many"):
-        caplog.clear()
-        monkeypatch.setenv("WORLD_SIZE", alone)
-        looping(experiment("experiment=smoke"), Reports())
-        assert caplog.messages == []
-
-
 def test_the_networks_are_printed_to_the_log(
     experiment: Experiment, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
