@@ -12,9 +12,10 @@ import torch
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.learning import guard
 from ppo_lab.learning.episodes import EpisodeStatistics
-from ppo_lab.learning.ppo import RslRlUpdate, build_ppo
+from ppo_lab.learning.ppo import build_ppo
 from ppo_lab.learning.random_state import kind_of_device, random_state, reseed, set_random_state
 from ppo_lab.learning.ranks import current_ranks
+from ppo_lab.learning.update import LeanUpdate
 from ppo_lab.states import check_fits
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Loop:
         self.env = env
         self.ranks = current_ranks()
         self.alg = build_ppo(cfg, env.get_observations())
-        self.update: Update = RslRlUpdate(self.alg, cfg.algorithm.num_learning_epochs)
+        self.update: Update = LeanUpdate(self.alg, self.ranks, cfg.algorithm.num_learning_epochs)
         self.episodes = EpisodeStatistics(env.num_envs, cfg.num_steps_per_env, env.spec.rewards, env.device)
         self._phases = phases
         self._checkpoints = checkpoints
