@@ -27,7 +27,7 @@ from ppo_lab.errors import ConfigError, SimulatorError
 from ppo_lab.learning import checkpoint, guard
 from ppo_lab.learning.guard import Fault, NonFiniteError
 from ppo_lab.learning.loop import Loop
-from ppo_lab.learning.ppo import RslRlUpdate
+from ppo_lab.learning.update import LeanUpdate
 from ppo_lab.machine import commands
 from ppo_lab.memory.measure.monitor import MemoryMonitor
 from ppo_lab.probes.learner import ZeroEnv
@@ -157,8 +157,8 @@ def test_a_nonfinite_loss_is_named(experiment: Experiment) -> None:
 def test_nonfinite_weights_are_named(experiment: Experiment) -> None:
     reports = Reports()
     running = looping(experiment("experiment=smoke", "algorithm.num_mini_batches=1"), reports)
-    running.update = RslRlUpdate(
-        running.alg, num_learning_epochs=1
+    running.update = LeanUpdate(
+        running.alg, running.ranks, num_learning_epochs=1
     )  # the loss comes before the one step that ruins them
     spoil = running.alg.critic.mlp[2].bias.register_hook(lambda gradient: gradient / 0.0)
     found = stopped(running, reports)
