@@ -23,7 +23,7 @@ from ppo_lab.learning.checkpoint import Checkpoints, rename_newer
 from ppo_lab.learning.guard import NonFiniteError
 from ppo_lab.learning.loop import Loop
 from ppo_lab.learning.random_state import seed_everything
-from ppo_lab.machine import commands, devices
+from ppo_lab.machine import commands, devices, loading
 from ppo_lab.machine.commands import relative_to_cwd
 from ppo_lab.memory.measure.monitor import MemoryMonitor
 from ppo_lab.memory.measure.out_of_memory import free_memory_held_by, ran_out_of_memory
@@ -158,6 +158,7 @@ def build_loop(
         torch.cuda.set_device(device)
     seed_everything(cfg.seed)
     env = make_env(cfg.env, cfg.num_envs, device, cfg.seed)
+    loading.end()
     gc.collect()  # what building the scene left in cycles
     return Loop(env, cfg, phases, checkpoints, report, should_stop)
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import genesis as gs
 import torch
 
+from ppo_lab.machine import loading
+
 
 def ensure_started(device: torch.device, seed: int, performance_mode: bool) -> None:
     """Starts Genesis unless it runs already. Raises a RuntimeError where it runs on another kind of device."""
     if not gs._initialized:
+        loading.end()  # all is imported
         start_simulator(device, seed, performance_mode, torch.are_deterministic_algorithms_enabled())
     elif (gs.backend == gs.cpu) != (device.type == "cpu"):
         raise RuntimeError(f"the simulator runs on {gs.device} in this process, which starts it once; got {device}")
