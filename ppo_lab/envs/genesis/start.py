@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import genesis as gs
 import torch
+from genesis.utils import misc
 
-from ppo_lab.machine import loading
+from ppo_lab.machine import loading, preflight
 
 
 def ensure_started(device: torch.device, seed: int, performance_mode: bool) -> None:
@@ -27,10 +31,22 @@ def start_simulator(device: torch.device, seed: int, performance_mode: bool, det
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(device)
-    gs.init(
-        backend=gs.cuda if on_gpu else gs.cpu,
-        seed=seed,
-        performance_mode=performance_mode,
-        use_deterministic_algorithms=deterministic if on_gpu else deterministic or None,
-        logging_level="error",
-    )
+    with _processor_known():
+        gs.init(
+            backend=gs.cuda if on_gpu else gs.cpu,
+            seed=seed,
+            performance_mode=performance_mode,
+            use_deterministic_algorithms=deterministic if on_gpu else deterministic or None,
+            logging_level="error",
+        )
+
+
+@contextmanager
+def _processor_known() -> Iterator[None]:
+    """Tells Genesis the processor's name, for a banner that nobody sees. It would ask a process of a second's work."""
+    ask = misc.cpuinfo.get_cpu_info
+    misc.cpuinfo.get_cpu_info = lambda: {"brand_raw": preflight.cpu_name()}
+    try:
+        yield
+    finally:
+        misc.cpuinfo.get_cpu_info = ask
