@@ -13,6 +13,7 @@ from ppo_lab.contracts import CheckpointStore, MemoryPhases, Ranks, Report, Stat
 from ppo_lab.envs.scenes import make_scenes
 from ppo_lab.learning.loop import ALONE, Loop
 from ppo_lab.learning.random_state import seed_everything, stream
+from ppo_lab.machine import loading
 from ppo_lab.machine.cores import threads_per_rank
 from ppo_lab.machine.launch import local_world_size
 from ppo_lab.memory.predict.allocator import DETERMINISTIC_WORKSPACES
@@ -40,6 +41,7 @@ def build_loop(
     own, seed = cfg.of_one_rank(), stream(cfg.seed, ranks.rank)
     seed_everything(seed)
     env = make_scenes(own, device, seed)
+    loading.end()
     gc.collect()  # what building the scenes left in cycles
     return Loop(env, own, phases, checkpoints, report, should_stop, ranks)
 

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -178,8 +178,14 @@ class TwoThreads:
     def broadcast(self, values: Tensor) -> None:
         raise AssertionError("an update broadcasts nothing")
 
-    def barrier(self) -> None:
-        raise AssertionError("an update waits for nothing else")
+    def exchange(self, value: dict[str, Any]) -> list[dict[str, Any]]:
+        raise AssertionError("an update exchanges nothing")
+
+    def gather(self, value: dict[str, Any]) -> list[dict[str, Any]]:
+        raise AssertionError("an update gathers nothing")
+
+    def scatter(self, values: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        raise AssertionError("an update scatters nothing")
 
 
 @pytest.mark.parametrize("per_mini_batch", ["true", "false"])
