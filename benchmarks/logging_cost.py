@@ -1,11 +1,16 @@
-"""What logging and the memory rows cost, as a share of an iteration: `python benchmarks/logging_cost.py [words]`.
+"""What logging and the memory rows cost, as a share of an iteration: `python benchmarks/logging_cost.py [overrides]`.
 
-Runs a real training of 30 iterations (512 Go2 envs unless the words say otherwise) with a clock around every call
-that only tells: memory rows, episode statistics, TensorBoard, metrics.jsonl, progress. Prints one JSON object.
+Runs `train.py` for 30 iterations (512 Go2 envs unless the overrides say otherwise, such as processes=2) with a clock
+around every call that only tells: memory rows, episode statistics, TensorBoard, metrics.jsonl, progress. Where several
+ranks train, the clock is on rank 0, which waits for what the others tell. Prints one JSON object.
 """
 
+from __future__ import annotations
+
 import functools
+import itertools
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -14,22 +19,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ppo_lab.cli.compose import compose
-from ppo_lab.envs import make_env
-from ppo_lab.learning.checkpoint import Checkpoints
-from ppo_lab.learning.loop import Loop
-from ppo_lab.machine.devices import resolve_device
-from ppo_lab.memory.measure.growth import FlatMemoryWatch
-from ppo_lab.memory.measure.monitor import MemoryMonitor
-from ppo_lab.runs.config import to_experiment
-from ppo_lab.runs.manifest import describe_machine
-from ppo_lab.runs.metrics import MetricsWriter
-from ppo_lab.training.console import ProgressDisplay
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this checkout, whatever is installed
+
+from ppo_lab.machine.preflight import yield_busy_cores
+
+WARM_UP = 5
+"""Iterations that allocate."""
 
 spent_s = 0.0
 
 
 def clocked(call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call`, whose seconds are added to `spent_s`. What it calls in turn must not be clocked."""
+
     @functools.wraps(call)
     def timed(*args: Any, **kwargs: Any) -> Any:
         global spent_s
@@ -42,48 +44,56 @@ def clocked(call: Callable[..., Any]) -> Callable[..., Any]:
     return timed
 
 
-def main() -> None:
-    cfg = to_experiment(compose(["experiment=go2_small", "max_iterations=30", "save_interval=1000", *sys.argv[1:]]))
-    device = resolve_device(cfg.device)
-    env = make_env(cfg.env, cfg.num_envs, device, cfg.seed)
-    with tempfile.TemporaryDirectory() as folder, MemoryMonitor(device, cfg.memory.count_tensors) as monitor:
-        metrics = MetricsWriter(Path(folder))
-        progress, watch = ProgressDisplay(cfg.max_iterations, quiet=False), FlatMemoryWatch()
-        ended_s = time.perf_counter()
-        iterations_s, logging_s = [], []
+def main(words: list[str]) -> dict[str, Any]:
+    yield_busy_cores()
+    import torch
 
-        def report(iteration: int, scalars: dict[str, float]) -> None:
-            global spent_s
-            nonlocal ended_s
-            clocked(metrics.write)(iteration, scalars)
-            clocked(progress.show)(iteration, scalars)
-            clocked(list)(watch.warnings(iteration, scalars))
-            iterations_s.append(time.perf_counter() - ended_s)
-            logging_s.append(spent_s)
-            ended_s, spent_s = time.perf_counter(), 0.0
+    from ppo_lab.cli import train
+    from ppo_lab.learning.episodes import EpisodeStatistics
+    from ppo_lab.memory.measure.monitor import MemoryMonitor
+    from ppo_lab.runs.manifest import describe_machine
+    from ppo_lab.runs.record import read
+    from ppo_lab.training.recording import Recording
 
-        loop = Loop(env, cfg, monitor, Checkpoints(Path(folder) / "checkpoints", cfg.save_interval), report)
-        monitor.scalars = clocked(monitor.scalars)  # type: ignore[method-assign]
-        loop.episodes.add = clocked(loop.episodes.add)  # type: ignore[method-assign]
-        loop.episodes.scalars = clocked(loop.episodes.scalars)  # type: ignore[method-assign]
-        loop.learn(cfg.max_iterations, init_at_random_ep_len=True)
-        metrics.close()
-    warm = slice(5, None)  # the first iterations allocate
-    shares = [log / whole for log, whole in zip(logging_s[warm], iterations_s[warm], strict=True)]
-    print(
-        json.dumps(
-            {
-                "env": cfg.env.name,
-                "num_envs": cfg.num_envs,
-                "iteration_s": statistics.median(iterations_s[warm]),
-                "logging_s": statistics.median(logging_s[warm]),
-                "logging_share": statistics.median(shares),
-                "machine": describe_machine(device),
-            },
-            indent=2,
-        )
-    )
+    for owner, name in (
+        (MemoryMonitor, "scalars"),
+        (EpisodeStatistics, "add"),
+        (EpisodeStatistics, "scalars"),
+        (Recording, "add"),
+    ):
+        setattr(owner, name, clocked(getattr(owner, name)))
+    ended_s, logging_s = list[float](), list[float]()
+    add = Recording.add
+
+    def add_and_note(record: Recording, iteration: int, scalars: dict[str, float]) -> None:
+        """Closes an iteration, which began where the one before ended."""
+        global spent_s
+        add(record, iteration, scalars)
+        ended_s.append(time.perf_counter())
+        logging_s.append(spent_s)
+        spent_s = 0.0
+
+    setattr(Recording, "add", add_and_note)  # noqa: B010  mypy allows no method to be assigned
+    asked = ["experiment=go2_small", "max_iterations=30", "save_interval=1000", *words]
+    with tempfile.TemporaryDirectory() as parent:
+        run = Path(parent) / "run"
+        train.main([*asked, f"hydra.run.dir={run}"])
+        config = read(run).config
+    iterations_s = [after - before for before, after in itertools.pairwise(ended_s)]
+    shares = [log / whole for log, whole in zip(logging_s[1:], iterations_s, strict=True)]
+    return {
+        "env": config["env"]["name"],
+        "num_envs": config["num_envs"],
+        "processes": config["processes"],
+        "iteration_s": statistics.median(iterations_s[WARM_UP:]),
+        "logging_s": statistics.median(logging_s[WARM_UP + 1 :]),
+        "logging_share": statistics.median(shares[WARM_UP:]),
+        "machine": describe_machine(torch.device("cpu")),
+    }
 
 
 if __name__ == "__main__":
-    main()
+    output = os.dup(1)
+    os.dup2(2, 1)  # what the run prints
+    found = main(sys.argv[1:])
+    os.write(output, (json.dumps(found, indent=2) + "\n").encode())
