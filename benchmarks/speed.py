@@ -216,7 +216,7 @@ def measure(name: str, num_envs: int, iterations: int, busy: int = 0) -> dict[st
     before_s, others_before_s = time.monotonic(), others_s()
     rows, settings = run(name, words_of(name, num_envs, iterations), busy)
     others = (others_s() - others_before_s) / (time.monotonic() - before_s)
-    found = {"row": name, "num_envs": num_envs, "iterations": iterations, "busy_processes": busy}
+    found: dict[str, Any] = {"row": name, "num_envs": num_envs, "iterations": iterations, "busy_processes": busy}
     found |= medians(rows) | {"others_cores": round(others, 2)}
     print(found, file=sys.stderr)
     return found | settings
@@ -248,7 +248,7 @@ def iteration(quick: bool) -> dict[str, Any]:
     return {"runs": runs}
 
 
-def sizes(_: bool) -> dict[str, Any]:
+def sizes(_quick: bool) -> dict[str, Any]:
     runs = [
         measure(name, num_envs, iterations)
         for num_envs, iterations in SIZES.items()
@@ -258,7 +258,7 @@ def sizes(_: bool) -> dict[str, Any]:
     return {"runs": runs}
 
 
-def growth(_: bool) -> dict[str, Any]:
+def growth(_quick: bool) -> dict[str, Any]:
     name = list(ROWS)[-1]
     iterations, _ = run(name, words_of(name, GROWTH_ENVS, LATE.stop))
     took_s = [math.nan, *whole_s(iterations)]  # what the first took is in the start-up
