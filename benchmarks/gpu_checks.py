@@ -350,7 +350,7 @@ def train_here(cfg: ExperimentConfig, device: str, iterations: int) -> list[dict
     """The rows of training in this process, with no folder."""
     from ppo_lab.learning.checkpoint import NoCheckpoints
     from ppo_lab.memory.measure.monitor import MemoryMonitor
-    from ppo_lab.training.run import build_loop
+    from ppo_lab.training.build import build_loop
 
     where, rows = devices.resolve_device(device), list[dict[str, float]]()
     with MemoryMonitor(where, count_tensors=device == "cpu") as monitor:
@@ -381,7 +381,7 @@ def syncs(device: str) -> Iterator[Row]:
     import torch
 
     from ppo_lab.learning.checkpoint import NoCheckpoints
-    from ppo_lab.training.run import build_loop
+    from ppo_lab.training.build import build_loop
 
     cfg, where = experiment("env=go2", "num_envs=64"), devices.resolve_device(device)
     with warnings.catch_warnings(record=True) as caught:
@@ -535,7 +535,7 @@ def speed(device: str) -> Iterator[Row]:
     from ppo_lab.learning.ppo import rsl_rl_config
     from ppo_lab.memory.measure.monitor import MemoryMonitor
     from ppo_lab.runs.metrics import MetricsWriter
-    from ppo_lab.training.run import build_loop
+    from ppo_lab.training.build import build_loop
 
     cfg, where = experiment("env=go2", *size(device)), devices.resolve_device(device)
     with tempfile.TemporaryDirectory() as folder, MemoryMonitor(where) as monitor:

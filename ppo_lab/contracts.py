@@ -5,7 +5,7 @@ N = num_envs, T = num_steps_per_env, A = number of actions, K = number of reward
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -111,7 +111,10 @@ class Env(Stateful, Protocol):
         ...
 
     def check(self) -> dict[str, float]:
-        """Asked once an iteration: rows worth logging, none where all went well. Raises a SimulatorError."""
+        """Asked once an iteration: counts worth logging, none where all went well. They add up over scenes and ranks.
+
+        Raises a SimulatorError.
+        """
         ...
 
 
@@ -140,7 +143,7 @@ class Update(Protocol):
 class Ranks(Protocol):
     """The processes that train one run together. Every rank makes the same calls in the same order.
 
-    Each call raises a RuntimeError where another rank is gone.
+    Each call raises a RankLostError where another rank is gone.
     """
 
     rank: int
@@ -162,6 +165,10 @@ class Ranks(Protocol):
         """The same on rank 0; nothing on the others. For what is large."""
         ...
 
+    def scatter(self, values: Sequence[State]) -> State:
+        """The one of `values`, which rank 0 gives in the order of the ranks, that is this rank's."""
+        ...
+
 
 class MemoryPhases(Protocol):
     """Measures the memory of an iteration, phase by phase."""
@@ -178,20 +185,24 @@ class MemoryPhases(Protocol):
 class CheckpointStore(Protocol):
     """Keeps what a run can go on from."""
 
+    def is_due(self, iteration: int) -> bool:
+        """Whether to save after `iteration`, counted from 0."""
+        ...
+
     def maybe_save(
         self,
         iteration: int,
         model: Callable[[], State],
-        state: Callable[[], State],
+        state: State | None,
         reward: float | None,
         last: bool = False,
     ) -> None:
-        """Called at the end of every iteration, counted from 0; saves what is due.
+        """Called at the end of every iteration, counted from 0; saves where there is a `state`.
 
         Args:
             iteration: the one that is complete.
             model: gives the learner; called only when it is needed.
-            state: gives what else the coming iterations depend on; called only when it is needed.
+            state: what else the coming iterations depend on; given where a checkpoint is due, and for the last.
             reward: `Train/mean_reward`; None before an episode has ended.
             last: nothing comes after; returns when all is written.
 

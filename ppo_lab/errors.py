@@ -62,6 +62,10 @@ class MachineError(RuntimeError):
     """The machine lacks something; the text says what, and the command that fixes it."""
 
 
+class RankLostError(RuntimeError):
+    """Another process of this run is gone; the text says which, and how, where that is known."""
+
+
 class SimulatorError(RuntimeError):
     """The simulator could not do its work; the text says why, and the setting to change."""
 

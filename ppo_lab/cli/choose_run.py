@@ -20,6 +20,7 @@ from ppo_lab.config.overrides import RUN_DIR, SWEEP_DIR, first_line
 from ppo_lab.errors import ConfigError, NothingToDo, StoppedError
 from ppo_lab.machine import commands, devices, preflight
 from ppo_lab.machine.commands import relative_to_cwd
+from ppo_lab.machine.launch import place_by_launcher
 from ppo_lab.runs.config import (
     LABELS,
     MAY_CHANGE,
@@ -69,7 +70,7 @@ def prepare(argv: list[str]) -> Chosen:
     for override in overrides:
         if override.lstrip("+~").startswith(("sweep.", SWEEP_DIR)):
             raise ConfigError(f"{override} is for sweeps. Add -m: python train.py -m ...")
-    preflight.check_single_process()
+    overrides = _with_launched_ranks(overrides)
     requested = {override.key_or_group: override.value() for override in map(parse, overrides)}
     resume, reproduce = requested.get("resume"), requested.get("reproduce")
     if resume is not None and reproduce is not None:
@@ -98,6 +99,19 @@ def prepare(argv: list[str]) -> Chosen:
     else:
         run = _begin(start, cfg, kept, notes, may_be_renamed=not is_folder_named)
     return Chosen(run, cfg)
+
+
+def _with_launched_ranks(overrides: list[str]) -> list[str]:
+    """`overrides`, with as many processes as a launcher has started. Raises a ConfigError for another number."""
+    place = place_by_launcher()
+    given = next((override.value() for override in map(parse, overrides) if override.key_or_group == "processes"), None)
+    if place is None:
+        return overrides
+    if given not in (None, "auto", place.world_size):
+        raise ConfigError(
+            f"processes={as_text(given)}: the launcher has started {place.world_size} processes. Leave out processes=."
+        )
+    return [*(text for text in overrides if not text.startswith("processes=")), f"processes={place.world_size}"]
 
 
 def _set_environment(cfg: DictConfig) -> None:
@@ -317,6 +331,8 @@ def _resumable(folder: Path, broken: list[str] | None = None) -> str:
 
 
 def _take_device(cfg: ExperimentConfig) -> None:
+    if place_by_launcher() is None:
+        devices.environments(cfg.device, cfg.processes)  # while all cards are visible
     devices.take(cfg.device)
     if cfg.device.startswith("cuda"):
         devices.resolve_device(cfg.device)  # loads torch, which must be able to use it

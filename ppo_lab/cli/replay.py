@@ -88,7 +88,7 @@ def repeat(folder: Path, iteration: int, saved: tuple[State, State] | None) -> N
     Returns what stopped it; None where nothing did. Raises a RunFailedError where something else broke.
     """
     from ppo_lab.memory.measure.monitor import MemoryMonitor
-    from ppo_lab.training.run import build_loop
+    from ppo_lab.training.build import build_loop
 
     cfg = read_experiment(RunFolder(folder).config)
     preflight.check_system_libraries()

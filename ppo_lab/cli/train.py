@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import rich
@@ -15,7 +16,9 @@ from ppo_lab.cli import choose_run, sweep
 from ppo_lab.cli.argv import is_multirun
 from ppo_lab.cli.compose import TRAIN, ask_hydra, is_question
 from ppo_lab.cli.exits import exit_codes
+from ppo_lab.config import ExperimentConfig
 from ppo_lab.errors import ExitCode
+from ppo_lab.machine import devices, launch
 from ppo_lab.runs.folder import Run
 from ppo_lab.sweeps import launcher
 from ppo_lab.training import budget, console, stopping
@@ -26,6 +29,12 @@ log = logging.getLogger(__name__)
 def main(argv: list[str]) -> ExitCode:
     """Trains what `argv` says. Raises what `choose_run.prepare`, `sweep.prepare` and `training.run.train` raise."""
     stopping.stop_at_once()
+    place = launch.place_by_launcher()
+    if place and place.rank:
+        launch.end_with_rank_0()
+        from ppo_lab.training.rank import follow  # loads torch
+
+        return follow(place)
     if is_question(argv):
         ask_hydra([argument for argument in argv if not is_multirun(argument)], TRAIN.name)
         return ExitCode.DONE
@@ -37,10 +46,18 @@ def main(argv: list[str]) -> ExitCode:
         if hint := budget.hint_at_long_run(run.cfg):
             log.warning(hint)
         estimated = budget.estimate_in_background(run.cfg)
-        from ppo_lab.training.run import train  # loads torch and the simulator
+        with _other_ranks(run.cfg, is_launched=place is not None) as others:
+            from ppo_lab.training.run import train  # loads torch and the simulator
 
-        train(run, estimated)
+            train(run, estimated, others)
     return ExitCode.DONE
+
+
+def _other_ranks(cfg: ExperimentConfig, is_launched: bool) -> AbstractContextManager[launch.OtherRanks | None]:
+    """Starts the ranks beside this process, where there are any and torchrun has not."""
+    if is_launched or cfg.processes == 1:
+        return nullcontext()
+    return launch.OtherRanks(cfg.processes, devices.environments(cfg.device, cfg.processes))
 
 
 def _write_report(folder: Path) -> Path:

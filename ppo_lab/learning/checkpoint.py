@@ -2,7 +2,8 @@
 
 `model_<iteration>.pt` holds the learner in rsl_rl's own keys: actor_state_dict, critic_state_dict,
 optimizer_state_dict, iter, infos; and learning_rate. `state_<iteration>.pt` holds what else the coming iterations
-depend on, so that a run goes on as if it had never stopped: iteration, env, episodes, random, best_reward.
+depend on, so that a run goes on as if it had never stopped: iteration, best_reward, and env, episodes, random; of a
+run of several ranks these three for each of them, in the list `ranks`.
 
 Both are torch files, sealed with a checksum (`ppo_lab.runs.files.seal`), and `torch.load(path, weights_only=True)`
 reads them, on a machine without a GPU too: their tensors are on the CPU.
@@ -60,11 +61,14 @@ class Checkpoints:
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
+    def is_due(self, iteration: int) -> bool:
+        return iteration % self.save_interval == 0 or time.monotonic() >= self._saved_s + self.every_seconds
+
     def maybe_save(
         self,
         iteration: int,
         model: Callable[[], State],
-        state: Callable[[], State],
+        state: State | None,
         reward: float | None,
         last: bool = False,
     ) -> None:
@@ -77,14 +81,13 @@ class Checkpoints:
         if reward is not None and self._is_best(reward):
             content = self._best = _to_bytes(model())
             self.best_reward = reward
-        due_s = self._saved_s + self.every_seconds
-        if last or iteration % self.save_interval == 0 or time.monotonic() >= due_s:
+        if state is not None:
             self.wait()
             self._before_saving()
             content = content or _to_bytes(model())
             if last and self._best is None and not (self.folder / BEST).exists():
                 self._best = content
-            files = {checkpoint_name("state", iteration): _to_bytes(state() | {"best_reward": self.best_reward})}
+            files = {checkpoint_name("state", iteration): _to_bytes(state | {"best_reward": self.best_reward})}
             if self._best is not None:
                 files[BEST] = self._best
             files[checkpoint_name("model", iteration)] = content
@@ -142,6 +145,9 @@ class Checkpoints:
 
 class NoCheckpoints:
     """Keeps nothing. `ppo_lab.contracts.CheckpointStore` is the contract."""
+
+    def is_due(self, iteration: int) -> bool:
+        return False
 
     def maybe_save(self, *_: Any, **__: Any) -> None:
         pass

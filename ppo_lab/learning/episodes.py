@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from operator import itemgetter
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ppo_lab.states import check_fits
+
+if TYPE_CHECKING:
+    from ppo_lab.contracts import State
 
 
 class EpisodeStatistics:
@@ -65,18 +69,30 @@ class EpisodeStatistics:
         self.last_returns = deque(state["last_returns"], maxlen=self.WINDOW)
         self.last_lengths = deque(state["last_lengths"], maxlen=self.WINDOW)
 
-    def scalars(self) -> dict[str, float]:
-        """Closes the rollout. A tag is absent as long as no episode has ended.
+    def close_rollout(self) -> State:
+        """The episodes that ended in the rollout, in the order of their ends, and the sums of their reward terms."""
+        ended = self._ended[: self._step].flatten()
+        closed = {
+            "steps": torch.arange(self._step).repeat_interleave(len(self._return))[ended.cpu()].tolist(),
+            "returns": self._returns[: self._step].flatten()[ended].tolist(),
+            "lengths": self._lengths[: self._step].flatten()[ended].tolist(),
+            "sums": self._sums.tolist(),
+        }
+        self._sums.zero_()
+        self._step = 0
+        return closed
+
+    def scalars(self, rollouts: Sequence[State]) -> dict[str, float]:
+        """Takes what `close_rollout` gave on every rank. A tag is absent as long as no episode has ended.
 
         `Train/*` are means over the last 100 episodes; `Episode/rew_*` over the episodes that ended in this rollout,
         each episode counted once, per second of a whole episode.
         """
-        ended = self._ended[: self._step].flatten()
-        self.last_returns.extend(self._returns[: self._step].flatten()[ended].tolist())
-        self.last_lengths.extend(self._lengths[: self._step].flatten()[ended].tolist())
-        sums, count = self._sums.tolist(), int(ended.sum())
-        self._sums.zero_()
-        self._step = 0
+        ended = [episode for of in rollouts for episode in zip(of["steps"], of["returns"], of["lengths"], strict=True)]
+        ended.sort(key=itemgetter(0))  # as one rank with all envs would meet them
+        self.last_returns.extend(one[1] for one in ended)
+        self.last_lengths.extend(one[2] for one in ended)
+        sums, count = [sum(term) for term in zip(*(of["sums"] for of in rollouts), strict=True)], len(ended)
         scalars = {f"Episode/rew_{name}": total / count for name, total in zip(self._names, sums, strict=True) if count}
         if self.last_returns:
             scalars["Train/mean_reward"] = mean(self.last_returns)

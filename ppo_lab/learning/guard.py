@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -73,6 +73,13 @@ class NonFiniteError(RuntimeError):
         super().__init__(str(fault))
         self.fault = fault
         self.evidence = evidence
+
+
+def of_rank(fault: Fault, evidence: State, rank: int, envs_per_rank: int) -> NonFiniteError:
+    """What `rank` found, with the numbers that its envs have among those of all ranks."""
+    first = rank * envs_per_rank
+    fault = replace(fault, env_ids=[first + env for env in fault.env_ids])
+    return NonFiniteError(fault, evidence | {"fault": asdict(fault), "envs": first + evidence["envs"]})
 
 
 @torch.no_grad()

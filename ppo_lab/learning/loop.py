@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,15 +16,19 @@ import torch
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.learning import guard
 from ppo_lab.learning.episodes import EpisodeStatistics
+from ppo_lab.learning.guard import Fault, NonFiniteError
 from ppo_lab.learning.ppo import RslRlUpdate, build_ppo
 from ppo_lab.learning.random_state import kind_of_device, random_state, reseed, set_random_state
-from ppo_lab.learning.ranks import current_ranks
+from ppo_lab.learning.ranks import SingleProcess
+from ppo_lab.memory.measure.monitor import of_all_ranks
 from ppo_lab.states import check_fits
 
 if TYPE_CHECKING:
-    from ppo_lab.contracts import CheckpointStore, Env, MemoryPhases, Report, State, Update
+    from ppo_lab.contracts import CheckpointStore, Env, MemoryPhases, Ranks, Report, State, Update
 
 log = logging.getLogger(__name__)
+
+ALONE = SingleProcess()
 
 
 class Loop:
@@ -37,11 +45,24 @@ class Loop:
         checkpoints: CheckpointStore,
         report: Report,
         should_stop: Callable[[], bool] = lambda: False,
+        ranks: Ranks = ALONE,
     ) -> None:
-        """`should_stop` is asked at the end of every iteration."""
+        """Every rank has a loop of its own, and starts from the weights of rank 0.
+
+        Args:
+            env: this rank's.
+            cfg: what this rank trains, see `ExperimentConfig.of_one_rank`.
+            phases: measures this rank's memory.
+            checkpoints: of rank 0 alone, as is `report`; what other ranks give here does nothing.
+            report: takes the scalars of all ranks.
+            should_stop: asked at the end of every iteration; all stop where one rank is to.
+            ranks: those that train together.
+        """
         self.env = env
-        self.ranks = current_ranks()
+        self.ranks = ranks
         self.alg = build_ppo(cfg, env.get_observations())
+        for tensor in (*self.alg.actor.state_dict().values(), *self.alg.critic.state_dict().values()):
+            ranks.broadcast(tensor)
         self.update: Update = RslRlUpdate(self.alg, cfg.algorithm.num_learning_epochs)
         self.episodes = EpisodeStatistics(env.num_envs, cfg.num_steps_per_env, env.spec.rewards, env.device)
         self._phases = phases
@@ -68,13 +89,15 @@ class Loop:
             scalars = self.iterate(self._num_steps_per_env, self.update)
             self.next_iteration = iteration + 1
             self._report(iteration, scalars)
-            last = iteration == final or self._should_stop()
-            self._checkpoints.maybe_save(iteration, self.model, self.state, scalars.get("Train/mean_reward"), last)
+            wishes = self.ranks.exchange({"stop": self._should_stop(), "save": self._checkpoints.is_due(iteration)})
+            last = iteration == final or any(wish["stop"] for wish in wishes)
+            state = self.state() if last or wishes[0]["save"] else None
+            self._checkpoints.maybe_save(iteration, self.model, state, scalars.get("Train/mean_reward"), last)
             if last:
                 break
 
     def iterate(self, num_steps: int, update: Update) -> dict[str, float]:
-        """One iteration, which goes on from the newest observations: its scalars."""
+        """One iteration, which goes on from the newest observations: its scalars, of all ranks."""
         started_s = self._clock_s()
         with self._phases.phase("rollout"):
             self._rollout(num_steps)
@@ -82,17 +105,26 @@ class Loop:
         with self._phases.phase("update"):
             losses = self._guarded_update(update)
         learned_s = self._clock_s()
-        guard.check(self.alg, self.next_iteration, self._obs, losses)
+        self._check_finite(losses)
+        records = self.ranks.exchange(
+            {
+                "episodes": self.episodes.close_rollout(),
+                "counts": self.env.check(),
+                "means": {f"Loss/{name}": value for name, value in losses.items()}
+                | {"Perf/collection_time": collected_s - started_s, "Perf/learning_time": learned_s - collected_s},
+                "memory": self._phases.scalars(),
+            }
+        )
+        means = {key: fmean(record["means"][key] for record in records) for key in records[0]["means"]}
+        steps = num_steps * self.env.num_envs * self.ranks.world_size
         return {
-            **self.episodes.scalars(),
-            **self.env.check(),
-            **{f"Loss/{name}": value for name, value in losses.items()},
+            **self.episodes.scalars([record["episodes"] for record in records]),
+            **sum_of([record["counts"] for record in records]),
+            **means,
             "Loss/learning_rate": self.alg.learning_rate,
             "Policy/mean_std": self.alg.get_policy().output_std.mean().item(),
-            "Perf/total_fps": num_steps * self.env.num_envs / (learned_s - started_s),
-            "Perf/collection_time": collected_s - started_s,
-            "Perf/learning_time": learned_s - collected_s,
-            **self._phases.scalars(),
+            "Perf/total_fps": steps / (means["Perf/collection_time"] + means["Perf/learning_time"]),
+            **of_all_ranks([record["memory"] for record in records]),
         }
 
     def model(self) -> State:
@@ -104,16 +136,21 @@ class Loop:
         }
 
     def state(self) -> State:
-        """What else the coming iterations depend on. Valid between iterations."""
-        return {
+        """What else the coming iterations depend on, of all ranks, which call this together. Valid between iterations.
+
+        Only rank 0 has it: {"iteration", "env", "episodes", "random"}, or {"iteration", "ranks": [one of these each]}.
+        """
+        own = {
             "iteration": self.next_iteration - 1,
             "env": self.env.state(),
             "episodes": self.episodes.state(),
             "random": random_state(self.env.device),
         }
+        states = self.ranks.gather(own)
+        return own if self.ranks.world_size == 1 else {"iteration": own["iteration"], "ranks": states}
 
     def restore(self, model: State, state: State) -> None:
-        """Goes on where `model` and `state` were saved, identically. Nothing may be drawn before `learn`.
+        """Goes on where `model` and this rank's `state` were saved, identically. Nothing may be drawn before `learn`.
 
         On another kind of device than theirs all goes on but the device's random numbers, which begin anew; so do the
         env's draws on a checkpoint of a version before the env had a generator of its own.
@@ -186,7 +223,39 @@ class Loop:
             guard.check_interrupted(self.alg, self.next_iteration, self._obs)
             raise
 
+    def _check_finite(self, losses: dict[str, float]) -> None:
+        """Raises a NonFiniteError, the same on every rank: of the earliest step of all, with the envs' numbers of all.
+
+        Its evidence is of the rank that has that step.
+        """
+        found = None
+        try:
+            guard.check(self.alg, self.next_iteration, self._obs, losses)
+        except NonFiniteError as error:
+            if self.ranks.world_size == 1:
+                raise
+            found = error
+        if self.ranks.world_size == 1:
+            return
+        faults = self.ranks.exchange(asdict(found.fault) if found else {})
+        at_fault = [rank for rank, fault in enumerate(faults) if fault]
+        if not at_fault:
+            return
+        first = min(at_fault, key=lambda rank: _when(faults[rank]["step"]))
+        evidence = self.ranks.exchange(found.evidence if found and first == self.ranks.rank else {})[first]
+        raise guard.of_rank(Fault(**faults[first]), evidence, first, self.env.num_envs)
+
     def _clock_s(self) -> float:
         if self.env.device.type != "cpu":
             torch.accelerator.synchronize(self.env.device)
         return time.perf_counter()
+
+
+def sum_of(counts: list[dict[str, float]]) -> dict[str, float]:
+    """Counts of several ranks, added up by name."""
+    return dict(sum(map(Counter, counts), Counter()))
+
+
+def _when(step: int | None) -> float:
+    """A value of the rollout comes before the losses and weights, which have no step."""
+    return math.inf if step is None else step

@@ -18,6 +18,13 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def stream(seed: int, *path: int) -> int:
+    """The seed of one of a run's streams of random numbers, named by numbers: its rank, say. The first has `seed`."""
+    if not any(path):
+        return seed
+    return int(np.random.SeedSequence([seed, *path]).generate_state(1, np.uint32)[0])
+
+
 def random_state(device: torch.device) -> State:
     """The state of every generator that training draws from."""
     version, numbers, gauss = random.getstate()

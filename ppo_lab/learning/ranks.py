@@ -1,21 +1,36 @@
-"""The processes that train one run together: today there is one."""
+"""The processes that train one run together, over torch.distributed. `ppo_lab.contracts.Ranks` is the contract."""
 
 from __future__ import annotations
 
-import logging
-import os
+import io
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
+from torch.distributed.rendezvous import rendezvous
+
+from ppo_lab.errors import RankLostError
+from ppo_lab.machine.launch import Place
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ppo_lab.contracts import Ranks, State
+    from ppo_lab.contracts import State
 
-log = logging.getLogger(__name__)
+TIMEOUT = timedelta(minutes=30)
+"""The longest that ranks wait for each other, as when one compiles the simulator's kernels and the others do not."""
+HERE = "ppo_lab/here/{}"
+POLL_S = 0.02
+REPORT = "ppo_lab/failed/{}"
+"""Where a rank that fails leaves its report, in the store of the process group."""
 
 
 class SingleProcess:
-    """A run of one process. `ppo_lab.contracts.Ranks` is the contract."""
+    """A run of one process."""
 
     rank = 0
     world_size = 1
@@ -32,10 +47,110 @@ class SingleProcess:
     def gather(self, value: State) -> list[State]:
         return [value]
 
+    def scatter(self, values: Sequence[State]) -> State:
+        return values[0]
 
-def current_ranks() -> Ranks:
-    """The ranks of this process. A WORLD_SIZE that no launcher set, as some cluster images do, is ignored."""
-    world_size = os.environ.get("WORLD_SIZE", "")
-    if world_size.isdecimal() and int(world_size) > 1:
-        log.info("WORLD_SIZE=%s is ignored: one process trains this run", world_size)
-    return SingleProcess()
+
+class TorchRanks:
+    """The ranks of torch's default process group: gloo for tensors on the CPU, NCCL for those on GPUs."""
+
+    def __init__(self, place: Place, on_gpu: bool, listener: int | None = None) -> None:
+        """Connects with the other ranks, by the variables that torchrun sets; returns when all are there.
+
+        `listener`: on rank 0 of ranks that it started, the socket that they connect to.
+        """
+        self.rank, self.world_size = place.rank, place.world_size
+        if listener is None:
+            self._store, *_ = next(rendezvous("env://", place.rank, place.world_size, timeout=TIMEOUT))
+        else:
+            self._store = TCPStore(
+                *("127.0.0.1", 0, place.world_size, True, TIMEOUT), wait_for_workers=False, master_listen_fd=listener
+            )
+        self._store.set(HERE.format(place.rank), b"")
+        everyone = [HERE.format(rank) for rank in range(place.world_size)]
+        while not self._store.check(everyone):  # in python, where a signal that one of them died is heard
+            time.sleep(POLL_S)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            store=self._store,
+            rank=place.rank,
+            world_size=place.world_size,
+            timeout=TIMEOUT,
+        )
+
+    def reduce_mean(self, values: Tensor) -> None:
+        self._try(lambda: dist.all_reduce(values))
+        values /= self.world_size
+
+    def broadcast(self, values: Tensor) -> None:
+        self._try(lambda: dist.broadcast(values, src=0))
+
+    def exchange(self, value: State) -> list[State]:
+        own = _to_tensor(value)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
+        self._try(lambda: dist.all_gather(sizes, torch.tensor([len(own)])))
+        most = max(int(size) for size in sizes)
+        parts = [torch.zeros(most, dtype=torch.uint8) for _ in range(self.world_size)]
+        padded = torch.cat([own, torch.zeros(most - len(own), dtype=torch.uint8)])
+        self._try(lambda: dist.all_gather(parts, padded))
+        return [_from_tensor(part[: int(size)]) for part, size in zip(parts, sizes, strict=True)]
+
+    def gather(self, value: State) -> list[State]:
+        if self.rank:
+            self._send(value, to=0)
+            return []
+        return [value, *(self._receive(rank) for rank in range(1, self.world_size))]
+
+    def scatter(self, values: Sequence[State]) -> State:
+        if self.rank:
+            return self._receive(0)
+        for rank in range(1, self.world_size):
+            self._send(values[rank], to=rank)
+        return values[0]
+
+    def report(self, failure: State) -> None:
+        """Leaves word, for rank 0, of why this rank ends."""
+        self._store.set(REPORT.format(self.rank), bytes(_to_tensor(failure).tolist()))
+
+    def failure(self) -> tuple[int, State] | None:
+        """The first rank that left word of its failure, and what it left."""
+        for rank in range(self.world_size):
+            try:
+                if self._store.check([REPORT.format(rank)]):
+                    content = self._store.get(REPORT.format(rank))
+                    return rank, _from_tensor(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+            except RuntimeError:  # rank 0 had the store, and is gone
+                return None
+        return None
+
+    def close(self) -> None:
+        """Leaves the process group."""
+        dist.destroy_process_group()
+
+    def _send(self, value: State, to: int) -> None:
+        content = _to_tensor(value)
+        self._try(lambda: dist.send(torch.tensor([len(content)]), to))
+        self._try(lambda: dist.send(content, to))
+
+    def _receive(self, rank: int) -> State:
+        size = torch.zeros(1, dtype=torch.int64)
+        self._try(lambda: dist.recv(size, rank))
+        content = torch.zeros(int(size), dtype=torch.uint8)
+        self._try(lambda: dist.recv(content, rank))
+        return _from_tensor(content)
+
+    def _try(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except RuntimeError as error:
+            raise RankLostError("another rank is gone") from error
+
+
+def _to_tensor(value: State) -> Tensor:
+    content = io.BytesIO()
+    torch.save(value, content)
+    return torch.frombuffer(content.getbuffer(), dtype=torch.uint8)
+
+
+def _from_tensor(content: Tensor) -> State:
+    return torch.load(io.BytesIO(content.numpy().tobytes()), map_location="cpu", weights_only=True)

@@ -115,6 +115,29 @@ def take(device: str) -> Card | None:
     return taken
 
 
+def environments(device: str, ranks: int) -> list[dict[str, str]]:
+    """What shows each of so many ranks of this machine a card of its own; nothing where they compute on the CPU.
+
+    To be asked before a card is taken; it may be asked again then. Raises a MachineError where there are too few cards.
+    """
+    if card(device) is None:
+        return [{} for _ in range(ranks)]
+    try:
+        cards = [card(f"cuda:{index}") for index in range(ranks)] if ":" not in device else []
+    except MachineError as error:
+        raise MachineError(f"processes={ranks}: each rank takes a GPU of its own. {error}") from None
+    if not cards and ranks > 1:
+        raise MachineError(
+            f"processes={ranks}: each rank takes a GPU of its own, and device={device} is one. Try device=cuda."
+        )
+    return [alone(one) for one in cards] or [{}]
+
+
+def of_rank(device: str, index: int) -> str:
+    """The device of a rank for which auto and cuda mean the card of number `index` among the visible ones."""
+    return f"cuda:{index}" if index and device in ("auto", "cuda") and visible_cards() else device
+
+
 def alone(card: Card | None) -> dict[str, str]:
     """The variables by which CUDA shows a process this card alone; None: no card."""
     return {VISIBLE: card.identifier, ORDER: os.environ.get(ORDER, BY_BUS)} if card else {VISIBLE: ""}

@@ -97,21 +97,6 @@ def yield_busy_cores() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
-def check_single_process() -> None:
-    """Raises a MachineError where a launcher such as torchrun has started several processes of this command.
-
-    Each of them would train the same run. WORLD_SIZE alone, which some cluster images set, says nothing.
-    """
-    world_size = os.environ.get("WORLD_SIZE", "")
-    rank = next((f"{name}={os.environ[name]}" for name in ("RANK", "LOCAL_RANK") if name in os.environ), None)
-    if rank and world_size.isdecimal() and int(world_size) > 1:
-        raise MachineError(
-            f"WORLD_SIZE={world_size} and {rank}: a launcher such as torchrun started several processes, "
-            "and each would train the same run; allowed: one process; start it with python alone, "
-            "or unset WORLD_SIZE where there is no launcher"
-        )
-
-
 def cpu_name() -> str:
     """The processor's name, where the system tells."""
     try:

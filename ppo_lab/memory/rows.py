@@ -57,12 +57,17 @@ def tag(name: str) -> str:
     return f"Memory/{name}_mib"
 
 
+def rank_tag(name: str, rank: int) -> str:
+    """Of the row of one rank, where a run has several; `tag` then has their sum."""
+    return f"Memory/rank_{rank}/{name}_mib"
+
+
 def predicted_tag(name: str) -> str:
     """Of what was predicted for a row."""
     return tag(f"predicted_{name}")
 
 
 def name_of(tag: str) -> str | None:
-    """The name of the measured row that has this tag; None for any other tag, and for a prediction."""
+    """The name of the measured row that has this tag; None for any other tag, a prediction's and a single rank's."""
     name = tag.removeprefix("Memory/").removesuffix("_mib")
-    return name if tag == f"Memory/{name}_mib" and not name.startswith("predicted_") else None
+    return name if tag == f"Memory/{name}_mib" and not name.startswith(("predicted_", "rank_")) else None

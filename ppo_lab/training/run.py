@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import logging
-import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,23 +13,30 @@ from pathlib import Path
 import torch
 
 from ppo_lab.config import ExperimentConfig
-from ppo_lab.contracts import CheckpointStore, MemoryPhases, Report, State
-from ppo_lab.envs import make_env
-from ppo_lab.errors import CheckpointError, NotReproducedError, OverBudgetError, RunFailedError, StoppedError
+from ppo_lab.contracts import Ranks, State
+from ppo_lab.errors import (
+    CheckpointError,
+    NotReproducedError,
+    OverBudgetError,
+    RankLostError,
+    RunFailedError,
+    StoppedError,
+)
 from ppo_lab.learning import checkpoint, guard
 from ppo_lab.learning.checkpoint import Checkpoints, rename_newer
-from ppo_lab.learning.guard import NonFiniteError
+from ppo_lab.learning.guard import Fault, NonFiniteError
 from ppo_lab.learning.loop import Loop
-from ppo_lab.learning.random_state import seed_everything
+from ppo_lab.learning.ranks import SingleProcess, TorchRanks
 from ppo_lab.machine import commands, devices
 from ppo_lab.machine.commands import relative_to_cwd
-from ppo_lab.memory.measure.monitor import MemoryMonitor
+from ppo_lab.machine.launch import OtherRanks, place_by_launcher
+from ppo_lab.memory.measure.monitor import MemoryMonitor, of_all_ranks
 from ppo_lab.memory.measure.out_of_memory import free_memory_held_by, ran_out_of_memory
-from ppo_lab.memory.predict.allocator import DETERMINISTIC_WORKSPACES
 from ppo_lab.memory.predict.estimate import Estimate
 from ppo_lab.runs.files import write_json
 from ppo_lab.runs.folder import Run, RunFolder, has_rows
 from ppo_lab.training import budget, console
+from ppo_lab.training.build import build_loop, orders
 from ppo_lab.training.recording import Recording
 from ppo_lab.training.reproduction import compare
 from ppo_lab.training.stopping import StopSignals
@@ -39,8 +44,13 @@ from ppo_lab.training.stopping import StopSignals
 log = logging.getLogger(__name__)
 
 
-def train(run: Run, estimated: Future[Estimate]) -> None:
-    """Trains as `run.cfg` says, and leaves everything that is to be kept in `run.folder`.
+def train(run: Run, estimated: Future[Estimate], others: OtherRanks | None = None) -> None:
+    """Trains as `run.cfg` says, as rank 0, and leaves everything that is to be kept in `run.folder`.
+
+    Args:
+        run: its folder is held.
+        estimated: what the run will hold.
+        others: the ranks that this process has started; None where there are none, or torchrun has.
 
     Raises:
         OverBudgetError: the run is predicted not to fit.
@@ -71,33 +81,77 @@ def train(run: Run, estimated: Future[Estimate]) -> None:
     with StopSignals() as stop, _failures_explained(folder, record, checkpoints, room_bytes):
         with record:
             record.predict(budget.check_budget(cfg, estimated, room_bytes, device.type == "cuda"))
-            _train(run, record, checkpoints, saved, stop)
+            _train(run, record, checkpoints, saved, stop, others)
         log.info("see it:   %s", commands.module("dashboard", str(relative_to_cwd(folder))))
         if run.reproduces:
             _compare(run.reproduces, folder)
 
 
 def _train(
-    run: Run, record: Recording, checkpoints: Checkpoints, saved: tuple[State, State] | None, stop: StopSignals
+    run: Run,
+    record: Recording,
+    checkpoints: Checkpoints,
+    saved: tuple[State, State] | None,
+    stop: StopSignals,
+    others: OtherRanks | None,
 ) -> None:
     """Builds and trains. Only this call holds the loop, so that its memory is free once the call has failed."""
     cfg, first = run.cfg, run.first_iteration
-    with MemoryMonitor(record.device, cfg.memory.count_tensors) as monitor:
-        record.describe(monitor.scalars().keys())
-        loop = build_loop(cfg, record.device, monitor, checkpoints, record.add, stop.requested)
+    with (
+        _evidence_kept(run.folder, checkpoints),
+        _connected(cfg, record.device, others) as ranks,
+        MemoryMonitor(record.device, cfg.memory.count_tensors) as monitor,
+    ):
+        order = ranks.scatter(_orders(cfg, first, saved, checkpoints.folder))
+        record.describe(of_all_ranks([monitor.scalars()] * cfg.processes).keys())
+        loop = build_loop(cfg, record.device, monitor, checkpoints, record.add, stop.requested, ranks)
         if saved:
             checkpoints.best_reward = saved[1]["best_reward"]
-            _restore(loop, *saved, checkpoints.folder)
+            _restore(loop, order["model"], order["state"], checkpoints.folder)
             log.info("goes on after iteration %d", first)
         elif run.continues:
             log.info("nothing was saved yet: the run starts over")
         if run.continues:
             run.keep_device()
         record.begin_training()
-        with _evidence_kept(run.folder, checkpoints), record.progress, stop.after_the_iteration():
+        with record.progress, stop.after_the_iteration():
             loop.learn(cfg.max_iterations - first, init_at_random_ep_len=first == 0)
     if loop.next_iteration < cfg.max_iterations:
         stop.stop()
+
+
+@contextmanager
+def _connected(cfg: ExperimentConfig, device: torch.device, others: OtherRanks | None) -> Iterator[Ranks]:
+    """The ranks of this run, of which this process is rank 0. Raises what another rank failed of in its stead."""
+    place = others.place if others else place_by_launcher()
+    if place is None or cfg.processes == 1:
+        yield SingleProcess()
+        return
+    ranks = TorchRanks(place, device.type == "cuda", others.hand_over_listener() if others else None)
+    try:
+        yield ranks
+        if others:
+            others.are_done()
+        ranks.close()
+    except RankLostError as lost:
+        raise _failure_of_another(cfg, ranks, others) from lost
+
+
+def _failure_of_another(cfg: ExperimentConfig, ranks: TorchRanks, others: OtherRanks | None) -> Exception:
+    rank, report = ranks.failure() or (None, {})
+    if rank is not None and report["fault"]:
+        return guard.of_rank(Fault(**report["fault"]), report["evidence"], rank, cfg.of_one_rank().num_envs)
+    if rank is not None:
+        return RunFailedError(f"the run failed: rank {rank}: {report['message']}")
+    how = (others and others.obituary()) or "another rank is gone; what its own process printed says why"
+    return RunFailedError(f"the run failed: {how}")
+
+
+def _orders(cfg: ExperimentConfig, first: int, saved: tuple[State, State] | None, checkpoints: Path) -> list[State]:
+    try:
+        return orders(cfg, first, saved)
+    except ValueError as error:
+        raise RunFailedError(f"{checkpoints}/state_{first - 1}.pt does not fit this run: {error}") from error
 
 
 @contextmanager
@@ -119,7 +173,13 @@ def _failures_explained(folder: Path, record: Recording, checkpoints: Checkpoint
         if has_rows(folder):
             log.info("go on:    %s", commands.train(f"resume={relative_to_cwd(folder)}"))
         raise
-    except (NotReproducedError, OverBudgetError, RunFailedError):
+    except (NotReproducedError, OverBudgetError):
+        raise
+    except RunFailedError as error:
+        if isinstance(error.__cause__, RankLostError):
+            checkpoints.write_best()
+            if has_rows(folder):
+                log.info("go on:    %s", commands.train(f"resume={relative_to_cwd(folder)}"))
         raise
     except Exception as error:
         log.debug("the run failed", exc_info=True)
@@ -141,25 +201,6 @@ def _out_of_memory(record: Recording, checkpoints: Checkpoints, room_bytes: int)
     when = f"in iteration {record.iterations}" if record.is_training else "while simulator and learner were built"
     safe = "" if checkpoints.newest() is None else "; checkpoints are safe"
     return f"out of memory {when}{safe}. {budget.advice_after(cfg, predicted, room_bytes, record.is_training)}"
-
-
-def build_loop(
-    cfg: ExperimentConfig,
-    device: torch.device,
-    phases: MemoryPhases,
-    checkpoints: CheckpointStore,
-    report: Report,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> Loop:
-    """The training loop of `cfg`, before its first iteration. Its env may start the simulator, once in a process."""
-    if cfg.deterministic:
-        _be_deterministic()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    seed_everything(cfg.seed)
-    env = make_env(cfg.env, cfg.num_envs, device, cfg.seed)
-    gc.collect()  # what building the scene left in cycles
-    return Loop(env, cfg, phases, checkpoints, report, should_stop)
 
 
 def _keep_evidence(found: NonFiniteError, folder: Path, checkpoints: Checkpoints) -> str:
@@ -199,9 +240,3 @@ def _compare(original: Path, repeated: Path) -> None:
     if not found.equal:
         raise NotReproducedError(f"not reproduced: {found}")
     log.info("reproduced: %s", found)
-
-
-def _be_deterministic() -> None:
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", DETERMINISTIC_WORKSPACES)
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -70,6 +70,9 @@ class Reports:
     def report(self, iteration: int, scalars: dict[str, float]) -> None:
         self.rows[iteration] = scalars
 
+    def is_due(self, iteration: int) -> bool:
+        return False
+
     def maybe_save(self, iteration: int, *_: Any, **__: Any) -> None:
         self.saved.append(iteration)
 
@@ -267,10 +270,11 @@ def test_the_networks_are_printed_to_the_log(
 class Memory:
     """Keeps what a checkpoint would hold."""
 
-    def maybe_save(
-        self, iteration: int, model: Callable[[], Any], state: Callable[[], Any], *_: Any, **__: Any
-    ) -> None:
-        self.model, self.state = copy.deepcopy((model(), state()))
+    def is_due(self, iteration: int) -> bool:
+        return True
+
+    def maybe_save(self, iteration: int, model: Callable[[], Any], state: Any, *_: Any, **__: Any) -> None:
+        self.model, self.state = copy.deepcopy((model(), state))
 
 
 class StatefulEnv(ZeroEnv):

@@ -46,7 +46,7 @@ def tags_of_an_episode() -> Iterable[str]:
     statistics = EpisodeStatistics(1, 1, ["<term>"], torch.device("cpu"))
     one = torch.ones(1)
     statistics.add(one, one.bool(), one)
-    return statistics.scalars()
+    return statistics.scalars([statistics.close_rollout()])
 
 
 def tags_of_memory() -> set[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +14,7 @@ import torch
 
 from ppo_lab.machine import devices
 from ppo_lab.memory.measure.live_tensors import LiveTensors
-from ppo_lab.memory.rows import MIB, ROWS, name_of, tag
+from ppo_lab.memory.rows import MIB, ROWS, name_of, rank_tag, tag
 
 
 class TensorMemory(Protocol):
@@ -117,6 +117,20 @@ class MemoryMonitor:
         rows["host_rss"] = self._process.memory_info().rss
         rows["host_peak_rss"] = max(host_peak_rss_bytes(), rows["host_rss"])
         return {tag(name): size / MIB for name, size in rows.items()}
+
+
+def of_all_ranks(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The rows of a run of several ranks: their sums, and of what the peaks are made of, by rank."""
+    if len(rows) == 1:
+        return dict(rows[0])
+    sums = {row: sum(of_rank[row] for of_rank in rows) for row in rows[0]}
+    peaks = {
+        rank_tag(name, rank): of_rank[row]
+        for row in rows[0]
+        if (name := name_of(row)) and name.endswith(("_peak", "peak_rss"))
+        for rank, of_rank in enumerate(rows)
+    }
+    return sums | peaks
 
 
 def free_bytes(device: torch.device, row_tag: str = "") -> int:

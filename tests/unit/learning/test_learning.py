@@ -24,6 +24,10 @@ def statistics() -> EpisodeStatistics:
     )
 
 
+def scalars_of(episodes: EpisodeStatistics) -> dict[str, float]:
+    return episodes.scalars([episodes.close_rollout()])
+
+
 def step(episodes: EpisodeStatistics, rewards: list[float], dones: list[bool], sums: tuple[float, float]) -> None:
     episodes.add(torch.tensor(rewards), torch.tensor(dones), torch.tensor(sums))
 
@@ -33,7 +37,7 @@ def test_returns_and_lengths_are_those_of_the_episodes_that_ended() -> None:
     step(episodes, [1.0, 5.0], [False, False], (0.0, 0.0))
     step(episodes, [2.0, 5.0], [True, False], (4.0, -1.0))  # env 0: 1 + 2 in 2 steps
     step(episodes, [9.0, 5.0], [False, True], (2.0, 0.0))  # env 1: 15 in 3 steps
-    assert episodes.scalars() == {
+    assert scalars_of(episodes) == {
         "Episode/rew_speed": 3.0,  # (4 + 2) over two episodes
         "Episode/rew_falls": -0.5,
         "Train/mean_reward": 9.0,  # (3 + 15) / 2
@@ -42,7 +46,7 @@ def test_returns_and_lengths_are_those_of_the_episodes_that_ended() -> None:
     step(episodes, [1.0, 0.0], [True, False], (7.0, 0.0))  # env 0: 9 + 1 in 2 steps, begun in the rollout before
     step(episodes, [0.0, 0.0], [False, False], (0.0, 0.0))
     step(episodes, [0.0, 0.0], [False, False], (0.0, 0.0))
-    scalars = episodes.scalars()
+    scalars = scalars_of(episodes)
     assert scalars["Episode/rew_speed"] == 7.0
     assert scalars["Train/mean_reward"] == pytest.approx(28 / 3)
 
@@ -52,20 +56,20 @@ def test_reward_terms_weigh_every_episode_alike_however_the_steps_share_them() -
     episodes = statistics()
     step(episodes, [0.0, 0.0], [True, False], (1.0, 0.0))
     step(episodes, [0.0, 0.0], [True, True], (8.0, 0.0))
-    assert episodes.scalars()["Episode/rew_speed"] == 3.0
+    assert scalars_of(episodes)["Episode/rew_speed"] == 3.0
 
 
 def test_without_an_ended_episode_the_statistics_are_empty() -> None:
     episodes = statistics()
     step(episodes, [1.0, 1.0], [False, False], (0.0, 0.0))
-    assert episodes.scalars() == {}
+    assert scalars_of(episodes) == {}
 
 
 def test_only_the_last_hundred_episodes_count() -> None:
     episodes = EpisodeStatistics(1, 150, (), torch.device("cpu"))
     for n in range(150):
         episodes.add(torch.tensor([float(n)]), torch.tensor([True]), torch.zeros(0))
-    assert episodes.scalars()["Train/mean_reward"] == sum(range(50, 150)) / 100
+    assert scalars_of(episodes)["Train/mean_reward"] == sum(range(50, 150)) / 100
 
 
 def model(iteration: int) -> dict[str, Any]:
@@ -73,7 +77,8 @@ def model(iteration: int) -> dict[str, Any]:
 
 
 def save_if_due(checkpoints: Checkpoints, iteration: int, reward: float | None = None, last: bool = False) -> None:
-    checkpoints.maybe_save(iteration, lambda: model(iteration), lambda: {"iteration": iteration}, reward, last)
+    state = {"iteration": iteration} if last or checkpoints.is_due(iteration) else None
+    checkpoints.maybe_save(iteration, lambda: model(iteration), state, reward, last)
 
 
 def test_checkpoints_come_at_intervals_and_at_the_end_with_the_state_of_the_newest(tmp_path: Path) -> None:
@@ -100,9 +105,9 @@ def test_a_checkpoint_comes_also_when_the_time_has_passed(tmp_path: Path) -> Non
 def test_best_pt_keeps_the_weights_of_the_iteration_with_the_best_reward(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", save_interval=10)
     living = model(0)
-    checkpoints.maybe_save(1, lambda: living, dict, reward=1.0)
+    checkpoints.maybe_save(1, lambda: living, None, reward=1.0)
     living["actor_state_dict"]["weight"].fill_(99.0)  # training goes on
-    checkpoints.maybe_save(2, lambda: living, dict, reward=0.0, last=True)
+    checkpoints.maybe_save(2, lambda: living, {}, reward=0.0, last=True)
     assert load(checkpoints.folder / "best.pt")["actor_state_dict"]["weight"].tolist() == [0.0, 0.0, 0.0]
 
 

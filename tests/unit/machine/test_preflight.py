@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -13,8 +12,6 @@ import pytest
 
 from ppo_lab import __version__
 from ppo_lab.__main__ import COMMANDS
-from ppo_lab.cli import sweep
-from ppo_lab.cli.choose_run import prepare
 from ppo_lab.errors import MachineError
 from ppo_lab.machine import commands, preflight
 from tests.paths import REPOSITORY
@@ -152,58 +149,3 @@ def test_missing_opengl_names_the_packages(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(ctypes, "CDLL", fails)
     with pytest.raises(MachineError, match=r"libGL\.so\.1 and libEGL\.so\.1 not found.*apt-get install libgl1"):
         preflight.check_system_libraries()
-
-
-@pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Sets exactly these of a launcher's variables."""
-
-    def set_exactly(**variables: str) -> None:
-        for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
-            monkeypatch.delenv(name, raising=False)
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-
-    return set_exactly
-
-
-@pytest.mark.parametrize("rank", [{"RANK": "3", "LOCAL_RANK": "1"}, {"RANK": "3"}, {"LOCAL_RANK": "1"}])
-def test_one_of_several_processes_of_a_launcher_is_refused(
-    environment: Callable[..., None], rank: dict[str, str]
-) -> None:
-    environment(WORLD_SIZE="4", **rank)
-    name, value = next(iter(rank.items()))
-    with pytest.raises(MachineError) as refused:
-        preflight.check_single_process()
-    assert str(refused.value) == (
-        f"WORLD_SIZE=4 and {name}={value}: a launcher such as torchrun started several processes, and each would train "
-        "the same run; allowed: one process; start it with python alone, or unset WORLD_SIZE where there is no launcher"
-    )
-
-
-@pytest.mark.parametrize(
-    "variables",
-    [
-        {},
-        {"WORLD_SIZE": "4"},  # a cluster's image
-        {"RANK": "0"},
-        {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"},  # torchrun with one process
-        {"WORLD_SIZE": "all", "RANK": "0"},
-    ],
-)
-def test_a_process_that_no_launcher_multiplied_may_train(
-    environment: Callable[..., None], variables: dict[str, str]
-) -> None:
-    environment(**variables)
-    preflight.check_single_process()
-
-
-def test_neither_a_run_nor_a_sweep_starts_as_one_of_several_processes(
-    environment: Callable[..., None], tmp_path: Path
-) -> None:
-    environment(WORLD_SIZE="2", RANK="1")
-    with pytest.raises(MachineError, match="WORLD_SIZE=2 and RANK=1"):
-        prepare(["experiment=smoke", f"hydra.run.dir={tmp_path / 'run'}"])
-    with pytest.raises(MachineError, match="WORLD_SIZE=2 and RANK=1"):
-        sweep.prepare(["-m", "experiment=smoke", "seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}"])
-    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,48 @@
+"""What a rank does that is not rank 0, which alone knows the run folder and the console."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+
+import torch
+
+from ppo_lab.contracts import State
+from ppo_lab.errors import ExitCode, RankLostError
+from ppo_lab.learning.checkpoint import NoCheckpoints
+from ppo_lab.learning.guard import NonFiniteError
+from ppo_lab.learning.ranks import TorchRanks
+from ppo_lab.machine import devices
+from ppo_lab.machine.launch import Place
+from ppo_lab.memory.measure.monitor import MemoryMonitor
+from ppo_lab.runs.config import from_json
+from ppo_lab.training.build import build_loop
+from ppo_lab.training.stopping import StopRequest
+
+
+def follow(place: Place) -> ExitCode:
+    """Trains as one of the ranks of a run, by the order that rank 0 sends (`ppo_lab.training.build.orders`)."""
+    devices.take(devices.of_rank("auto", place.card))
+    ranks = TorchRanks(place, on_gpu=torch.cuda.is_available())
+    with StopRequest() as stop:  # the other ranks hear of it at the end of the iteration
+        try:
+            _train(ranks, ranks.scatter([]), lambda: stop.signal is not None)
+        except RankLostError:
+            return ExitCode.FAILED  # the one that is gone, or rank 0, says why
+        except Exception as error:
+            found = asdict(error.fault) if isinstance(error, NonFiniteError) else None
+            evidence = error.evidence if isinstance(error, NonFiniteError) else None
+            ranks.report({"message": str(error) or type(error).__name__, "fault": found, "evidence": evidence})
+            return ExitCode.FAILED
+    ranks.close()
+    return ExitCode.DONE
+
+
+def _train(ranks: TorchRanks, order: State, should_stop: Callable[[], bool]) -> None:
+    cfg = from_json(order["cfg"])
+    device = devices.resolve_device("cpu" if cfg.device == "cpu" else "auto")  # its card is the only one to be seen
+    with MemoryMonitor(device, cfg.memory.count_tensors) as monitor:
+        loop = build_loop(cfg, device, monitor, NoCheckpoints(), lambda *_: None, should_stop, ranks)
+        if order["model"]:
+            loop.restore(order["model"], order["state"])
+        loop.learn(cfg.max_iterations - order["first_iteration"], init_at_random_ep_len=order["first_iteration"] == 0)
