@@ -52,16 +52,18 @@ from ppo_lab.runs.manifest import PACKAGES, read_checkout
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 STOCK = "rsl_rl's runner"
+CHOSEN = ("envs_per_scene=auto", "algorithm.use_mixed_precision=auto")
 ROWS: dict[str, tuple[str, ...]] = {
-    STOCK: (),
-    "1 process": (),
+    STOCK: ("processes=1", "algorithm.use_mixed_precision=false"),
+    "1 process": ("processes=1", *CHOSEN),
+    "2 processes": ("processes=2", *CHOSEN),
 }
 """Name -> overrides of train.py. The first is the one that the others are compared with, the last is the fastest."""
 NUM_ENVS, STEPS = 512, 24
 """Of the workload: num_envs where nothing else is said, and num_steps_per_env."""
 WORKLOAD = ("env=go2", f"num_steps_per_env={STEPS}", "save_interval=50", "device=cpu")
 WALKING: dict[str, tuple[str, ...]] = {
-    STOCK: (*WORKLOAD, f"num_envs={NUM_ENVS}", "max_iterations=150"),
+    STOCK: (*ROWS[STOCK], *WORKLOAD, f"num_envs={NUM_ENVS}", "max_iterations=150"),
     list(ROWS)[-1]: (*list(ROWS.values())[-1], "experiment=go2_small", "device=cpu"),
 }
 """Name -> overrides of train.py, with as many iterations as a run has to learn to walk."""
