@@ -2,29 +2,35 @@
 
 Runs `train.py` for 30 iterations (512 Go2 envs unless the overrides say otherwise, such as processes=2). Counts all of
 an iteration that is neither rollout nor update: memory rows, episodes, TensorBoard, metrics.jsonl, progress, the search
-for NaN, and where several ranks train what they tell each other; and the episode statistics within the rollout. Prints
-one JSON object.
+for NaN, and where several ranks train what rank 0 hears of the others; and the episode statistics within the rollout.
+Prints one JSON object. The share of CPU time, of all threads of rank 0, leaves out waiting, as on a busy machine.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
 import os
-import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this checkout, whatever is installed
 
+import numpy as np
+
 from ppo_lab.machine.preflight import yield_busy_cores
 
 WARM_UP = 5
 """Iterations that allocate."""
+
+
+def now() -> Any:
+    """Seconds of the wall clock, and of CPU time of this process."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def main(words: list[str]) -> dict[str, Any]:
@@ -33,42 +39,48 @@ def main(words: list[str]) -> dict[str, Any]:
 
     from ppo_lab.cli import train
     from ppo_lab.learning.episodes import EpisodeStatistics
+    from ppo_lab.memory.measure.monitor import MemoryMonitor
     from ppo_lab.runs.manifest import describe_machine
     from ppo_lab.runs.record import read
-    from ppo_lab.training.recording import Recording
 
-    enter, add = EpisodeStatistics.add, Recording.add
-    entering_s, ended_s, logging_s = [0.0], [math.nan], list[float]()
+    enter, phase = EpisodeStatistics.add, MemoryMonitor.phase
+    entering, began, iterations, logging = [now() * 0], [now()], list[Any](), list[Any]()
 
     def clocked_enter(*args: Any) -> None:
-        started_s = time.perf_counter()
+        started = now()
         enter(*args)
-        entering_s[0] += time.perf_counter() - started_s
+        entering[0] += now() - started
 
-    def clocked_add(record: Recording, iteration: int, scalars: dict[str, float]) -> None:
-        """Closes an iteration, which began where the one before ended."""
-        add(record, iteration, scalars)
-        ended_s.append(time.perf_counter())
-        trained_s = scalars["Perf/collection_time"] + scalars["Perf/learning_time"]
-        logging_s.append(ended_s[-1] - ended_s[-2] - trained_s + entering_s[0])
-        entering_s[0] = 0.0
+    @contextmanager
+    def clocked_phase(monitor: MemoryMonitor, name: str) -> Iterator[None]:
+        """An iteration lasts from rollout to rollout, and what is logged from the end of the update."""
+        if name == "rollout" and logging:
+            iterations.append(now() - began[0])
+            logging[-1] += now()
+            began[0] = now()
+        with phase(monitor, name):
+            yield
+        if name == "update":
+            logging.append(entering[0] - now())
+            entering[0] = now() * 0
 
     setattr(EpisodeStatistics, "add", clocked_enter)  # noqa: B010  mypy allows no method to be assigned
-    setattr(Recording, "add", clocked_add)  # noqa: B010
+    setattr(MemoryMonitor, "phase", clocked_phase)  # noqa: B010
     asked = ["experiment=go2_small", "max_iterations=30", "save_interval=1000", *words]
     with tempfile.TemporaryDirectory() as parent:
         run = Path(parent) / "run"
         train.main([*asked, f"hydra.run.dir={run}"])
         config = read(run).config
-    iterations_s = [after - before for before, after in itertools.pairwise(ended_s)]
-    shares = [log / whole for log, whole in zip(logging_s, iterations_s, strict=True)]
+    whole, logged = np.array(iterations)[WARM_UP:], np.array(logging[: len(iterations)])[WARM_UP:]
+    share, cpu_share = np.median(logged / whole, axis=0)
     return {
         "env": config["env"]["name"],
         "num_envs": config["num_envs"],
         "processes": config["processes"],
-        "iteration_s": statistics.median(iterations_s[WARM_UP:]),
-        "logging_s": statistics.median(logging_s[WARM_UP:]),
-        "logging_share": statistics.median(shares[WARM_UP:]),
+        "iteration_s": float(np.median(whole[:, 0])),
+        "logging_s": float(np.median(logged[:, 0])),
+        "logging_share": float(share),
+        "logging_share_of_cpu_time": float(cpu_share),
         "machine": describe_machine(torch.device("cpu")),
     }
 
