@@ -6,6 +6,7 @@ A part yields rows as it finds them, so that what comes before a failure is kept
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import io
 import itertools
@@ -25,6 +26,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from benchmarks.stock import stock_runner
 from ppo_lab import envs
 from ppo_lab.cli.compose import compose
 from ppo_lab.config import ExperimentConfig, flat
@@ -38,6 +40,7 @@ from ppo_lab.memory.predict.trace import Allocation, trace
 from ppo_lab.memory.rows import MIB
 from ppo_lab.runs.config import to_experiment
 from ppo_lab.runs.files import from_json
+from ppo_lab.runs.record import read_metrics
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +68,9 @@ H100_TIMES: dict[str, Span] = {  # worked out from FLOPs and kernel launches for
     "Perf/learning_time": (0.08, 0.15),
     "Perf/total_fps": (85_000, 170_000),
 }
+UPDATES = 5  # of each kind that are timed
+LOSS_TOLERANCE = 0.02  # relative: bfloat16 rounds to 3 digits, and a mini-batch's errors carry over to the next
+RANKS_SHARE: Span = (0.8, 1.1)  # a guess: 1.5 MB of gradients a mini-batch is little for NVLink or PCIe
 POOL_RESERVED, POOL_USED, BLOCKS_PER_MULTIPROCESSOR = 5, 7, 106  # cuda.h: CU_MEMPOOL_ATTR_..., CU_DEVICE_ATTRIBUTE_...
 
 
@@ -510,34 +516,14 @@ def first_difference(
     return "equal"
 
 
-class StockEnv:
-    """An env of ours as rsl_rl's runner takes it."""
-
-    def __init__(self, env: Env) -> None:
-        self._env = env
-        self.num_actions = len(env.spec.actions)
-        self.max_episode_length = env.spec.max_episode_length
-        self.cfg: dict[str, Any] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._env, name)
-
-    def step(self, actions: torch.Tensor) -> tuple[Any, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        result = self._env.step(actions)
-        return result.observations, result.rewards, result.dones, {"time_outs": result.time_outs}
-
-
 def speed(device: str) -> Iterator[Row]:
     """An iteration of our loop and of rsl_rl's OnPolicyRunner, in turn on one env, both with TensorBoard"""
-    from rsl_rl.runners import OnPolicyRunner
-
     from ppo_lab.learning.checkpoint import NoCheckpoints
-    from ppo_lab.learning.ppo import rsl_rl_config
     from ppo_lab.memory.measure.monitor import MemoryMonitor
     from ppo_lab.runs.metrics import MetricsWriter
     from ppo_lab.training.build import build_loop
 
-    cfg, where = experiment("env=go2", *size(device)), devices.resolve_device(device)
+    cfg, where = experiment("env=go2", "save_interval=1000000", *size(device)), devices.resolve_device(device)
     with tempfile.TemporaryDirectory() as folder, MemoryMonitor(where) as monitor:
         metrics = MetricsWriter(Path(folder))
         ended_s: dict[str, list[float]] = {"ours": [], "rsl_rl's": []}
@@ -548,8 +534,7 @@ def speed(device: str) -> Iterator[Row]:
 
         report = partial(clocked, "ours", metrics.write)
         ours = build_loop(cfg, where, monitor, NoCheckpoints(), report)
-        settings = rsl_rl_config(cfg) | {"save_interval": 10**9}
-        stock = OnPolicyRunner(StockEnv(ours.env), settings, f"{folder}/stock", device)
+        stock = stock_runner(cfg, ours.env, f"{folder}/stock")
         stock.logger.log = partial(clocked, "rsl_rl's", stock.logger.log)
         took_s: dict[str, list[float]] = {"ours": [], "rsl_rl's": []}
         for _ in range(2):
@@ -563,6 +548,72 @@ def speed(device: str) -> Iterator[Row]:
         yield Row(f"an iteration of {name}", None, median, "s")
     at_most: Span = (0, 1.05)  # that ours costs nothing is a claim, not a model; 5 % is noise
     yield Row("ours over rsl_rl's", at_most, medians["ours"] / medians["rsl_rl's"], "", "our loop, guard or rows")
+
+
+def update(device: str) -> Iterator[Row]:
+    """An update of ours and of rsl_rl's, in turn, from one rollout and the same weights: seconds and losses"""
+    import torch
+
+    from ppo_lab.learning.checkpoint import NoCheckpoints
+    from ppo_lab.memory.measure.monitor import MemoryMonitor
+    from ppo_lab.training.build import build_loop
+
+    where = devices.resolve_device(device)
+    synchronize: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else lambda: None
+    for precision in ("false", "true"):
+        words = ("env=go2", "processes=1", f"algorithm.use_mixed_precision={precision}", *size(device))
+        loop = build_loop(experiment(*words), where, MemoryMonitor(where), NoCheckpoints(), lambda *_: None)
+        loop.learn(1, init_at_random_ep_len=True)
+        alg, last, began = loop.alg, loop.env.get_observations(), copy.deepcopy(loop.model())
+
+        def of_rsl_rl(alg: Any = alg, last: Any = last) -> dict[str, float]:
+            with torch.inference_mode():
+                alg.compute_returns(last)
+            return alg.update()
+
+        took_s: dict[str, list[float]] = {"ours": [], "rsl_rl's": []}
+        losses = dict[str, dict[str, float]]()
+        for _ in range(1 + UPDATES):  # the first of each allocates
+            for name, learn in (("ours", partial(loop.update, last)), ("rsl_rl's", of_rsl_rl)):
+                alg.load(copy.deepcopy(began), load_cfg=None, strict=True)
+                alg.learning_rate, alg.storage.step = began["learning_rate"], alg.storage.num_transitions_per_env
+                torch.manual_seed(1)  # the same mini-batches
+                synchronize()
+                started_s = time.perf_counter()
+                losses[name] = learn()
+                synchronize()
+                took_s[name].append(time.perf_counter() - started_s)
+        medians = {name: statistics.median(times[1:]) for name, times in took_s.items()}
+        kind = "bfloat16" if precision == "true" else "float32"
+        for name, median in medians.items():
+            yield Row(f"{kind}: an update of {name}", None, median, "s")
+        fast = medians["rsl_rl's"] / medians["ours"]
+        yield Row(f"{kind}: times as fast", (1.0, 100.0), fast, "", "the lean update (ppo_lab/learning)")
+        for name, value in losses["ours"].items():
+            theirs = losses["rsl_rl's"][name]
+            span = (theirs - LOSS_TOLERANCE * abs(theirs), theirs + LOSS_TOLERANCE * abs(theirs))
+            yield Row(f"{kind}: {name} loss", span, value, "", "the lean update's mathematics (ppo_lab/learning)")
+
+
+def ranks(device: str) -> Iterator[Row]:
+    """Steps per second of a rank on each card, against one rank on one card with as many envs each"""
+    import torch
+
+    most = 2 if device == "cpu" else torch.cuda.device_count()
+    yield Row("cards" if device == "cuda" else "ranks", None, most)
+    if most == 1:
+        return
+    each = 16 if device == "cpu" else 4096
+    fps = dict[int, float]()
+    with tempfile.TemporaryDirectory() as folder:
+        for processes in (1, most):
+            run = Path(folder) / str(processes)
+            words = (f"processes={processes}", f"num_envs={each * processes}", *size(device)[1:])
+            finish(start_training(*words, "max_iterations=8", f"device={device}", f"hydra.run.dir={run}"))
+            fps[processes] = statistics.median(row["Perf/total_fps"] for row in read_metrics(run)[3:])
+            yield Row(f"steps per second, {processes} x {each} envs", None, fps[processes], "1/s")
+    if_not = "NCCL between the cards, or too few cores: a rank needs one"
+    yield Row("of what as many single ranks would do", RANKS_SHARE, fps[most] / (most * fps[1]), "", if_not)
 
 
 def calibrate(_: str) -> Iterator[Row]:
@@ -616,6 +667,8 @@ PARTS = {
     "repeat": Part(repeat, 180),
     "state": Part(state, 90),
     "speed": Part(speed, 90, environment={"GIT_PYTHON_REFRESH": "quiet"}),  # rsl_rl's runner asks for git
+    "update": Part(update, 120),
+    "ranks": Part(ranks, 150),
     "memory_deterministic": Part(partial(memory, f"{GO2} deterministic=true"), 60),
     "allocator_expandable": Part(caching_allocator, 60, needs_gpu=True, environment=EXPANDABLE),
     "memory_expandable": Part(partial(memory, GO2), 60, needs_gpu=True, environment=EXPANDABLE),

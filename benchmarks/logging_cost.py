@@ -1,89 +1,92 @@
-"""What logging and the memory rows cost, as a share of an iteration: `python benchmarks/logging_cost.py [words]`.
+"""What logging and the memory rows cost, as a share of an iteration: `python benchmarks/logging_cost.py [overrides]`.
 
-Runs a real training of 30 iterations (512 Go2 envs unless the words say otherwise) with a clock around every call
-that only tells: memory rows, episode statistics, TensorBoard, metrics.jsonl, progress. Prints one JSON object.
+Runs `train.py` for 30 iterations (512 Go2 envs unless the overrides say otherwise, such as processes=2). Counts all of
+an iteration that is neither rollout nor update: memory rows, episodes, TensorBoard, metrics.jsonl, progress, the search
+for NaN, and where several ranks train what rank 0 hears of the others; and the episode statistics within the rollout.
+Prints one JSON object. The share of CPU time, of all threads of rank 0, leaves out waiting, as on a busy machine.
 """
 
-import functools
+from __future__ import annotations
+
 import json
-import statistics
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ppo_lab.cli.compose import compose
-from ppo_lab.envs import make_env
-from ppo_lab.learning.checkpoint import Checkpoints
-from ppo_lab.learning.loop import Loop
-from ppo_lab.machine.devices import resolve_device
-from ppo_lab.memory.measure.growth import FlatMemoryWatch
-from ppo_lab.memory.measure.monitor import MemoryMonitor
-from ppo_lab.runs.config import to_experiment
-from ppo_lab.runs.manifest import describe_machine
-from ppo_lab.runs.metrics import MetricsWriter
-from ppo_lab.training.console import ProgressDisplay
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this checkout, whatever is installed
 
-spent_s = 0.0
+import numpy as np
+
+from ppo_lab.machine.preflight import yield_busy_cores
+
+WARM_UP = 5
+"""Iterations that allocate."""
 
 
-def clocked(call: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(call)
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        global spent_s
-        started_s = time.perf_counter()
-        try:
-            return call(*args, **kwargs)
-        finally:
-            spent_s += time.perf_counter() - started_s
-
-    return timed
+def now() -> Any:
+    """Seconds of the wall clock, and of CPU time of this process."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
-def main() -> None:
-    cfg = to_experiment(compose(["experiment=go2_small", "max_iterations=30", "save_interval=1000", *sys.argv[1:]]))
-    device = resolve_device(cfg.device)
-    env = make_env(cfg.env, cfg.num_envs, device, cfg.seed)
-    with tempfile.TemporaryDirectory() as folder, MemoryMonitor(device, cfg.memory.count_tensors) as monitor:
-        metrics = MetricsWriter(Path(folder))
-        progress, watch = ProgressDisplay(cfg.max_iterations, quiet=False), FlatMemoryWatch()
-        ended_s = time.perf_counter()
-        iterations_s, logging_s = [], []
+def main(words: list[str]) -> dict[str, Any]:
+    yield_busy_cores()
+    import torch
 
-        def report(iteration: int, scalars: dict[str, float]) -> None:
-            global spent_s
-            nonlocal ended_s
-            clocked(metrics.write)(iteration, scalars)
-            clocked(progress.show)(iteration, scalars)
-            clocked(list)(watch.warnings(iteration, scalars))
-            iterations_s.append(time.perf_counter() - ended_s)
-            logging_s.append(spent_s)
-            ended_s, spent_s = time.perf_counter(), 0.0
+    from ppo_lab.cli import train
+    from ppo_lab.learning.episodes import EpisodeStatistics
+    from ppo_lab.memory.measure.monitor import MemoryMonitor
+    from ppo_lab.runs.manifest import describe_machine
+    from ppo_lab.runs.record import read
 
-        loop = Loop(env, cfg, monitor, Checkpoints(Path(folder) / "checkpoints", cfg.save_interval), report)
-        monitor.scalars = clocked(monitor.scalars)  # type: ignore[method-assign]
-        loop.episodes.add = clocked(loop.episodes.add)  # type: ignore[method-assign]
-        loop.episodes.scalars = clocked(loop.episodes.scalars)  # type: ignore[method-assign]
-        loop.learn(cfg.max_iterations, init_at_random_ep_len=True)
-        metrics.close()
-    warm = slice(5, None)  # the first iterations allocate
-    shares = [log / whole for log, whole in zip(logging_s[warm], iterations_s[warm], strict=True)]
-    print(
-        json.dumps(
-            {
-                "env": cfg.env.name,
-                "num_envs": cfg.num_envs,
-                "iteration_s": statistics.median(iterations_s[warm]),
-                "logging_s": statistics.median(logging_s[warm]),
-                "logging_share": statistics.median(shares),
-                "machine": describe_machine(device),
-            },
-            indent=2,
-        )
-    )
+    enter, phase = EpisodeStatistics.add, MemoryMonitor.phase
+    entering, began, iterations, logging = [now() * 0], [now()], list[Any](), list[Any]()
+
+    def clocked_enter(*args: Any) -> None:
+        started = now()
+        enter(*args)
+        entering[0] += now() - started
+
+    @contextmanager
+    def clocked_phase(monitor: MemoryMonitor, name: str) -> Iterator[None]:
+        """An iteration lasts from rollout to rollout, and what is logged from the end of the update."""
+        if name == "rollout" and logging:
+            iterations.append(now() - began[0])
+            logging[-1] += now()
+            began[0] = now()
+        with phase(monitor, name):
+            yield
+        if name == "update":
+            logging.append(entering[0] - now())
+            entering[0] = now() * 0
+
+    setattr(EpisodeStatistics, "add", clocked_enter)  # noqa: B010  mypy allows no method to be assigned
+    setattr(MemoryMonitor, "phase", clocked_phase)  # noqa: B010
+    asked = ["experiment=go2_small", "max_iterations=30", "save_interval=1000", *words]
+    with tempfile.TemporaryDirectory() as parent:
+        run = Path(parent) / "run"
+        train.main([*asked, f"hydra.run.dir={run}"])
+        config = read(run).config
+    whole, logged = np.array(iterations)[WARM_UP:], np.array(logging[: len(iterations)])[WARM_UP:]
+    share, cpu_share = np.median(logged / whole, axis=0)
+    return {
+        "env": config["env"]["name"],
+        "num_envs": config["num_envs"],
+        "processes": config["processes"],
+        "iteration_s": float(np.median(whole[:, 0])),
+        "logging_s": float(np.median(logged[:, 0])),
+        "logging_share": float(share),
+        "logging_share_of_cpu_time": float(cpu_share),
+        "machine": describe_machine(torch.device("cpu")),
+    }
 
 
 if __name__ == "__main__":
-    main()
+    output = os.dup(1)
+    os.dup2(2, 1)  # what the run prints
+    found = main(sys.argv[1:])
+    os.write(output, (json.dumps(found, indent=2) + "\n").encode())

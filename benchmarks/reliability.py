@@ -1,16 +1,22 @@
 """What runs survived, and what that costs: writes docs/results/reliability.json and the tables of docs/reliability.md.
 
-python benchmarks/reliability.py [faults] [sizes] [cost]     # all three where none is named; cost wants a quiet machine
+python benchmarks/reliability.py [faults] [sizes] [cost] [ranks] [overrides]     # all four where none is named
 
 faults: tests/system/test_faults.py, the long versions included. sizes: checkpoints of real runs. cost: 512 Go2 envs
-that save every second iteration, so that an iteration with a checkpoint stands beside one without, in one process.
+that save every second iteration, so that an iteration with a checkpoint stands beside one without, in one process; it
+wants a quiet machine. ranks: runs of several ranks, of which one, or all, are killed at random moments.
+
+Overrides of train.py, such as processes=2, go to cost and ranks, whose results stand beside those without any.
 """
 
+import contextlib
 import datetime
 import io
 import itertools
 import json
+import math
 import os
+import random
 import re
 import statistics
 import subprocess
@@ -25,33 +31,50 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from ppo_lab.cli.compose import compose
+from ppo_lab.machine.preflight import yield_busy_cores
 from ppo_lab.runs.config import to_experiment
 from ppo_lab.runs.files import write_json
+from ppo_lab.runs.record import read_metrics
+from ppo_lab.training.reproduction import compare
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULT = REPOSITORY / "docs/results/reliability.json"
 PAGE = REPOSITORY / "docs/reliability.md"
 SIZES = [("go2", 512), ("go2", 4096), ("hover", 512), ("hover", 4096)]
 """env, num_envs"""
+ITERATIONS, KILLS = 60, 12
+WORDS_OF_RANKS = ["experiment=smoke", "env=go2", f"max_iterations={ITERATIONS}"]
+WAIT_S = 30.0
+"""Within this time after a kill all processes of a run are gone."""
 WARM_UP, PAIRS = 4, 20
 """Iterations before the clock counts; iterations with a checkpoint after that, and as many without."""
 
 
 def main() -> None:
-    measures: dict[str, Callable[[], Any]] = {
-        "faults": faults,
-        "sizes": lambda: {"runs": [in_a_process(sizes_of, *case) for case in SIZES]},
-        "cost": lambda: in_a_process(cost),
+    measures: dict[str, Callable[[list[str]], Any]] = {
+        "faults": lambda _: faults(),
+        "sizes": lambda _: {"runs": [in_a_process(sizes_of, *case) for case in SIZES]},
+        "cost": lambda overrides: in_a_process(cost, overrides),
+        "ranks": ranks,
     }
+    overrides = [word for word in sys.argv[1:] if "=" in word]
+    asked = [word for word in sys.argv[1:] if "=" not in word]
+    if set(asked) - measures.keys():
+        sys.exit(__doc__)
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    for name in sys.argv[1:] or measures:
-        result[name] = measures[name]() | in_a_process(circumstances)
-        print(json.dumps(result[name], indent=2), flush=True)
+    for name in asked or measures:
+        key = " ".join([name, *overrides]) if name in ("cost", "ranks") else name
+        result[key] = measures[name](overrides) | in_a_process(circumstances)
+        print(json.dumps(result[key], indent=2), flush=True)
         write_json(RESULT, result)
     page = PAGE.read_text()
-    for name, table in tables(result).items():
-        page = re.sub(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", rf"\g<1>{table}\g<2>", page, flags=re.DOTALL)
+    for key, table in tables(result).items():
+        page = re.sub(
+            rf"(<!-- {re.escape(key)} -->\n).*?(\n<!-- end -->)", rf"\g<1>{table}\g<2>", page, flags=re.DOTALL
+        )
     PAGE.write_text(page)
 
 
@@ -83,6 +106,65 @@ def counted(report: Path) -> dict[str, dict[str, int]]:
     return {fault: {"tried": tried[fault], "lost": lost[fault]} for fault in tried}
 
 
+def ranks(overrides: list[str]) -> dict[str, Any]:
+    """Kills of a run of several ranks, until it is complete: by whom they hit, how often, and how often it was lost.
+
+    A kill is lost where a process is left behind, where rank 0 is alive and does not say in one message what happened,
+    or where the run that was resumed at last differs from one that was never killed.
+    """
+    dice, fates = random.Random(0), list[dict[str, Any]]()
+    words = [*WORDS_OF_RANKS, *([] if any("processes=" in word for word in overrides) else ["processes=2"]), *overrides]
+    with tempfile.TemporaryDirectory() as parent:
+        straight, run = Path(parent) / "straight", Path(parent) / "run"
+        start(words, straight).wait()
+        for _ in range(KILLS):
+            fates.append(kill_once(start([*words, "resume=auto"], run), run, dice))
+            print(fates[-1], file=sys.stderr)
+        code = start([*words, "resume=auto"], run).wait()
+        is_equal = code == 0 and compare(straight, run).equal and compare(straight, run).iterations == ITERATIONS
+    by_fault = {}
+    for fault in sorted({fate["fault"] for fate in fates}):
+        of_fault = [fate for fate in fates if fate["fault"] == fault]
+        lost = sum(not is_equal or fate["left_behind"] > 0 or not fate["explained"] for fate in of_fault)
+        by_fault[fault] = {"tried": len(of_fault), "lost": lost}
+    return {"by_fault": by_fault, "longest_end_s": max(fate["end_s"] for fate in fates), "overrides": words}
+
+
+def start(words: list[str], run: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "train.py", *words, "quiet=true", f"hydra.run.dir={run}"]
+    return subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+
+
+def kill_once(process: subprocess.Popen[str], run: Path, dice: random.Random) -> dict[str, Any]:
+    """Kills one rank of a run that has just been started, or all, at a random moment; waits until all have ended.
+
+    `end_s`: how long that took. `left_behind`: processes that had to be killed after WAIT_S.
+    """
+    before = len(read_metrics(run))
+    if dice.random() < 0.2:
+        time.sleep(dice.uniform(0, 10))  # while it starts
+    else:
+        while process.poll() is None and len(read_metrics(run)) == before:
+            time.sleep(0.01)
+        time.sleep(dice.uniform(0, 0.5))
+    first = psutil.Process(process.pid)
+    others = [child for child in first.children(recursive=True) if "train" in child.cmdline()]
+    family = [first, *first.children(recursive=True)]
+    victim = dice.choice([None, first, *others])
+    for member in family if victim is None else [victim]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    killed_s = time.monotonic()
+    _, said = process.communicate()
+    _, left = psutil.wait_procs(family, timeout=WAIT_S)
+    end_s = time.monotonic() - killed_s
+    for member in left:
+        member.kill()
+    fault = {None: "SIGKILL of all ranks", first: "SIGKILL of rank 0"}.get(victim, "SIGKILL of another rank")
+    explained = process.returncode < 0 or (process.returncode == 1 and said.count("error: ") == 1)
+    return {"fault": fault, "end_s": round(end_s, 1), "left_behind": len(left), "explained": explained, "said": said}
+
+
 def sizes_of(env: str, num_envs: int) -> dict[str, Any]:
     """Bytes of a real checkpoint, as written and before it is deflated, and of all that Genesis would save."""
     import torch
@@ -109,44 +191,47 @@ def sizes_of(env: str, num_envs: int) -> dict[str, Any]:
     return found | {"whole_scene_bytes": len(whole.getvalue())}
 
 
-def cost() -> dict[str, Any]:
+def cost(overrides: list[str]) -> dict[str, Any]:
     """Seconds of iterations that end in a checkpoint, and of the next, in which the thread that writes is at work."""
-    from ppo_lab.envs import make_env
+    yield_busy_cores()
+    from ppo_lab.cli import train
     from ppo_lab.learning.checkpoint import Checkpoints
     from ppo_lab.learning.loop import Loop
-    from ppo_lab.machine.devices import resolve_device
-    from ppo_lab.memory.measure.monitor import MemoryMonitor
-    from ppo_lab.runs.metrics import MetricsWriter
+    from ppo_lab.runs.record import read
 
+    gather, save = Loop.state, Checkpoints.maybe_save
+    gathered_s, ended_s, saving_s = [0.0], list[float](), list[float]()
+
+    def clocked_gather(loop: Loop) -> Any:
+        started_s = time.perf_counter()
+        state = gather(loop)
+        gathered_s[0] = time.perf_counter() - started_s
+        return state
+
+    def clocked_save(*args: Any, **kwargs: Any) -> None:
+        started_s = time.perf_counter()
+        save(*args, **kwargs)
+        ended_s.append(time.perf_counter())
+        saving_s.append(ended_s[-1] - started_s + gathered_s[0])
+        gathered_s[0] = 0.0
+
+    setattr(Loop, "state", clocked_gather)  # noqa: B010  mypy allows no method to be assigned
+    setattr(Checkpoints, "maybe_save", clocked_save)  # noqa: B010
+    words = ["experiment=go2_small", f"max_iterations={2 * (WARM_UP + PAIRS)}", "save_interval=2", "quiet=true"]
+    with tempfile.TemporaryDirectory() as parent:
+        run = Path(parent) / "run"
+        train.main([*words, *overrides, f"hydra.run.dir={run}"])
+        config = read(run).config
     default = to_experiment(compose([])).save_interval
-    words = ["experiment=go2_small", f"max_iterations={2 * (WARM_UP + PAIRS)}"]
-    cfg = to_experiment(compose(words))
-    device = resolve_device(cfg.device)
-    env = make_env(cfg.env, cfg.num_envs, device, cfg.seed)
-    with tempfile.TemporaryDirectory() as folder, MemoryMonitor(device, False) as monitor:
-        metrics = MetricsWriter(Path(folder))
-        checkpoints = Checkpoints(Path(folder) / "checkpoints", save_interval=2, before_saving=metrics.sync)
-        save, ended_s = checkpoints.maybe_save, [time.perf_counter()]
-        saving_s: list[float] = []
-
-        def clocked(*args: Any) -> None:
-            started_s = time.perf_counter()
-            save(*args)
-            ended_s.append(time.perf_counter())
-            saving_s.append(ended_s[-1] - started_s)
-
-        vars(checkpoints).update(maybe_save=clocked)
-        loop = Loop(env, cfg, monitor, checkpoints, metrics.write)
-        loop.learn(cfg.max_iterations, init_at_random_ep_len=True)
-        metrics.close()
-    whole_s = [after - before for before, after in itertools.pairwise(ended_s)]
+    whole_s = [math.nan, *(after - before for before, after in itertools.pairwise(ended_s))]
     saving = range(2 * WARM_UP, len(whole_s) - 2, 2)  # the last is written at once
     bare_s = [whole_s[i] - saving_s[i] for i in saving]  # nothing is being written then
     extra_s = [whole_s[i] + whole_s[i + 1] - 2 * bare for i, bare in zip(saving, bare_s, strict=True)]
     iteration_s, offer_s, extra = map(statistics.median, (bare_s, [saving_s[i] for i in saving], extra_s))
     return {
-        "env": cfg.env.name,
-        "num_envs": cfg.num_envs,
+        "env": config["env"]["name"],
+        "num_envs": config["num_envs"],
+        "processes": config["processes"],
         "pairs": len(saving),
         "iteration_s": iteration_s,
         "offer_s": offer_s,
@@ -172,13 +257,21 @@ def circumstances() -> dict[str, Any]:
 
 def tables(result: dict[str, Any]) -> dict[str, str]:
     """What docs/reliability.md shows of the result, which a test compares."""
-    show: dict[str, Callable[[dict[str, Any]], str]] = {"faults": faults_table, "sizes": sizes_table, "cost": cost_text}
-    return {name: show[name](found) for name, found in result.items()}
+    show: dict[str, Callable[[dict[str, Any]], str]] = {
+        **{"faults": faults_table, "ranks": ranks_table},
+        **{"sizes": sizes_table, "cost": cost_text},
+    }
+    return {key: show[key.partition(" ")[0]](found) for key, found in result.items()}
 
 
 def faults_table(found: dict[str, Any]) -> str:
     rows = [f"| {fault} | {row['tried']} | {row['lost']} |" for fault, row in found["by_fault"].items()]
     return "\n".join(["| what was done | times | runs lost |", "|---|---:|---:|", *rows])
+
+
+def ranks_table(found: dict[str, Any]) -> str:
+    after = f"After a kill all processes had ended within {found['longest_end_s']:.1f} s."
+    return "\n".join([faults_table(found), "", after])
 
 
 def sizes_table(found: dict[str, Any]) -> str:
@@ -194,9 +287,11 @@ def sizes_table(found: dict[str, Any]) -> str:
 
 
 def cost_text(found: dict[str, Any]) -> str:
+    processes = found.get("processes", 1)
+    envs = f"{found['num_envs']} {found['env']} envs" + (f" in {processes} processes" if processes > 1 else "")
     return (
         f"A checkpoint holds up training for {1e3 * found['offer_s']:.0f} ms, beside {1e3 * found['iteration_s']:,.0f} "
-        f"ms of an iteration of\n{found['num_envs']} {found['env']} envs. With what the thread that writes takes "
+        f"ms of an iteration of\n{envs}. With what the thread that writes takes "
         f"meanwhile, two iterations last {1e3 * found['extra_s']:.0f} ms longer.\nAt the default "
         f"`save_interval={found['default_save_interval']}` that is {100 * found['share_of_training']:.2f} % of "
         f"training time (medians of {found['pairs']} checkpoints in one process)."
