@@ -84,7 +84,8 @@ def _train(
     cfg, first = run.cfg, run.first_iteration
     with MemoryMonitor(record.device, cfg.memory.count_tensors) as monitor:
         record.describe(monitor.scalars().keys())
-        loop = build_loop(cfg, record.device, monitor, checkpoints, record.add, stop.requested)
+        with console.compiling_shown(cfg.quiet):
+            loop = build_loop(cfg, record.device, monitor, checkpoints, record.add, stop.requested)
         if saved:
             checkpoints.best_reward = saved[1]["best_reward"]
             _restore(loop, *saved, checkpoints.folder)

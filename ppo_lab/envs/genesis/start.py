@@ -9,6 +9,7 @@ import genesis as gs
 import torch
 from genesis.utils import misc
 
+from ppo_lab.envs.genesis import kernels
 from ppo_lab.machine import loading, preflight
 
 
@@ -17,6 +18,7 @@ def ensure_started(device: torch.device, seed: int, performance_mode: bool) -> N
     if not gs._initialized:
         loading.end()  # all is imported
         start_simulator(device, seed, performance_mode, torch.are_deterministic_algorithms_enabled())
+        kernels.tell_when_compiled()
     elif (gs.backend == gs.cpu) != (device.type == "cpu"):
         raise RuntimeError(f"the simulator runs on {gs.device} in this process, which starts it once; got {device}")
 
