@@ -39,6 +39,7 @@ def main(argv: list[str]) -> ExitCode:
         if hint := budget.hint_at_long_run(run.cfg):
             log.warning(hint)
         estimated = budget.estimate_in_background(run.cfg)
+        log.debug("all is checked that can be without torch")
         from ppo_lab.training.run import train  # loads torch and the simulator
 
         train(run, estimated)

@@ -159,6 +159,7 @@ def build_loop(
         torch.cuda.set_device(device)
     seed_everything(cfg.seed)
     env = make_env(cfg.env, cfg.num_envs, device, cfg.seed)
+    log.debug("the env is built")
     loading.end()
     gc.collect()  # what building the scene left in cycles
     return Loop(env, cfg, phases, checkpoints, report, should_stop)
