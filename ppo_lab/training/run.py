@@ -103,7 +103,8 @@ def _train(
     ):
         order = ranks.scatter(_orders(cfg, first, saved, checkpoints.folder))
         record.describe(of_all_ranks([monitor.scalars()] * cfg.processes).keys())
-        loop = build_loop(cfg, record.device, monitor, checkpoints, record.add, stop.requested, ranks)
+        with console.compiling_shown(cfg.quiet):
+            loop = build_loop(cfg, record.device, monitor, checkpoints, record.add, stop.requested, ranks)
         if saved:
             checkpoints.best_reward = saved[1]["best_reward"]
             _restore(loop, order["model"], order["state"], checkpoints.folder)
