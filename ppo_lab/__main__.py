@@ -11,7 +11,7 @@ from importlib import import_module, metadata
 from typing import NoReturn
 
 from ppo_lab import __version__
-from ppo_lab.machine import commands
+from ppo_lab.machine import commands, loading
 from ppo_lab.machine.preflight import exit_on_wrong_packages, yield_busy_cores
 
 COMMANDS = {
@@ -56,6 +56,8 @@ def run(name: str, argv: list[str]) -> NoReturn:
         sys.exit(0)
     exit_on_wrong_packages()  # before the imports that would fail
     yield_busy_cores()
+    if name == "train":
+        loading.begin()
     from ppo_lab.cli.exits import exit_codes
 
     with exit_codes(output_may_fail=name == "train"):  # the others' output is their result

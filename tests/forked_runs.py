@@ -157,9 +157,9 @@ def _run_program(
 def _use_what_is_built() -> None:
     import torch
 
+    from ppo_lab.envs import scenes
     from ppo_lab.learning.random_state import set_random_state
     from ppo_lab.training import budget
-    from ppo_lab.training import run as training
 
     def make_env(cfg: Any, num_envs: int, device: torch.device, seed: int) -> Any:
         built_cfg, env, left = BUILT[cfg.name]
@@ -170,7 +170,7 @@ def _use_what_is_built() -> None:
     no_prediction: Future[Any] = Future()
     no_prediction.set_exception(RuntimeError("this is a test of other things"))
     budget.estimate_in_background = lambda cfg: no_prediction
-    vars(training).update(make_env=make_env)
+    vars(scenes).update(make_env=make_env)
 
 
 def killed_before_touching(folder: Path, pattern: str, nth: int = 1) -> Fault:

@@ -80,6 +80,9 @@ def prepare(argv: list[str]) -> Chosen:
         raise ConfigError(f"resume={resume} goes on in the run's own folder. Leave out hydra.run.dir=.")
 
     start, notes = None, []
+    world_size = os.environ.get("WORLD_SIZE", "")
+    if place_by_launcher() is None and world_size.isdecimal() and int(world_size) > 1:
+        notes.append(f"WORLD_SIZE={world_size} is ignored, as no launcher has set RANK and the like")
     if resume == AUTO:
         cfg = compose(overrides, source)
         found, note = _newest(to_experiment(cfg), folder_of(cfg), is_folder_named)

@@ -18,7 +18,7 @@ from ppo_lab.cli.compose import TRAIN, ask_hydra, is_question
 from ppo_lab.cli.exits import exit_codes
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.errors import ExitCode
-from ppo_lab.machine import devices, launch
+from ppo_lab.machine import devices, launch, loading
 from ppo_lab.runs.folder import Run
 from ppo_lab.sweeps import launcher
 from ppo_lab.training import budget, console, stopping
@@ -39,6 +39,7 @@ def main(argv: list[str]) -> ExitCode:
         ask_hydra([argument for argument in argv if not is_multirun(argument)], TRAIN.name)
         return ExitCode.DONE
     if any(map(is_multirun, argv)):
+        loading.end()  # the jobs are processes of their own
         return launcher.launch(sweep.prepare(argv), _write_report)
     run, cfg = choose_run.prepare(argv)
     with run.discarded_unless_begun(), exit_codes(output_may_fail=True):  # it goes by the exit code

@@ -177,8 +177,9 @@ def _of_time_outs(env: Env, spec: EnvSpec) -> Iterator[str]:
     state = env.state()
     others = env.step(still)
     env.restore(state)
-    env.episode_length_buf = env.episode_length_buf.clone()
-    env.episode_length_buf[0] = spec.max_episode_length
+    lengths = env.episode_length_buf.clone()
+    lengths[0] = spec.max_episode_length
+    env.episode_length_buf = lengths
     result = env.step(still)
     if not (result.dones[0] and result.time_outs[0]):
         yield f"an env of length spec.max_episode_length={spec.max_episode_length} does not time out in the next step"

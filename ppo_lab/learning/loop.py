@@ -17,9 +17,10 @@ from ppo_lab.config import ExperimentConfig
 from ppo_lab.learning import guard
 from ppo_lab.learning.episodes import EpisodeStatistics
 from ppo_lab.learning.guard import Fault, NonFiniteError
-from ppo_lab.learning.ppo import RslRlUpdate, build_ppo
+from ppo_lab.learning.ppo import build_ppo
 from ppo_lab.learning.random_state import kind_of_device, random_state, reseed, set_random_state
 from ppo_lab.learning.ranks import SingleProcess
+from ppo_lab.learning.update import LeanUpdate
 from ppo_lab.memory.measure.monitor import of_all_ranks
 from ppo_lab.states import check_fits
 
@@ -63,7 +64,7 @@ class Loop:
         self.alg = build_ppo(cfg, env.get_observations())
         for tensor in (*self.alg.actor.state_dict().values(), *self.alg.critic.state_dict().values()):
             ranks.broadcast(tensor)
-        self.update: Update = RslRlUpdate(self.alg, cfg.algorithm.num_learning_epochs)
+        self.update: Update = LeanUpdate(self.alg, ranks, cfg.algorithm.num_learning_epochs)
         self.episodes = EpisodeStatistics(env.num_envs, cfg.num_steps_per_env, env.spec.rewards, env.device)
         self._phases = phases
         self._checkpoints = checkpoints

@@ -1,4 +1,4 @@
-"""rsl_rl's PPO, built from an experiment: networks, rollout storage and optimizer, and its update."""
+"""rsl_rl's PPO, built from an experiment: networks, rollout storage and optimizer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import logging
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from rsl_rl.algorithms import PPO
 
 from ppo_lab.config import ExperimentConfig, ModelConfig
@@ -26,20 +25,6 @@ def build_ppo(cfg: ExperimentConfig, observations: TensorDict) -> PPO:
     sizes = SimpleNamespace(num_envs=cfg.num_envs, num_actions=len(cfg.env.spec().actions))  # what PPO reads of an env
     with contextlib.redirect_stdout(_LogLines()):  # rsl_rl prints the networks
         return PPO.construct_algorithm(observations, sizes, rsl_rl_config(cfg), str(observations.device))
-
-
-class RslRlUpdate:
-    """rsl_rl's own update. `ppo_lab.contracts.Update` is the contract."""
-
-    def __init__(self, alg: PPO, num_learning_epochs: int) -> None:
-        self._alg = alg
-        self._num_learning_epochs = num_learning_epochs
-
-    def __call__(self, last_observations: TensorDict) -> dict[str, float]:
-        self._alg.num_learning_epochs = self._num_learning_epochs
-        with torch.inference_mode():
-            self._alg.compute_returns(last_observations)
-        return self._alg.update()
 
 
 def rsl_rl_config(cfg: ExperimentConfig) -> dict[str, Any]:

@@ -146,6 +146,11 @@ class TorchRanks:
             raise RankLostError("another rank is gone") from error
 
 
+def is_loss(error: BaseException) -> bool:
+    """Whether `error` says that another rank is gone: ours, or gloo's own where rsl_rl reduces a normalizer."""
+    return isinstance(error, RankLostError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
 def _to_tensor(value: State) -> Tensor:
     content = io.BytesIO()
     torch.save(value, content)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping
 from types import FrameType
 from typing import IO, NamedTuple, Self
@@ -147,8 +148,11 @@ class OtherRanks:
         """From now on the ranks may end."""
         self._is_over = True
 
-    def obituary(self) -> str | None:
-        """Which rank died, and how; None where all that have ended did so well."""
+    def obituary(self, within_s: float = 0.0) -> str | None:
+        """Which rank died within that time, and how; None where all that have ended did so well."""
+        until_s = time.monotonic() + within_s
+        while not any(process.poll() for process in self._processes) and time.monotonic() < until_s:
+            time.sleep(0.01)
         for rank, (process, output) in enumerate(zip(self._processes, self._outputs, strict=True), start=1):
             code = process.poll()
             if code:

@@ -23,7 +23,7 @@ from ppo_lab.config import ExperimentConfig
 from ppo_lab.contracts import State, StepResult
 from ppo_lab.learning.checkpoint import NoCheckpoints
 from ppo_lab.learning.loop import Loop
-from ppo_lab.learning.ppo import RslRlUpdate
+from ppo_lab.learning.update import LeanUpdate
 from ppo_lab.memory.measure.live_tensors import LiveTensors
 from ppo_lab.memory.predict import trace
 from ppo_lab.memory.predict.simulator import simulator_memory
@@ -244,7 +244,7 @@ def run(cfg: ExperimentConfig, device_type: DeviceType) -> Trace:
             for group in alg.optimizer.param_groups:
                 group["foreach"] = True
         alg.train_mode()
-        loop.iterate(1, RslRlUpdate(alg, num_learning_epochs=1))
+        loop.iterate(1, LeanUpdate(alg, loop.ranks, num_learning_epochs=1))
         loop.iterate(cfg.num_steps_per_env, loop.update)
         label()
         events = recorder.events()[: phases.end]

@@ -10,9 +10,10 @@ import torch
 
 from ppo_lab.config import ExperimentConfig, to_json
 from ppo_lab.contracts import CheckpointStore, MemoryPhases, Ranks, Report, State
-from ppo_lab.envs import make_env
+from ppo_lab.envs.scenes import make_scenes
 from ppo_lab.learning.loop import ALONE, Loop
 from ppo_lab.learning.random_state import seed_everything, stream
+from ppo_lab.machine import loading
 from ppo_lab.machine.cores import threads_per_rank
 from ppo_lab.machine.launch import local_world_size
 from ppo_lab.memory.predict.allocator import DETERMINISTIC_WORKSPACES
@@ -39,8 +40,9 @@ def build_loop(
         torch.set_num_threads(threads_per_rank(local_world_size()))
     own, seed = cfg.of_one_rank(), stream(cfg.seed, ranks.rank)
     seed_everything(seed)
-    env = make_env(own.env, own.num_envs, device, seed)
-    gc.collect()  # what building the scene left in cycles
+    env = make_scenes(own, device, seed)
+    loading.end()
+    gc.collect()  # what building the scenes left in cycles
     return Loop(env, own, phases, checkpoints, report, should_stop, ranks)
 
 

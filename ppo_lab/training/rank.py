@@ -8,10 +8,10 @@ from dataclasses import asdict
 import torch
 
 from ppo_lab.contracts import State
-from ppo_lab.errors import ExitCode, RankLostError
+from ppo_lab.errors import ExitCode
 from ppo_lab.learning.checkpoint import NoCheckpoints
 from ppo_lab.learning.guard import NonFiniteError
-from ppo_lab.learning.ranks import TorchRanks
+from ppo_lab.learning.ranks import TorchRanks, is_loss
 from ppo_lab.machine import devices
 from ppo_lab.machine.launch import Place
 from ppo_lab.memory.measure.monitor import MemoryMonitor
@@ -27,9 +27,9 @@ def follow(place: Place) -> ExitCode:
     with StopRequest() as stop:  # the other ranks hear of it at the end of the iteration
         try:
             _train(ranks, ranks.scatter([]), lambda: stop.signal is not None)
-        except RankLostError:
-            return ExitCode.FAILED  # the one that is gone, or rank 0, says why
         except Exception as error:
+            if is_loss(error):  # the one that is gone, or rank 0, says why
+                return ExitCode.FAILED
             found = asdict(error.fault) if isinstance(error, NonFiniteError) else None
             evidence = error.evidence if isinstance(error, NonFiniteError) else None
             ranks.report({"message": str(error) or type(error).__name__, "fault": found, "evidence": evidence})

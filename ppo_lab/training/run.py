@@ -18,7 +18,6 @@ from ppo_lab.errors import (
     CheckpointError,
     NotReproducedError,
     OverBudgetError,
-    RankLostError,
     RunFailedError,
     StoppedError,
 )
@@ -26,7 +25,7 @@ from ppo_lab.learning import checkpoint, guard
 from ppo_lab.learning.checkpoint import Checkpoints, rename_newer
 from ppo_lab.learning.guard import Fault, NonFiniteError
 from ppo_lab.learning.loop import Loop
-from ppo_lab.learning.ranks import SingleProcess, TorchRanks
+from ppo_lab.learning.ranks import SingleProcess, TorchRanks, is_loss
 from ppo_lab.machine import commands, devices
 from ppo_lab.machine.commands import relative_to_cwd
 from ppo_lab.machine.launch import OtherRanks, place_by_launcher
@@ -133,17 +132,21 @@ def _connected(cfg: ExperimentConfig, device: torch.device, others: OtherRanks |
         if others:
             others.are_done()
         ranks.close()
-    except RankLostError as lost:
-        raise _failure_of_another(cfg, ranks, others) from lost
+    except RuntimeError as error:
+        if not is_loss(error):
+            raise
+        raise _failure_of_another(cfg, ranks, others) from error
 
 
 def _failure_of_another(cfg: ExperimentConfig, ranks: TorchRanks, others: OtherRanks | None) -> Exception:
+    if others:
+        others.are_done()  # what is to come of their ends is known
     rank, report = ranks.failure() or (None, {})
     if rank is not None and report["fault"]:
         return guard.of_rank(Fault(**report["fault"]), report["evidence"], rank, cfg.of_one_rank().num_envs)
     if rank is not None:
         return RunFailedError(f"the run failed: rank {rank}: {report['message']}")
-    how = (others and others.obituary()) or "another rank is gone; what its own process printed says why"
+    how = (others and others.obituary(within_s=2.0)) or "another rank is gone; its own process says why"
     return RunFailedError(f"the run failed: {how}")
 
 
@@ -170,16 +173,14 @@ def _failures_explained(folder: Path, record: Recording, checkpoints: Checkpoint
     try:
         yield
     except (KeyboardInterrupt, StoppedError):
-        if has_rows(folder):
-            log.info("go on:    %s", commands.train(f"resume={relative_to_cwd(folder)}"))
+        _say_how_to_go_on(folder)
         raise
     except (NotReproducedError, OverBudgetError):
         raise
     except RunFailedError as error:
-        if isinstance(error.__cause__, RankLostError):
+        if error.__cause__ and is_loss(error.__cause__):
             checkpoints.write_best()
-            if has_rows(folder):
-                log.info("go on:    %s", commands.train(f"resume={relative_to_cwd(folder)}"))
+            _say_how_to_go_on(folder)
         raise
     except Exception as error:
         log.debug("the run failed", exc_info=True)
@@ -189,6 +190,11 @@ def _failures_explained(folder: Path, record: Recording, checkpoints: Checkpoint
             free_memory_held_by(error)  # before asking what is free
             what = _out_of_memory(record, checkpoints, room_bytes)
         raise RunFailedError(f"{what} (more in {relative_to_cwd(RunFolder(folder).log)})") from error
+
+
+def _say_how_to_go_on(folder: Path) -> None:
+    if has_rows(folder):
+        log.info("go on:    %s", commands.train(f"resume={relative_to_cwd(folder)}"))
 
 
 def _out_of_memory(record: Recording, checkpoints: Checkpoints, room_bytes: int) -> str:

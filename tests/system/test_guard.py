@@ -27,7 +27,7 @@ from ppo_lab.errors import ConfigError, SimulatorError
 from ppo_lab.learning import checkpoint, guard
 from ppo_lab.learning.guard import Fault, NonFiniteError
 from ppo_lab.learning.loop import Loop
-from ppo_lab.learning.ppo import RslRlUpdate
+from ppo_lab.learning.update import LeanUpdate
 from ppo_lab.machine import commands
 from ppo_lab.memory.measure.monitor import MemoryMonitor
 from ppo_lab.probes.learner import ZeroEnv
@@ -157,8 +157,8 @@ def test_a_nonfinite_loss_is_named(experiment: Experiment) -> None:
 def test_nonfinite_weights_are_named(experiment: Experiment) -> None:
     reports = Reports()
     running = looping(experiment("experiment=smoke", "algorithm.num_mini_batches=1"), reports)
-    running.update = RslRlUpdate(
-        running.alg, num_learning_epochs=1
+    running.update = LeanUpdate(
+        running.alg, running.ranks, num_learning_epochs=1
     )  # the loss comes before the one step that ruins them
     spoil = running.alg.critic.mlp[2].bias.register_hook(lambda gradient: gradient / 0.0)
     found = stopped(running, reports)
@@ -240,22 +240,6 @@ def test_the_loop_saves_and_loads_through_checkpoints_alone() -> None:
     """rsl_rl's own `save` writes no checksum and no state, and its `load` unpickles."""
     assert not hasattr(Loop, "save")
     assert not hasattr(Loop, "load")
-
-
-def test_a_world_size_that_no_launcher_set_is_ignored_and_told(
-    experiment: Experiment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    reports = Reports()
-    with caplog.at_level("INFO"):
-        looping(experiment("experiment=smoke"), reports).learn(1)
-    assert caplog.messages == ["WORLD_SIZE=8 is ignored: one process trains this run"]
-    assert list(reports.rows) == [0]
-    for alone in ("1", "", "many"):
-        caplog.clear()
-        monkeypatch.setenv("WORLD_SIZE", alone)
-        looping(experiment("experiment=smoke"), Reports())
-        assert caplog.messages == []
 
 
 def test_the_networks_are_printed_to_the_log(

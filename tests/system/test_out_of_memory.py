@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from ppo_lab.config import ExperimentConfig
+from ppo_lab.envs import scenes
 from ppo_lab.errors import SimulatorError
 from ppo_lab.memory.measure.out_of_memory import free_memory_held_by, ran_out_of_memory
 from ppo_lab.memory.predict.estimate import Span
@@ -208,7 +209,7 @@ def _build_nothing(text: str) -> None:
     def make_env(*_: Any) -> Any:
         raise gs.GenesisException(text)
 
-    vars(training).update(make_env=make_env)
+    vars(scenes).update(make_env=make_env)
 
 
 @pytest.mark.parametrize(("run_out", "says"), [(by_the_simulator, CUDA_SAYS), (by_torch, "Tried to allocate 2.00 GiB")])

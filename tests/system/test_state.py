@@ -77,3 +77,15 @@ def test_the_simulators_arrays_have_to_fit(
     state["simulator"] = {**state["simulator"], "rigid_solver.wings": torch.zeros(6, 4)}
     with pytest.raises(ValueError, match=r"^the simulator has no rigid_solver\.wings, which the saved state has$"):
         env.restore(state)
+
+
+def test_a_state_of_a_scene_with_looks_restores_into_one_without(
+    simulator: torch.device, experiment: Callable[..., ExperimentConfig]
+) -> None:
+    env = make_env(experiment("env=go2").env, 2, simulator, seed=1)
+    state = env.state()
+    ends = next(name for name in state["simulator"] if name.endswith("links.vgeom_end"))
+    assert not state["simulator"][ends].any()
+    with_looks = {**state, "simulator": {**state["simulator"], ends: torch.full_like(state["simulator"][ends], 34)}}
+    env.restore(with_looks)
+    assert not env.state()["simulator"][ends].any(), "the scene would look for shapes that it has not"

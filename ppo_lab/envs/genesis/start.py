@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import genesis as gs
 import torch
+from genesis.utils import misc
+
+from ppo_lab.machine import loading, preflight
 
 
 def ensure_started(device: torch.device, seed: int, performance_mode: bool) -> None:
     """Starts Genesis unless it runs already. Raises a RuntimeError where it runs on another kind of device."""
     if not gs._initialized:
+        loading.end()  # all is imported
         start_simulator(device, seed, performance_mode, torch.are_deterministic_algorithms_enabled())
     elif (gs.backend == gs.cpu) != (device.type == "cpu"):
         raise RuntimeError(f"the simulator runs on {gs.device} in this process, which starts it once; got {device}")
@@ -24,10 +31,22 @@ def start_simulator(device: torch.device, seed: int, performance_mode: bool, det
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(device)
-    gs.init(
-        backend=gs.cuda if on_gpu else gs.cpu,
-        seed=seed,
-        performance_mode=performance_mode,
-        use_deterministic_algorithms=deterministic if on_gpu else deterministic or None,
-        logging_level="error",
-    )
+    with _processor_known():
+        gs.init(
+            backend=gs.cuda if on_gpu else gs.cpu,
+            seed=seed,
+            performance_mode=performance_mode,
+            use_deterministic_algorithms=deterministic if on_gpu else deterministic or None,
+            logging_level="error",
+        )
+
+
+@contextmanager
+def _processor_known() -> Iterator[None]:
+    """Tells Genesis the processor's name, for a banner that nobody sees. It would ask a process of a second's work."""
+    ask = misc.cpuinfo.get_cpu_info
+    misc.cpuinfo.get_cpu_info = lambda: {"brand_raw": preflight.cpu_name()}
+    try:
+        yield
+    finally:
+        misc.cpuinfo.get_cpu_info = ask

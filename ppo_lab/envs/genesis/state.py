@@ -20,6 +20,9 @@ Recomputed instead, it would differ in the last bits. All else that is derived i
 fills it with NaN and steps on, for every env.
 """
 
+LOOKS = re.compile(r"\.links\.vgeom_(start|end)$")
+"""Which of a scene's shapes for cameras belong to a link: a scene keeps its own, with looks or without."""
+
 
 def simulator_state(scene: gs.Scene) -> dict[str, Tensor]:
     """What the coming steps of `scene` depend on, by the names of Genesis' arrays, on the CPU."""
@@ -33,7 +36,9 @@ def restore_simulator(scene: gs.Scene, state: dict[str, Tensor]) -> None:
     """
     scene._sim._restart()
     scene.rigid_solver._restart()
-    array_class.fill_data(_carried_over(scene), state)
+    items = _carried_over(scene)
+    own = {item.name: _read(item) for item in items if LOOKS.search(item.name)}
+    array_class.fill_data(items, state | own)
 
 
 def _carried_over(scene: gs.Scene) -> list[DataItem]:

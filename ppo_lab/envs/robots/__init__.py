@@ -89,6 +89,25 @@ def asset(name: str) -> Path:
     return folder / "assets" / name
 
 
+def without_looks(urdf: Path) -> str:
+    """The URDF at `urdf` as Genesis takes it, without the shapes that only cameras see: its text, or else its path.
+
+    A link that has no shape to collide with keeps what cameras see, from which Genesis may estimate its mass.
+    """
+    root = ElementTree.parse(urdf).getroot()
+    for link in root.iter("link"):
+        if link.find("collision") is not None:
+            for shape in link.findall("visual"):
+                link.remove(shape)
+    named = [element for kind in ("mesh", "texture") for element in root.iter(kind)]
+    names = [element.get("filename", "") for element in named]
+    if root.tag != "robot" or urdf.suffix != ".urdf" or any("://" in name for name in names):
+        return str(urdf)
+    for element, name in zip(named, names, strict=True):
+        element.set("filename", str(urdf.parent / name))  # a text has no folder of its own
+    return ElementTree.tostring(root, encoding="unicode")
+
+
 def movable_joints(urdf: Path) -> set[str]:
     """Names of the joints in a URDF that are neither fixed nor the base's own."""
     joints = ElementTree.parse(urdf).getroot().iter("joint")

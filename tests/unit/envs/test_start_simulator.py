@@ -5,8 +5,10 @@ from typing import Any
 import genesis as gs
 import pytest
 import torch
+from genesis.utils import misc
 
 from ppo_lab.envs.genesis import start
+from ppo_lab.machine import preflight
 
 
 @pytest.mark.parametrize(
@@ -28,3 +30,15 @@ def test_deterministic_false_turns_genesis_switch_off_on_a_gpu(
     start.start_simulator(torch.device(device), 3, performance_mode, deterministic)
     assert started["use_deterministic_algorithms"] is passed
     assert started["performance_mode"] is performance_mode
+
+
+def test_genesis_asks_no_process_for_the_processors_name_while_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asks() -> dict[str, str]:
+        raise AssertionError("asked another process")
+
+    named: list[str] = []
+    monkeypatch.setattr(misc.cpuinfo, "get_cpu_info", asks)
+    monkeypatch.setattr(gs, "init", lambda **settings: named.append(misc.get_device(gs.cpu)[1]))
+    start.start_simulator(torch.device("cpu"), 3, False)
+    assert named == [preflight.cpu_name()]
+    assert misc.cpuinfo.get_cpu_info is asks, "it is as it was"

@@ -65,6 +65,15 @@ def test_another_number_of_processes_than_torchrun_started_is_refused(
     run.lock.close()
 
 
+def test_a_world_size_that_no_launcher_set_is_ignored_and_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for world_size, told in {"8": ["WORLD_SIZE=8 is ignored"], "1": [], "many": []}.items():
+        monkeypatch.setenv("WORLD_SIZE", world_size)
+        run = prepare(["experiment=smoke", f"hydra.run.dir={tmp_path / world_size}"]).run
+        run.lock.close()
+        assert [note.partition(",")[0] for note in run.notes] == told
+        assert run.cfg.processes == 1
+
+
 @pytest.mark.parametrize(
     ("quota", "most"),
     [("150000 100000", 1), ("50000 100000", 1), ("250000 100000", 2), ("max 100000", 64), ("", 64)],

@@ -1,0 +1,261 @@
+"""Runs of several ranks, started by train.py and by torchrun: the same weights on each, none left behind, none lost.
+
+The env is the puck of docs/add_an_env.md, which needs no simulator, in a package of its own.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from ppo_lab.learning.checkpoint import load
+from ppo_lab.runs.record import read_metrics
+from ppo_lab.training.reproduction import hash_of_weights
+from tests.paths import REPOSITORY
+
+SIZES = ["env=puck", "num_envs=16", "num_steps_per_env=8", "network.actor.obs_normalization=true", "save_interval=5"]
+FAULTY_STEP = """
+        def step(self, actions):
+            rank, _, step = os.environ.get("BREAKS", "-1:").partition(":")
+            count[0] += 1
+            is_faulty = os.environ.get("RANK") == rank and count[0] == int(step)
+            if is_faulty and "RAISES" in os.environ:
+                raise RuntimeError("the puck is lost")
+            result = self._step(actions)
+            if is_faulty:
+                result.observations["policy"][3] = float("nan")
+            return result
+
+        def _step(self, actions):"""
+
+
+FAULTS = {
+    "\n        def step(self, actions):": FAULTY_STEP,
+    "    class PuckEnv": "    count = [0]\n\n    class PuckEnv",
+    "    import torch\n": "    import os\n\n    import torch\n",
+}
+
+
+class Lab:
+    """A folder on sys.path with the package my_lab, which brings the env puck."""
+
+    def __init__(self, folder: Path) -> None:
+        self.site = folder / "site"
+        text = (REPOSITORY / "docs" / "add_an_env.md").read_text()
+        conf, module = (
+            re.search(rf"`{re.escape(name)}`\n\n```\w+\n(.*?)```", text, re.DOTALL)
+            for name in ("conf/env/puck.yaml", "ppo_lab/envs/tasks/puck.py")
+        )
+        assert conf
+        assert module
+        self._write("my_lab/__init__.py", "")
+        self._write("my_lab/conf/env/puck.yaml", conf[1])
+        faulty = module[1]
+        for old, new in FAULTS.items():
+            assert faulty.count(old) == 1
+            faulty = faulty.replace(old, new)
+        self._write("my_lab/puck.py", faulty)
+        self._write("my_lab-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: my-lab\nVersion: 1\n")
+        self._write("my_lab-1.dist-info/entry_points.txt", "[ppo_lab.envs]\npuck = my_lab.puck\n")
+
+    def _write(self, name: str, content: str) -> None:
+        path = self.site / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+
+    def start(self, *words: str, program: tuple[str, ...] = (), **variables: str) -> subprocess.Popen[str]:
+        """train.py with these words; `program`: what starts it."""
+        path = os.pathsep.join([str(REPOSITORY), str(self.site)])
+        environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | variables
+        train = str(REPOSITORY / "train.py")
+        command = [*(program or (sys.executable,)), train, *words]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, cwd=self.site.parent, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+    def train(self, *words: str, **variables: str) -> tuple[int, str, str]:
+        return ended(self.start(*words, program=(), **variables))
+
+
+def ended(process: subprocess.Popen[str], within_s: float = 240.0) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr."""
+    out, errors = process.communicate(timeout=within_s)
+    return process.returncode, out, errors
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    return Lab(tmp_path_factory.mktemp("a lab"))
+
+
+@pytest.fixture(scope="module")
+def straight(lab: Lab) -> Path:
+    """A run of two ranks that nothing disturbed."""
+    code, _, errors = lab.train(*SIZES, "processes=2", "max_iterations=30", "hydra.run.dir=straight")
+    assert code == 0, errors
+    return lab.site.parent / "straight"
+
+
+def weights_of(run: Path, iteration: int) -> str:
+    return hash_of_weights(load(run / "checkpoints" / f"model_{iteration}.pt"))
+
+
+def curve_of(run: Path) -> list[dict[str, float | None]]:
+    return [{k: v for k, v in row.items() if not k.startswith(("Perf", "Memory"))} for row in read_metrics(run)]
+
+
+def others_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The ranks that `process`, rank 0, has started."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return [
+            child for child in psutil.Process(process.pid).children() if child.cmdline()[-2:] == ["ppo_lab", "train"]
+        ]
+    return []
+
+
+def rows_of(run: Path) -> int:
+    return len(read_metrics(run)) if (run / "metrics.jsonl").exists() else 0
+
+
+def until(condition: Callable[[], object], within_s: float = 240.0) -> None:
+    deadline_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
+def test_two_runs_of_two_ranks_end_with_identical_weights_and_curves(lab: Lab, straight: Path) -> None:
+    code, _, errors = lab.train(*SIZES, "processes=2", "max_iterations=30", "hydra.run.dir=again")
+    assert code == 0, errors
+    again = lab.site.parent / "again"
+    assert weights_of(again, 29) == weights_of(straight, 29)
+    assert curve_of(again) == curve_of(straight)
+
+
+def test_the_memory_log_has_each_ranks_peak_and_their_sum(straight: Path) -> None:
+    row = read_metrics(straight)[-1]
+    of_ranks = [row[f"Memory/rank_{rank}/host_peak_rss_mib"] for rank in (0, 1)]
+    assert all(isinstance(mib, float) and mib > 100 for mib in of_ranks)
+    assert row["Memory/host_peak_rss_mib"] == pytest.approx(sum(of_ranks))
+    assert "Memory/rank_2/host_peak_rss_mib" not in row
+
+
+def test_two_ranks_draw_from_streams_of_their_own(straight: Path) -> None:
+    first, second = load(straight / "checkpoints" / "state_29.pt")["ranks"]
+    assert not torch.equal(first["env"]["own"]["_pos"], second["env"]["own"]["_pos"])
+    assert not torch.equal(first["random"]["torch"], second["random"]["torch"])
+    assert first["episodes"]["last_returns"] == second["episodes"]["last_returns"]
+
+
+def test_a_run_whose_rank_1_is_killed_ends_with_one_message_and_goes_on_identically(lab: Lab, straight: Path) -> None:
+    run = lab.site.parent / "rank 1 killed"
+    process = lab.start(*SIZES, "processes=2", "max_iterations=30", f"hydra.run.dir={run}")
+    until(lambda: rows_of(run) > 7)
+    (other,) = others_of(process)
+    other.kill()
+    killed_s = time.monotonic()
+    code, out, errors = ended(process)
+    assert time.monotonic() - killed_s < 60
+    assert code == 1
+    assert errors.count("\n") == 1
+    assert "error: the run failed: rank 1 was killed (SIGKILL" in errors
+    assert "go on:" in out
+    assert json.loads((run / "summary.json").read_text())["status"] == "failed"
+    assert lab.train(f"resume={run}")[0] == 0
+    assert weights_of(run, 29) == weights_of(straight, 29)
+    assert curve_of(run) == curve_of(straight)
+
+
+def test_where_rank_0_is_killed_the_others_end_and_the_run_goes_on_identically(lab: Lab, straight: Path) -> None:
+    run = lab.site.parent / "rank 0 killed"
+    process = lab.start(*SIZES, "processes=2", "max_iterations=30", f"hydra.run.dir={run}")
+    until(lambda: rows_of(run) > 7)
+    (other,) = others_of(process)
+    process.kill()
+    ended(process)
+    until(lambda: not other.is_running() or other.status() == psutil.STATUS_ZOMBIE, within_s=60)
+    assert lab.train(f"resume={run}")[0] == 0
+    assert weights_of(run, 29) == weights_of(straight, 29)
+
+
+def test_a_rank_that_dies_while_all_is_built_ends_the_run(lab: Lab) -> None:
+    run = lab.site.parent / "killed early"
+    process = lab.start(*SIZES, "processes=2", f"hydra.run.dir={run}")
+    until(lambda: others_of(process))
+    others_of(process)[0].kill()
+    code, _, errors = ended(process, within_s=60)
+    assert code == 1
+    assert "rank 1 was killed (SIGKILL" in errors
+
+
+def test_another_number_of_ranks_is_refused_on_resuming(lab: Lab, straight: Path) -> None:
+    code, _, errors = lab.train(f"resume={straight}", "processes=1", "max_iterations=40")
+    assert code == 2
+    assert "processes=1 would change the run, which has 2" in errors
+
+
+def test_ctrl_c_saves_and_ends_all_ranks(lab: Lab, straight: Path) -> None:
+    run = lab.site.parent / "interrupted"
+    process = lab.start(*SIZES, "processes=2", "max_iterations=30", f"hydra.run.dir={run}")
+    until(lambda: rows_of(run) > 3)
+    (other,) = others_of(process)
+    process.send_signal(signal.SIGINT)
+    code, out, _ = ended(process)
+    assert code == 130
+    assert "go on:" in out
+    assert not other.is_running() or other.status() == psutil.STATUS_ZOMBIE
+    assert lab.train(f"resume={run}")[0] == 0
+    assert weights_of(run, 29) == weights_of(straight, 29)
+
+
+def test_an_error_in_rank_1_is_told_by_rank_0(lab: Lab) -> None:
+    words = [*SIZES, "processes=2", "max_iterations=9", "hydra.run.dir=error"]
+    code, _, errors = lab.train(*words, BREAKS="1:20", RAISES="yes")
+    assert code == 1
+    assert errors.splitlines()[0].startswith("error: the run failed: rank 1: the puck is lost")
+    assert errors.count("\n") == 1
+
+
+def test_nan_in_rank_1_is_dumped_with_the_number_that_its_env_has_among_all_and_repeated(lab: Lab) -> None:
+    run = lab.site.parent / "nan"
+    code, _, errors = lab.train(*SIZES, "processes=2", "max_iterations=9", f"hydra.run.dir={run}", BREAKS="1:20")
+    assert code == 1
+    assert "observations are not finite in iteration 2: nan first at step 4 in env 11" in errors  # 8 + 3
+    dump = load(run / "nan_2.pt")
+    assert dump["fault"]["env_ids"] == [11]
+    assert dump["envs"][0] == 11
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    return port
+
+
+def test_two_nodes_of_torchrun_train_the_same_run_as_two_processes(lab: Lab, straight: Path, free_port: int) -> None:
+    run = lab.site.parent / "two nodes"
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1")
+    rendezvous = (
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint=127.0.0.1:{free_port}",
+        "--rdzv-id=puck",
+        "--local-addr=127.0.0.1",
+    )
+    words = [*SIZES, "max_iterations=30", f"hydra.run.dir={run}"]
+    nodes = [lab.start(*words, program=(*torchrun, *rendezvous)) for _ in range(2)]
+    results = [ended(node) for node in nodes]
+    assert [code for code, _, _ in results] == [0, 0], results
+    assert sum("run folder:" in out for _, out, _ in results) == 1
+    assert weights_of(run, 29) == weights_of(straight, 29)
