@@ -2,9 +2,9 @@
 
 python benchmarks/reliability.py [faults] [sizes] [cost] [ranks] [overrides]     # all four where none is named
 
-faults: tests/system/test_faults.py, the long versions included. sizes: checkpoints of real runs. cost: 512 Go2 envs
-that save every second iteration, so that an iteration with a checkpoint stands beside one without, in one process; it
-wants a quiet machine. ranks: runs of several ranks, of which one, or all, are killed at random moments.
+faults: tests/system/test_faults.py, the long versions included. sizes: checkpoints of real runs. cost: Go2 that saves
+every second iteration, so that an iteration with a checkpoint stands beside one without, in one run; it wants a quiet
+machine. ranks: a run of several ranks, of which one, or all, are killed at random moments.
 
 Overrides of train.py, such as processes=2, go to cost and ranks, whose results stand beside those without any.
 """
@@ -299,7 +299,7 @@ def cost_text(found: dict[str, Any]) -> str:
         f"ms of an iteration of\n{envs}. With what the thread that writes takes "
         f"meanwhile, two iterations last {1e3 * found['extra_s']:.0f} ms longer.\nAt the default "
         f"`save_interval={found['default_save_interval']}` that is {100 * found['share_of_training']:.2f} % of "
-        f"training time (medians of {found['pairs']} checkpoints in one process)."
+        f"training time (medians of {found['pairs']} checkpoints in one {'process' if processes == 1 else 'run'})."
     )
 
 
