@@ -59,7 +59,7 @@ def _other_ranks(cfg: ExperimentConfig, is_launched: bool) -> AbstractContextMan
     """Starts the ranks beside this process, where there are any and torchrun has not."""
     if is_launched or cfg.processes == 1:
         return nullcontext()
-    return launch.OtherRanks(cfg.processes, devices.environments(cfg.device, cfg.processes))
+    return launch.OtherRanks(cfg.processes, devices.environments(cfg.device, cfg.processes), cfg.env.name)
 
 
 def _write_report(folder: Path) -> Path:

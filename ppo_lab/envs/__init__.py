@@ -110,6 +110,13 @@ def _own() -> list[str]:
     return [module.name for module in iter_modules(tasks.__path__)]
 
 
+def preload(name: str) -> None:
+    """Imports what `make_env` will, while there is something to wait for: the submodule `env`, where there is one."""
+    module = _module(name)
+    if hasattr(import_module(module), "__path__") and find_spec(f"{module}.env"):
+        import_module(f"{module}.env")
+
+
 def _module(name: str) -> str:
     return registered()[name].module if name in registered() else f"ppo_lab.envs.tasks.{name}"
 

@@ -25,6 +25,8 @@ from ppo_lab.machine.cores import threads_per_rank
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun sets. All of them are there, or nobody launched ranks."""
+ENV = "PPO_LAB_ENV"
+"""Set, to the name of the run's env, in the ranks that a run starts."""
 STARTED_BY_US = "PPO_LAB_RANK_OF"
 """Set, to the process of rank 0, in the ranks that a run starts."""
 LAST_WORDS_BYTES = 4096
@@ -95,8 +97,14 @@ class OtherRanks:
     While entered, RankLostError is raised in the main thread when one of them dies.
     """
 
-    def __init__(self, processes: int, environments: list[dict[str, str]]) -> None:
-        """Starts ranks 1 to `processes` - 1. `environments`: what is special to each rank, by its number."""
+    def __init__(self, processes: int, environments: list[dict[str, str]], env: str) -> None:
+        """Starts ranks 1 to `processes` - 1.
+
+        Args:
+            processes: how many ranks there are, this one included.
+            environments: the variables that are special to each rank, by its number.
+            env: what the ranks will step, which takes seconds to load.
+        """
         self.place = Place(0, processes, 0, processes)
         self._listener = socket.create_server(("127.0.0.1", 0))
         os.environ.update(self._variables(self.place) | environments[0])
@@ -109,7 +117,10 @@ class OtherRanks:
             self._processes.append(
                 subprocess.Popen(
                     [sys.executable, "-m", "ppo_lab", "train"],
-                    env=os.environ | self._variables(Place(rank, processes, rank, processes)) | environments[rank],
+                    env=os.environ
+                    | self._variables(Place(rank, processes, rank, processes))
+                    | {ENV: env}
+                    | environments[rank],
                     stdin=subprocess.PIPE,
                     stdout=output,
                     stderr=output,

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
 
+from ppo_lab import envs
 from ppo_lab.contracts import State
 from ppo_lab.errors import ExitCode
 from ppo_lab.learning.checkpoint import NoCheckpoints
 from ppo_lab.learning.guard import NonFiniteError
 from ppo_lab.learning.ranks import TorchRanks, is_loss
 from ppo_lab.machine import devices
-from ppo_lab.machine.launch import Place
+from ppo_lab.machine.launch import ENV, Place
 from ppo_lab.memory.measure.monitor import MemoryMonitor
 from ppo_lab.runs.config import from_json
 from ppo_lab.training.build import build_loop
@@ -23,6 +25,8 @@ from ppo_lab.training.stopping import StopRequest
 def follow(place: Place) -> ExitCode:
     """Trains as one of the ranks of a run, by the order that rank 0 sends (`ppo_lab.training.build.orders`)."""
     devices.take(devices.of_rank("auto", place.card))
+    if env := os.environ.get(ENV):
+        envs.preload(env)  # while rank 0 checks what the run will hold
     ranks = TorchRanks(place, on_gpu=torch.cuda.is_available())
     with StopRequest() as stop:  # the other ranks hear of it at the end of the iteration
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from ppo_lab import envs
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.contracts import Ranks, State
 from ppo_lab.errors import (
@@ -79,6 +80,7 @@ def train(run: Run, estimated: Future[Estimate], others: OtherRanks | None = Non
     )
     with StopSignals() as stop, _failures_explained(folder, record, checkpoints, room_bytes):
         with record:
+            envs.preload(cfg.env.name)  # while the estimate is made
             record.predict(budget.check_budget(cfg, estimated, room_bytes, device.type == "cuda"))
             _train(run, record, checkpoints, saved, stop, others)
         log.info("see it:   %s", commands.module("dashboard", str(relative_to_cwd(folder))))
