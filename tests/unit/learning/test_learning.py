@@ -14,6 +14,7 @@ import torch
 from ppo_lab.errors import CheckpointError
 from ppo_lab.learning.checkpoint import Checkpoints, load, rename_newer, save
 from ppo_lab.learning.episodes import EpisodeStatistics
+from ppo_lab.learning.random_state import stream
 from ppo_lab.learning.random_state import kind_of_device, random_state, reseed, set_random_state
 from ppo_lab.runs.files import write_atomically
 
@@ -70,6 +71,24 @@ def test_only_the_last_hundred_episodes_count() -> None:
     for n in range(150):
         episodes.add(torch.tensor([float(n)]), torch.tensor([True]), torch.zeros(0))
     assert scalars_of(episodes)["Train/mean_reward"] == sum(range(50, 150)) / 100
+
+
+def test_the_episodes_of_two_ranks_count_as_those_of_one_rank_with_all_envs() -> None:
+    steps = [([1.0, 2.0, 3.0, 4.0], [True, False, False, True]), ([5.0, 6.0, 7.0, 8.0], [False, True, True, False])]
+    whole = EpisodeStatistics(4, 2, ["speed"], torch.device("cpu"))
+    halves = [EpisodeStatistics(2, 2, ["speed"], torch.device("cpu")) for _ in range(2)]
+    for rewards, dones in steps:
+        whole.add(torch.tensor(rewards), torch.tensor(dones), torch.tensor([6.0]))
+        for half, part in zip(halves, (slice(0, 2), slice(2, 4)), strict=True):
+            half.add(torch.tensor(rewards[part]), torch.tensor(dones[part]), torch.tensor([3.0]))
+    expected, rollouts = scalars_of(whole), [half.close_rollout() for half in halves]
+    assert [half.scalars(rollouts) for half in halves] == [expected, expected]
+    assert list(halves[1].last_returns) == [1.0, 4.0, 8.0, 10.0]  # first those of the first step
+
+
+def test_each_rank_has_a_stream_of_random_numbers_of_its_own() -> None:
+    assert stream(7, 0) == 7  # a run of one rank draws as before there were several
+    assert len({stream(seed, rank) for seed in range(20) for rank in range(20)}) == 400
 
 
 def model(iteration: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 
 from ppo_lab.memory.measure.growth import FlatMemoryWatch, steady_rise
 from ppo_lab.memory.measure.live_tensors import LiveTensors
-from ppo_lab.memory.measure.monitor import MemoryMonitor, free_bytes, host_peak_rss_bytes
+from ppo_lab.memory.measure.monitor import MemoryMonitor, free_bytes, host_peak_rss_bytes, of_all_ranks
 from ppo_lab.memory.rows import MIB, ROWS, STANDS_FOR_A_RUN, WHOLE_RUN, name_of, predicted_tag, tag
 from tests.paths import REPOSITORY
 
@@ -284,3 +284,15 @@ def test_a_tag_is_read_back_as_its_name_and_a_prediction_is_no_row() -> None:
     assert name_of("Memory/host_rss_mib") == "host_rss"
     assert [name_of(key) for key in ("Memory/predicted_host_rss_mib", "Memory/host_rss", "Loss/value")] == [None] * 3
     assert {*STANDS_FOR_A_RUN, *WHOLE_RUN} <= set(ROWS)
+
+
+def test_rows_of_several_ranks_are_their_sums_and_each_ranks_peaks() -> None:
+    rows = [{"Memory/host_rss_mib": 100.0 + rank, "Memory/host_peak_rss_mib": 200.0 + rank} for rank in range(2)]
+    assert of_all_ranks(rows) == {
+        "Memory/host_rss_mib": 201.0,
+        "Memory/host_peak_rss_mib": 401.0,
+        "Memory/rank_0/host_peak_rss_mib": 200.0,
+        "Memory/rank_1/host_peak_rss_mib": 201.0,
+    }
+    assert of_all_ranks(rows[:1]) == rows[0]
+    assert name_of("Memory/rank_0/host_peak_rss_mib") is None  # or it would be taken for the run's
