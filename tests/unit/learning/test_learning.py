@@ -14,8 +14,7 @@ import torch
 from ppo_lab.errors import CheckpointError
 from ppo_lab.learning.checkpoint import Checkpoints, load, rename_newer, save
 from ppo_lab.learning.episodes import EpisodeStatistics
-from ppo_lab.learning.random_state import stream
-from ppo_lab.learning.random_state import kind_of_device, random_state, reseed, set_random_state
+from ppo_lab.learning.random_state import kind_of_device, random_state, reseed, set_random_state, stream
 from ppo_lab.runs.files import write_atomically
 
 
