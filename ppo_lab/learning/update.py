@@ -2,9 +2,13 @@
 
 The mathematics is that of `rsl_rl.algorithms.PPO.compute_returns` and `update`; losses and weights agree. The rest is
 our own: the rollout is gathered into its mini-batches once, and every epoch goes through them again; no action is
-sampled; gradients lie in one buffer, so that ranks reduce them in one call; and the host reads nothing before the end.
+sampled; the networks' passes are written out (`perceptron`); gradients lie in one buffer, so that ranks reduce them in
+one call; and the host reads nothing before the end (of rmsprop alone, the learning rate, once a mini-batch).
 So a mini-batch is a fixed sequence of operations on the same tensors, which a CUDA graph could capture; that is not
 built.
+
+In mixed precision the hidden layers are bfloat16; all else is float32. rsl_rl has the last layers and the losses in
+bfloat16 too, so that its ratios are less exact.
 
 T = num_steps_per_env, N = num_envs, A = number of actions, B = transitions in a mini-batch.
 """
@@ -18,6 +22,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
+
+from ppo_lab.learning.perceptron import Perceptron
 
 if TYPE_CHECKING:
     from rsl_rl.algorithms import PPO
@@ -59,6 +65,10 @@ class LeanUpdate:
     def __init__(self, alg: PPO, ranks: Ranks, num_learning_epochs: int) -> None:
         """Works on the networks, the optimizer and the rollout storage of `alg`."""
         self.num_learning_epochs = num_learning_epochs
+        size = alg.storage.num_envs * alg.storage.num_transitions_per_env // alg.num_mini_batches
+        self._dtype = torch.bfloat16 if alg.use_mixed_precision else torch.float32
+        self._actor = Perceptron(alg.actor.mlp, size, self._dtype)
+        self._critic = Perceptron(alg.critic.mlp, size, self._dtype)
         self._alg = alg
         self._ranks = ranks
         self._actor_parameters = list(alg.actor.parameters())
@@ -72,6 +82,11 @@ class LeanUpdate:
         self._parameters = parameters
         self._no_mean = torch.zeros(1, alg.storage.actions.shape[-1], device=device)
 
+    @property
+    def buffers(self) -> list[Tensor]:
+        """What the passes through the networks keep from one mini-batch to the next."""
+        return [*self._actor.buffers, *self._critic.buffers]
+
     def __call__(self, last_observations: TensorDict) -> dict[str, float]:
         alg = self._alg
         with torch.no_grad():
@@ -80,6 +95,8 @@ class LeanUpdate:
             old_std = alg.storage.distribution_params[1][0, 0]  # (A,), the same for every transition
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
+        self._actor.follow()
+        self._critic.follow()
         is_fused = self._begin_steps()
         learning_rate = torch.tensor(alg.learning_rate, dtype=torch.float64, device=self._reduced.device)
         losses = torch.zeros(len(LOSSES), dtype=torch.float64, device=self._reduced.device)
@@ -94,6 +111,8 @@ class LeanUpdate:
                 clip_grad_norm_(self._actor_parameters, alg.max_grad_norm)
                 clip_grad_norm_(self._critic_parameters, alg.max_grad_norm)
                 alg.optimizer.step()
+                self._actor.follow()
+                self._critic.follow()
                 losses += self._losses
         *sums, alg.learning_rate = torch.cat([losses, learning_rate.unsqueeze(0)]).tolist()
         self._end_steps()
@@ -117,14 +136,12 @@ class LeanUpdate:
         else:
             normalize([advantages], self._ranks)
             advantages = advantages[order]
-        seen = {
-            group: tensor.flatten(0, 1)[order]
-            for group, tensor in storage.observations.items()
-            if group in {*alg.actor.obs_groups, *alg.critic.obs_groups}
-        }
+        actor_input = self._input(alg.actor, order)
+        is_shared = alg.actor.obs_groups == alg.critic.obs_groups
+        is_shared &= not (alg.actor.obs_normalization or alg.critic.obs_normalization)
         columns = (
-            _network_input(alg.actor, seen),
-            _network_input(alg.critic, seen),
+            actor_input,
+            actor_input if is_shared else self._input(alg.critic, order),
             storage.actions.flatten(0, 1)[order],
             storage.distribution_params[0].flatten(0, 1)[order],
             storage.actions_log_prob.flatten()[order],
@@ -134,13 +151,17 @@ class LeanUpdate:
         )
         return [MiniBatch(*parts) for parts in zip(*(column.split(size) for column in columns), strict=True)]
 
+    def _input(self, network: MLPModel, order: Tensor) -> Tensor:
+        """What the network sees of every transition, in this order."""
+        groups = [self._alg.storage.observations[group].flatten(0, 1)[order] for group in network.obs_groups]
+        return network.obs_normalizer(groups[0] if len(groups) == 1 else torch.cat(groups, dim=-1)).to(self._dtype)
+
     def _differentiate(self, batch: MiniBatch, old_std: Tensor) -> None:
         """Fills the buffer that ranks reduce: gradients of the loss, the KL divergence and the losses."""
         alg = self._alg
-        with torch.autocast(self._reduced.device.type, dtype=torch.bfloat16, enabled=alg.use_mixed_precision):
-            mean = alg.actor.mlp(batch.actor_input)
-            values = alg.critic.mlp(batch.critic_input)
-        mean, values = mean.float(), values.float()
+        self._reduced.zero_()
+        mean = self._actor.forward(batch.actor_input).requires_grad_()
+        values = self._critic.forward(batch.critic_input).requires_grad_()
         alg.actor.distribution.update(self._no_mean)
         std = alg.actor.distribution.std.squeeze(0)  # (A,)
         ratio = torch.exp(log_prob(batch.actions, mean, std) - batch.old_log_prob)
@@ -148,8 +169,11 @@ class LeanUpdate:
         value = value_loss(values, batch, alg.clip_param if alg.use_clipped_value_loss else None)
         entropy = (0.5 + LOG_SQRT_2_PI + std.log()).sum()
         loss = surrogate + alg.value_loss_coef * value - alg.entropy_coef * entropy
-        self._reduced.zero_()
         loss.backward()
+        assert mean.grad is not None
+        assert values.grad is not None
+        self._actor.backward(mean.grad)
+        self._critic.backward(values.grad)
         with torch.no_grad():
             if alg.schedule == "adaptive":
                 self._kl.copy_(kl_divergence(batch.old_mean, old_std, mean, std))
@@ -248,8 +272,3 @@ def value_loss(values: Tensor, batch: MiniBatch, clip_param: float | None) -> Te
         return losses.mean()
     clipped = batch.values + (values - batch.values).clamp(-clip_param, clip_param)
     return torch.max(losses, (clipped - batch.returns).square()).mean()
-
-
-def _network_input(network: MLPModel, observations: dict[str, Tensor]) -> Tensor:
-    groups = [observations[group] for group in network.obs_groups]
-    return network.obs_normalizer(groups[0] if len(groups) == 1 else torch.cat(groups, dim=-1))

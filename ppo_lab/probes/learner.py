@@ -35,6 +35,7 @@ HOST_READS = {aten._local_scalar_dense.default, aten.item.default, aten.is_nonze
 MATMULS = {
     *(aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.mv.default),
     *(aten.addmv.default, aten.dot.default, aten.linear.default, aten.matmul.default),
+    *(aten.mm.out, aten.addmm.out, aten.addmm_.default),
 }
 """What takes a cuBLAS handle. Inference mode dispatches the last two whole, where autograd sees `addmm` or `mm`."""
 GATHERS = {aten.index.Tensor, aten.randperm.default}
@@ -225,7 +226,9 @@ def run(cfg: ExperimentConfig, device_type: DeviceType) -> Trace:
         env = ZeroEnv(cfg, as_env=lambda: recorder.labelling("env"))
         phases = Phases(recorder)
         loop = Loop(env, cfg, phases, NoCheckpoints(), report=lambda *_: None)
-        alg = loop.alg
+        alg, update = loop.alg, loop.update
+        assert isinstance(update, LeanUpdate)
+        is_fused = "fused" in alg.optimizer.defaults
 
         def label(*_: Any) -> None:
             recorder.label("env", env.episode_length_buf)
@@ -235,17 +238,20 @@ def run(cfg: ExperimentConfig, device_type: DeviceType) -> Trace:
                 recorder.label("parameters", [*model.parameters(), *model.buffers()])
                 recorder.label("gradients", [parameter.grad for parameter in model.parameters()])
             recorder.label("optimizer", dict(alg.optimizer.state))
-            if device_type == "cuda":
+            recorder.label("activations", update.buffers)
+            if device_type == "cuda" and not is_fused:
                 recorder.leave_out([state.get("step") for state in alg.optimizer.state.values()])
 
         alg.optimizer.register_step_pre_hook(label)
         alg.optimizer.register_step_post_hook(label)
-        if device_type == "cuda":
+        if device_type == "cuda" and not is_fused:
             for group in alg.optimizer.param_groups:
                 group["foreach"] = True
         alg.train_mode()
-        loop.iterate(1, LeanUpdate(alg, loop.ranks, num_learning_epochs=1))
-        loop.iterate(cfg.num_steps_per_env, loop.update)
+        update.num_learning_epochs = 1
+        loop.iterate(1, update)
+        update.num_learning_epochs = cfg.algorithm.num_learning_epochs
+        loop.iterate(cfg.num_steps_per_env, update)
         label()
         events = recorder.events()[: phases.end]
     return trace.summarize(events, phases.marks["rollout"], phases.marks["update"], recorder.matmul_starts())

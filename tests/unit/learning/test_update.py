@@ -198,7 +198,7 @@ def test_two_ranks_get_the_gradient_and_losses_of_the_whole_batch(per_mini_batch
     whole_cfg, half_cfg = experiment(*words), experiment(*words, "num_envs=8")
     whole, halves = learner(whole_cfg), [learner(half_cfg), learner(half_cfg)]
     last = fill(whole, whole_cfg, seed=3)
-    meeting, given = threading.Barrier(2), [torch.zeros(0)] * 2
+    meeting, given = threading.Barrier(2, timeout=60), [torch.zeros(0)] * 2
     ranks = [TwoThreads(rank, meeting, given) for rank in range(2)]
     losses: list[dict[str, float]] = [{}, {}]
 
@@ -207,7 +207,7 @@ def test_two_ranks_get_the_gradient_and_losses_of_the_whole_batch(per_mini_batch
 
     for rank in range(2):
         copy_rollout(whole, halves[rank], slice(8 * rank, 8 * rank + 8))
-    threads = [threading.Thread(target=update_half, args=(rank,)) for rank in range(2)]
+    threads = [threading.Thread(target=update_half, args=(rank,), daemon=True) for rank in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
