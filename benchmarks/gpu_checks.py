@@ -61,7 +61,7 @@ FIRST_STEP: Span = (0.1e9, 0.9e9)  # the stack of the hungriest kernel for every
 POOL_GRANULARITY = 32 * MIB
 ALLOCATED, RESERVED = 1 * MIB, 20 * MIB  # staging of reductions and casts of indices; one large segment
 OUR_READS = 9  # of an iteration's end: guard 1, episodes 6, env.check 1, deviation 1 (ppo_lab/learning)
-READS_OF_A_MINI_BATCH = (4, 6)  # rsl_rl's PPO.update: KL compared 1 to 3 times, 3 x .item()
+READS_OF_UPDATE: Span = (1, 4)  # losses and learning rate come out once; the rate goes in; torch.randperm may read
 SUBSTEPS_OF_A_CHECK = 10  # after so many, Genesis reads its error flags (genesis/engine/simulator.py)
 H100_TIMES: dict[str, Span] = {  # worked out from FLOPs and kernel launches for Go2 at 4096 x 24; a guess
     "Perf/collection_time": (0.5, 1.0),
@@ -403,12 +403,10 @@ def syncs(device: str) -> Iterator[Row]:
         finally:
             torch.cuda.set_sync_debug_mode("default")
     steps = cfg.num_steps_per_env
-    mini_batches = cfg.algorithm.num_learning_epochs * cfg.algorithm.num_mini_batches
-    few, many = (reads * mini_batches for reads in READS_OF_A_MINI_BATCH)
     checks = -(-steps * cfg.env.substeps // SUBSTEPS_OF_A_CHECK)
     rollout, update, whole = (len(counter.of[name]) for name in ("rollout", "update", "iteration"))
     yield Row("rollout", (steps, steps + checks), rollout, "", "a read of the host in an env or in rsl_rl's act")
-    yield Row("update", (few, many), update, "", "rsl_rl's update")
+    yield Row("update", READS_OF_UPDATE, update, "", "a read of the host in ppo_lab/learning/update.py")
     yield Row("the rest", (OUR_READS, OUR_READS), whole - rollout - update, "", "our own reads at an iteration's end")
     places = Counter(f"{Path(found.filename).name}:{found.lineno}" for found in counter.of["iteration"])
     for place, count in places.most_common(10):

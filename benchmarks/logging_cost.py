@@ -1,9 +1,9 @@
 """What logging and the memory rows cost, as a share of an iteration: `python benchmarks/logging_cost.py [overrides]`.
 
-Runs `train.py` for 30 iterations (512 Go2 envs unless the overrides say otherwise, such as processes=2). Counts all of
-an iteration that is neither rollout nor update: memory rows, episodes, TensorBoard, metrics.jsonl, progress, the search
-for NaN, and where several ranks train what rank 0 hears of the others; and the episode statistics within the rollout.
-Prints one JSON object. The share of CPU time, of all threads of rank 0, leaves out waiting, as on a busy machine.
+Runs `train.py` for 30 iterations (experiment=go2_small unless the overrides say otherwise). Counts all of an iteration
+that is neither rollout nor update: memory rows, episodes, TensorBoard, metrics.jsonl, progress, the search for NaN, and
+where several ranks train what rank 0 hears of the others; and the episode statistics within the rollout. Prints one
+JSON object. The share of CPU time, of all threads of rank 0, leaves out waiting, as on a busy machine.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 python benchmarks/reliability.py [faults] [sizes] [cost] [ranks] [overrides]     # all four where none is named
 
-faults: tests/system/test_faults.py, the long versions included. sizes: checkpoints of real runs. cost: 512 Go2 envs
-that save every second iteration, so that an iteration with a checkpoint stands beside one without, in one process; it
-wants a quiet machine. ranks: runs of several ranks, of which one, or all, are killed at random moments.
+faults: tests/system/test_faults.py, the long versions included. sizes: checkpoints of real runs. cost: Go2 that saves
+every second iteration, so that an iteration with a checkpoint stands beside one without, in one run; it wants a quiet
+machine. ranks: a run of several ranks, of which one, or all, are killed at random moments.
 
 Overrides of train.py, such as processes=2, go to cost and ranks, whose results stand beside those without any.
 """
@@ -45,7 +45,9 @@ RESULT = REPOSITORY / "docs/results/reliability.json"
 PAGE = REPOSITORY / "docs/reliability.md"
 SIZES = [("go2", 512), ("go2", 4096), ("hover", 512), ("hover", 4096)]
 """env, num_envs"""
-ITERATIONS, KILLS = 60, 12
+ITERATIONS, KILLS = 150, 4
+"""Of the run whose ranks are killed; how often each fault is done to it."""
+FAULTS_OF_RANKS = ALL_RANKS, RANK_0, OTHER_RANK = "SIGKILL of all ranks", "SIGKILL of rank 0", "SIGKILL of another rank"
 WORDS_OF_RANKS = ["experiment=smoke", "env=go2", f"max_iterations={ITERATIONS}"]
 WAIT_S = 30.0
 """Within this time after a kill all processes of a run are gone."""
@@ -117,14 +119,14 @@ def ranks(overrides: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as parent:
         straight, run = Path(parent) / "straight", Path(parent) / "run"
         start(words, straight).wait()
-        for _ in range(KILLS):
-            fates.append(kill_once(start([*words, "resume=auto"], run), run, dice))
+        for fault in FAULTS_OF_RANKS * KILLS:
+            fates.append({"fault": fault} | kill_once(start([*words, "resume=auto"], run), run, fault, dice))
             print(fates[-1], file=sys.stderr)
         code = start([*words, "resume=auto"], run).wait()
         is_equal = code == 0 and compare(straight, run).equal and compare(straight, run).iterations == ITERATIONS
     by_fault = {}
-    for fault in sorted({fate["fault"] for fate in fates}):
-        of_fault = [fate for fate in fates if fate["fault"] == fault]
+    for fault in FAULTS_OF_RANKS:
+        of_fault = [fate for fate in fates if fate["fault"] == fault and fate["killed"]]
         lost = sum(not is_equal or fate["left_behind"] > 0 or not fate["explained"] for fate in of_fault)
         by_fault[fault] = {"tried": len(of_fault), "lost": lost}
     return {"by_fault": by_fault, "longest_end_s": max(fate["end_s"] for fate in fates), "overrides": words}
@@ -135,8 +137,8 @@ def start(words: list[str], run: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
 
 
-def kill_once(process: subprocess.Popen[str], run: Path, dice: random.Random) -> dict[str, Any]:
-    """Kills one rank of a run that has just been started, or all, at a random moment; waits until all have ended.
+def kill_once(process: subprocess.Popen[str], run: Path, fault: str, dice: random.Random) -> dict[str, Any]:
+    """Does `fault` at a random moment to a run that has just been started; waits until all its processes have ended.
 
     `end_s`: how long that took. `left_behind`: processes that had to be killed after WAIT_S.
     """
@@ -148,21 +150,24 @@ def kill_once(process: subprocess.Popen[str], run: Path, dice: random.Random) ->
             time.sleep(0.01)
         time.sleep(dice.uniform(0, 0.5))
     first = psutil.Process(process.pid)
-    others = [child for child in first.children(recursive=True) if "train" in child.cmdline()]
     family = [first, *first.children(recursive=True)]
-    victim = dice.choice([None, first, *others])
-    for member in family if victim is None else [victim]:
+    ranks = [first, *(child for child in family[1:] if "train" in child.cmdline())]
+    victims = {ALL_RANKS: family, RANK_0: ranks[:1], OTHER_RANK: [dice.choice(ranks[1:] or ranks)]}
+    for member in victims[fault]:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
     killed_s = time.monotonic()
-    _, said = process.communicate()
-    _, left = psutil.wait_procs(family, timeout=WAIT_S)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(WAIT_S)
+    _, left = psutil.wait_procs(family[1:], timeout=WAIT_S)
+    left += [first] if process.poll() is None else []
     end_s = time.monotonic() - killed_s
     for member in left:
         member.kill()
-    fault = {None: "SIGKILL of all ranks", first: "SIGKILL of rank 0"}.get(victim, "SIGKILL of another rank")
+    _, said = process.communicate()
     explained = process.returncode < 0 or (process.returncode == 1 and said.count("error: ") == 1)
-    return {"fault": fault, "end_s": round(end_s, 1), "left_behind": len(left), "explained": explained, "said": said}
+    killed = process.returncode != 0  # or the run was complete just before
+    return {"killed": killed, "end_s": round(end_s, 1), "left_behind": len(left), "explained": explained, "said": said}
 
 
 def sizes_of(env: str, num_envs: int) -> dict[str, Any]:
@@ -294,7 +299,7 @@ def cost_text(found: dict[str, Any]) -> str:
         f"ms of an iteration of\n{envs}. With what the thread that writes takes "
         f"meanwhile, two iterations last {1e3 * found['extra_s']:.0f} ms longer.\nAt the default "
         f"`save_interval={found['default_save_interval']}` that is {100 * found['share_of_training']:.2f} % of "
-        f"training time (medians of {found['pairs']} checkpoints in one process)."
+        f"training time (medians of {found['pairs']} checkpoints in one {'process' if processes == 1 else 'run'})."
     )
 
 

@@ -56,7 +56,7 @@ def run(name: str, argv: list[str]) -> NoReturn:
         sys.exit(0)
     exit_on_wrong_packages()  # before the imports that would fail
     yield_busy_cores()
-    if name == "train":
+    if name in ("train", "replay"):  # they load the simulator
         loading.begin()
     from ppo_lab.cli.exits import exit_codes
 

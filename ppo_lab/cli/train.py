@@ -48,6 +48,7 @@ def main(argv: list[str]) -> ExitCode:
             log.warning(hint)
         estimated = budget.estimate_in_background(run.cfg)
         with _other_ranks(run.cfg, is_launched=place is not None) as others:
+            log.debug("all is checked that can be without torch")
             from ppo_lab.training.run import train  # loads torch and the simulator
 
             train(run, estimated, others)

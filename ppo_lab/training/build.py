@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from collections.abc import Callable
 
@@ -17,6 +18,8 @@ from ppo_lab.machine import loading
 from ppo_lab.machine.cores import threads_per_rank
 from ppo_lab.machine.launch import local_world_size
 from ppo_lab.memory.predict.allocator import DETERMINISTIC_WORKSPACES
+
+log = logging.getLogger(__name__)
 
 
 def build_loop(
@@ -41,6 +44,7 @@ def build_loop(
     own, seed = cfg.of_one_rank(), stream(cfg.seed, ranks.rank)
     seed_everything(seed)
     env = make_scenes(own, device, seed)
+    log.debug("the env is built")
     loading.end()
     gc.collect()  # what building the scenes left in cycles
     return Loop(env, own, phases, checkpoints, report, should_stop, ranks)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 
 import rich
-from rich.progress import Progress, ProgressColumn, Task
+from rich.progress import Progress, ProgressColumn, Task, TimeElapsedColumn
 from rich.text import Text
 
 from ppo_lab.memory.rows import tag
@@ -25,6 +26,8 @@ SHOWN = {
     tag("host_rss"): "host {:.0f} MiB",
 }
 PLAIN_LINES_EVERY_S = 2.0
+COMPILED = "ppo_lab.envs.genesis.kernels"
+"""The log of the kernels that the simulator compiles: a debug line for each."""
 
 
 class ConsoleHandler(logging.Handler):
@@ -104,6 +107,39 @@ class ProgressDisplay:
         ):
             self._printed_s = now_s
             log.info(" | ".join([f"iteration {done}/{self._max_iterations}", f"left {clock(left_s)}", *figures]))
+
+
+class _CompilingLine(logging.Handler):
+    """Shows how many kernels are compiled, from the first one on."""
+
+    def __init__(self, line: Progress) -> None:
+        super().__init__()
+        self._line = line
+        self._task = line.add_task("", start=False)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno == logging.DEBUG:
+            self._line.start()
+            self._line.start_task(self._task)
+            self._line.update(self._task, description=record.getMessage())
+
+
+@contextmanager
+def compiling_shown(quiet: bool) -> Iterator[None]:
+    """While entered, a live line on a terminal counts the kernels that the simulator compiles, where it does."""
+    console = rich.get_console()
+    if quiet or not console.is_terminal:
+        yield
+        return
+    columns = "[progress.description]{task.description}", TimeElapsedColumn()
+    line = Progress(*columns, console=console, transient=True)
+    logger, handler = logging.getLogger(COMPILED), _CompilingLine(line)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        line.stop()
 
 
 def clock(seconds: float) -> str:

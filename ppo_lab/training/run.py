@@ -103,7 +103,8 @@ def _train(
     ):
         order = ranks.scatter(_orders(cfg, first, saved, checkpoints.folder))
         record.describe(of_all_ranks([monitor.scalars()] * cfg.processes).keys())
-        loop = build_loop(cfg, record.device, monitor, checkpoints, record.add, stop.requested, ranks)
+        with console.compiling_shown(cfg.quiet):
+            loop = build_loop(cfg, record.device, monitor, checkpoints, record.add, stop.requested, ranks)
         if saved:
             checkpoints.best_reward = saved[1]["best_reward"]
             _restore(loop, order["model"], order["state"], checkpoints.folder)
@@ -139,6 +140,8 @@ def _connected(cfg: ExperimentConfig, device: torch.device, others: OtherRanks |
 
 
 def _failure_of_another(cfg: ExperimentConfig, ranks: TorchRanks, others: OtherRanks | None) -> Exception:
+    if others:
+        others.are_done()  # what is to come of their ends is known
     rank, report = ranks.failure() or (None, {})
     if rank is not None and report["fault"]:
         return guard.of_rank(Fault(**report["fault"]), report["evidence"], rank, cfg.of_one_rank().num_envs)
@@ -171,16 +174,14 @@ def _failures_explained(folder: Path, record: Recording, checkpoints: Checkpoint
     try:
         yield
     except (KeyboardInterrupt, StoppedError):
-        if has_rows(folder):
-            log.info("go on:    %s", commands.train(f"resume={relative_to_cwd(folder)}"))
+        _say_how_to_go_on(folder)
         raise
     except (NotReproducedError, OverBudgetError):
         raise
     except RunFailedError as error:
         if error.__cause__ and is_loss(error.__cause__):
             checkpoints.write_best()
-            if has_rows(folder):
-                log.info("go on:    %s", commands.train(f"resume={relative_to_cwd(folder)}"))
+            _say_how_to_go_on(folder)
         raise
     except Exception as error:
         log.debug("the run failed", exc_info=True)
@@ -190,6 +191,11 @@ def _failures_explained(folder: Path, record: Recording, checkpoints: Checkpoint
             free_memory_held_by(error)  # before asking what is free
             what = _out_of_memory(record, checkpoints, room_bytes)
         raise RunFailedError(f"{what} (more in {relative_to_cwd(RunFolder(folder).log)})") from error
+
+
+def _say_how_to_go_on(folder: Path) -> None:
+    if has_rows(folder):
+        log.info("go on:    %s", commands.train(f"resume={relative_to_cwd(folder)}"))
 
 
 def _out_of_memory(record: Recording, checkpoints: Checkpoints, room_bytes: int) -> str:

@@ -130,6 +130,6 @@ def test_the_score_of_the_calibration_is_the_one_that_was_measured() -> None:
 def test_the_figures_of_reliability_are_those_that_were_measured() -> None:
     page = (REPOSITORY / "docs" / "reliability.md").read_text()
     measured = json.loads(reliability.RESULT.read_text())
-    assert measured.keys() == {"faults", "sizes", "cost"}
+    assert measured.keys() >= {"faults", "sizes", "cost"}
     for table in reliability.tables(measured).values():
         assert table in page

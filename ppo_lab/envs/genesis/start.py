@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,14 +10,20 @@ import genesis as gs
 import torch
 from genesis.utils import misc
 
+from ppo_lab.envs.genesis import kernels
 from ppo_lab.machine import loading, preflight
+
+log = logging.getLogger(__name__)
 
 
 def ensure_started(device: torch.device, seed: int, performance_mode: bool) -> None:
     """Starts Genesis unless it runs already. Raises a RuntimeError where it runs on another kind of device."""
     if not gs._initialized:
-        loading.end()  # all is imported
+        log.debug("the simulator is imported")
+        loading.end()
         start_simulator(device, seed, performance_mode, torch.are_deterministic_algorithms_enabled())
+        log.debug("the simulator has started")
+        kernels.tell_when_compiled()
     elif (gs.backend == gs.cpu) != (device.type == "cpu"):
         raise RuntimeError(f"the simulator runs on {gs.device} in this process, which starts it once; got {device}")
 

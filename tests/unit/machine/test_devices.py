@@ -151,6 +151,36 @@ def test_the_process_is_shown_the_one_card_that_the_run_takes(
     assert words() == [taken]
 
 
+def test_each_rank_is_shown_a_card_of_its_own(machine: Machine) -> None:
+    machine([Device(A), Device(B), Device(C)], CUDA_VISIBLE_DEVICES="2,0")
+    for _ in range(2):  # the second time, rank 0 has taken its card
+        shown = devices.environments("auto", 2)
+        assert [variables["CUDA_VISIBLE_DEVICES"] for variables in shown] == [C, A]
+        devices.take("auto")
+    machine([Device(A), Device(B)])
+    assert [devices.of_rank("auto", index) for index in (0, 1)] == ["auto", "cuda:1"]  # torchrun shows each rank all
+    assert devices.of_rank("cpu", 1) == "cpu"
+
+
+def test_ranks_on_the_cpu_are_shown_what_the_run_is(machine: Machine) -> None:
+    machine([Device(A)])
+    assert devices.environments("cpu", 3) == [{}, {}, {}]
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("auto", "processes=3: each rank takes a GPU of its own. device=cuda:2: this machine has 2 CUDA GPUs to take"),
+        ("cuda:1", "processes=3: each rank takes a GPU of its own, and device=cuda:1 is one. Try device=cuda."),
+    ],
+)
+def test_more_ranks_than_cards_are_refused(device: str, message: str, machine: Machine) -> None:
+    machine([Device(A), Device(B)])
+    with pytest.raises(MachineError) as refused:
+        devices.environments(device, 3)
+    assert str(refused.value).startswith(message)
+
+
 def test_a_run_on_the_cpu_is_shown_no_card(machine: Machine) -> None:
     machine([Device(A)])
     assert devices.take("cpu") is None
