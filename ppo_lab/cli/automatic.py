@@ -17,8 +17,6 @@ from ppo_lab.machine import cores, devices
 from ppo_lab.memory.predict.hardware import this_machine
 
 AUTO = "auto"
-CPU_ENVS_PER_SCENE = 256
-"""As many as fit into the cache of a core: more envs in one scene step more slowly each (docs/performance.md)."""
 BFLOAT16_CAPABILITY = 8
 """The first generation of NVIDIA's cards that multiplies matrices of bfloat16."""
 ALLOWED = {
@@ -55,7 +53,7 @@ def _choose(key: str, cfg: DictConfig) -> int | bool:
         return 1  # it is refused
     if key == "processes":
         return _processes(cfg, num_envs, capability is not None)
-    return CPU_ENVS_PER_SCENE if capability is None else num_envs
+    return num_envs  # one scene: a second saved no time on any processor that was measured (DECISIONS.md)
 
 
 def _compute_capability(cfg: DictConfig) -> float | None:

@@ -1,6 +1,6 @@
 """The envs that one rank steps: one, or several of the same kind that look like one to the learner.
 
-A simulator steps fewer envs faster each as long as their arrays fit into the cache of a core (docs/performance.md).
+Fewer envs in a scene have smaller arrays, which may fit into a smaller cache; each scene costs a launch of every kernel.
 """
 
 from __future__ import annotations

@@ -63,7 +63,8 @@ class ZeroEnv:
             if counted:
                 held_bytes = sum(tensor.nbytes for tensor in (*self._observations.values(), self.episode_length_buf))
                 rest_per_env_bytes = counted.env_per_env_bytes - held_bytes // cfg.num_envs
-                self._rest = self._blocks(counted.env_constant_bytes, rest_per_env_bytes)
+                constant_bytes = counted.env_bytes(cfg.num_envs) - counted.env_per_env_bytes * cfg.num_envs
+                self._rest = self._blocks(constant_bytes, rest_per_env_bytes)
 
     def get_observations(self) -> TensorDict:
         return TensorDict(self._observations, batch_size=[self.num_envs], device=self.device)
@@ -71,7 +72,7 @@ class ZeroEnv:
     def step(self, actions: Tensor) -> StepResult:
         with self._as_env():
             if self._counted:  # comes and goes
-                self._blocks(self._counted.step_peak_constant_bytes, self._counted.step_peak_per_env_bytes)
+                self._blocks(*self._counted.step_peak_parts(self.num_envs))
             self._observations = self._new_observations()
             return StepResult(
                 self.get_observations(),

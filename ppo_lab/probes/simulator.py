@@ -41,6 +41,7 @@ def count(cfg: EnvConfig, sizes: list[int]) -> dict[str, Any]:
     env_bytes: torch tensors alive between steps, the newest observations among them.
     step_peak_bytes: the most alive within `env.step` beyond env_bytes, what it returns included.
     step_returned_bytes: what `env.step` returns beyond env_bytes.
+    env_once_bytes: a number alone, of the tensors that are alive when no env is: the simulator keeps them once.
 
     The actions belong to the caller and are not counted. An env without a scene has no simulator: its bytes are 0.
     """
@@ -67,6 +68,7 @@ def count(cfg: EnvConfig, sizes: list[int]) -> dict[str, Any]:
             by_size["gpu_simulator_bytes"].append(sum(by_kind.values()) + difference_bytes)
             del env, actions, returned
             gc.collect()
+        once["env_once_bytes"] = live.current_bytes
     return {"num_envs": sizes, **by_size, **once}
 
 

@@ -326,6 +326,11 @@ def env_of(cfg: ExperimentConfig) -> str:
     return cfg.env.name + " in performance mode" * cfg.env.performance_mode
 
 
+def is_of_such_runs(cfg: ExperimentConfig) -> bool:
+    """Whether calibrations tell how long `cfg` takes, and learn from it: they are of one process with one scene."""
+    return cfg.processes == 1 and len(cfg.scene_sizes) == 1
+
+
 def workload(cfg: ExperimentConfig) -> Workload:
     """What of `cfg` decides how long an iteration takes."""
     mini_batches = cfg.algorithm.num_learning_epochs * cfg.algorithm.num_mini_batches

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.errors import ConfigError
@@ -26,6 +26,9 @@ one. calibrated: from runs that were measured on such a device. unknown: nobody 
 
 Verdict = Literal["yes", "not known", "no"]
 FITS: dict[Verdict, bool | None] = {"yes": True, "not known": None, "no": False}
+
+FURTHER_SCENE_BYTES = 32 * MIB
+"""What a scene beside another takes on a CPU beyond its arrays and tensors: objects of Genesis, holes in the heap."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,23 @@ class Span:
         """What must be free: the high figure or, where that is unknown, the low one."""
         return self.low if self.high is None else self.high
 
+    def times(self, count: int) -> Span:
+        """Of so many alike."""
+        likely, high = (None if size is None else count * size for size in (self.likely, self.high))
+        return Span(count * self.low, likely, high)
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """The prediction for one experiment on one device. Fields that need a trace are None without one."""
+    """The prediction for one experiment on one device. Fields that need a trace are None without one.
 
+    Ranks on a CPU share it: the figures are of all of them, and those of each are in `rank`. On GPUs each rank has a
+    card of its own: the figures are of one rank on one card.
+    """
+
+    processes: int
+    scenes: int
+    """Of each rank."""
     transitions: int
     mini_batch_size: int
     rows: tuple[Row, ...]
@@ -95,6 +110,9 @@ class Estimate:
     fits: bool | None
     """By `high`; where `high` is unknown, False if even `low` is too much, or else None."""
     trace: Trace | None
+    """Of one rank."""
+    rank: Estimate | None = None
+    """One of several ranks on a CPU; None where there is one, and on GPUs."""
 
     @property
     def least_learner_bytes(self) -> int:
@@ -108,8 +126,8 @@ def estimate(
     """Predicts what `cfg` holds on `hardware`.
 
     Args:
-        cfg: a checked experiment.
-        hardware: a card; or a CPU, where the host's memory is meant.
+        cfg: a checked experiment, of any number of ranks.
+        hardware: a card, one for each rank; or a CPU for all, where the host's memory is meant.
         with_trace: takes seconds. Without, everything that needs a trace is None, and `device_bytes.low` is the sum of
             what the update holds at once by the closed forms.
         count_new_envs: build an env whose simulator was never counted, to count it, which takes a minute or more.
@@ -122,6 +140,11 @@ def estimate(
     """
     if problem := simulator.too_many_envs(cfg):
         raise ConfigError(problem)
+    rank = _of_one_rank(cfg.of_one_rank(), hardware, with_trace, count_new_envs)
+    return rank if cfg.processes == 1 else _of_all_ranks(rank, cfg.processes)
+
+
+def _of_one_rank(cfg: ExperimentConfig, hardware: Hardware, with_trace: bool, count_new_envs: bool) -> Estimate:
     rollout = total_bytes(closed_form.rollout_storage(cfg))
     mini_batch = total_bytes(closed_form.mini_batch(cfg))
     parameters = closed_form.parameters(cfg)
@@ -176,7 +199,11 @@ def estimate(
         host_bytes = calibrated.host_bytes(env_of(cfg), cfg.num_envs) if calibrated else None
         host = Span(*map(round, host_bytes)) if host_bytes else None
     wall_s = calibrated.wall_s(calibration.workload(cfg), cfg.max_iterations) if calibrated else None
+    if not calibration.is_of_such_runs(cfg):
+        wall_s = None
     return Estimate(
+        processes=1,
+        scenes=len(cfg.scene_sizes),
         transitions=cfg.transitions,
         mini_batch_size=cfg.mini_batch_size,
         rows=tuple(rows),
@@ -204,6 +231,35 @@ def estimate(
     )
 
 
+def _of_all_ranks(rank: Estimate, processes: int) -> Estimate:
+    """What so many ranks like this one hold: together on a CPU; on GPUs each holds the same on a card of its own."""
+    if rank.hardware.is_gpu:
+        return replace(rank, processes=processes, wall_s=None)
+    sums: dict[str, Any] = {
+        name: None if value is None else processes * value
+        for name, value in vars(rank).items()
+        if name.endswith("_bytes") and name not in ("device_bytes", "host_bytes", "largest_freed_bytes")
+    }
+    rows = tuple(
+        Row(row.name, f"{processes} ranks", None if row.bytes is None else processes * row.bytes, row.known)
+        for row in rank.rows
+    )
+    device = rank.device_bytes.times(processes)
+    return replace(
+        rank,
+        **sums,
+        processes=processes,
+        transitions=processes * rank.transitions,
+        mini_batch_size=processes * rank.mini_batch_size,
+        rows=rows,
+        device_bytes=device,
+        host_bytes=rank.host_bytes and rank.host_bytes.times(processes),
+        wall_s=None,
+        fits=FITS[verdict(device, rank.hardware.memory_bytes)],
+        rank=rank,
+    )
+
+
 def whole_device(
     cfg: ExperimentConfig,
     known_bytes: int,
@@ -226,6 +282,9 @@ def whole_device(
     if beyond is None:
         return Span(known_bytes, None, None)
     low, likely, high = map(round, beyond.around(known_bytes))
+    if calibration.versions.driver is None:
+        further_bytes = (len(cfg.scene_sizes) - 1) * FURTHER_SCENE_BYTES
+        likely, high = likely + further_bytes, high + further_bytes
     return Span(known_bytes, likely, None) if carries_over else Span(low, likely, high + rounding_bytes)
 
 
@@ -256,14 +315,17 @@ def _env_rows(cfg: ExperimentConfig, hardware: Hardware, counted: SimulatorMemor
     if counted is None:
         return [Row("simulator", "never counted for these settings", None, "unknown")]
     n = cfg.num_envs
+    scenes = f"{counted.scenes} scenes x " if counted.scenes > 1 else ""
     size, startup_bytes = counted.bytes(n, hardware), simulator.startup_bytes(hardware)
     at_start = f"{startup_bytes:,} at start"
     if not hardware.is_gpu:
-        formula = f"{counted.constant_bytes:,} + {n:,} envs x {counted.per_env_bytes:,}" if size else "no scene"
+        per_env = f"{n:,} envs x {counted.per_env_bytes:,}"
+        formula = f"{scenes}{counted.constant_bytes:,} + {per_env}" if size else "no scene"
     elif size == startup_bytes:
         formula = f"no scene; {at_start}"
     else:
-        formula = f"{counted.gpu_constant_bytes:,} + {n:,} envs x {counted.gpu_per_env_bytes:,} + threads + {at_start}"
+        per_env = f"{n:,} envs x {counted.gpu_per_env_bytes:,}"
+        formula = f"{scenes}{counted.gpu_constant_bytes:,} + {per_env} + threads + {at_start}"
     rounding_bytes = counted.rounding_bytes(hardware)
     rounding = f"in high alone: a page for each of {counted.gpu_arrays:,} arrays, growth of the driver's pool"
     return [
@@ -271,11 +333,19 @@ def _env_rows(cfg: ExperimentConfig, hardware: Hardware, counted: SimulatorMemor
         *([Row("simulator's rounding, up to", rounding, rounding_bytes, "derived")] if rounding_bytes else []),
         Row(
             "env's own tensors",
-            f"{counted.env_constant_bytes:,} + {n:,} envs x {counted.env_per_env_bytes:,}",
+            _env_formula(counted, n),
             counted.env_bytes(n),
             "measured",
         ),
     ]
+
+
+def _env_formula(counted: SimulatorMemory, num_envs: int) -> str:
+    per_env, constant_bytes = f"{num_envs:,} envs x {counted.env_per_env_bytes:,}", counted.env_constant_bytes
+    if counted.scenes == 1:
+        return f"{constant_bytes:,} + {per_env}"
+    of_each = f"{counted.scenes} scenes x {constant_bytes - counted.env_once_bytes:,}"
+    return f"{counted.env_once_bytes:,} + {of_each} + {per_env} + {counted.observed_bytes:,} side by side"
 
 
 def _traced_rows(cfg: ExperimentConfig, found: Trace) -> list[Row]:

@@ -3,6 +3,8 @@
 A trace has the same events in the same order at every number of envs; only their sizes grow, each along a straight
 line. Two small traces therefore give the events at any size to the byte, and a replay what they need. What is found
 that way is traced at its own size, and so is the next larger run, before it becomes an answer.
+
+Of several ranks one is traced. They share a CPU, so that its memory holds so many of it; on GPUs each has a card.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 from ppo_lab.config import ExperimentConfig, check
@@ -43,7 +45,7 @@ NOTHING = "nothing: one mini-batch is the whole rollout"
 
 @dataclass(frozen=True)
 class DeviceNeed:
-    """Bytes that a run takes of its device at its peak."""
+    """Bytes that a run takes of its device at its peak: all ranks together on a CPU, one of them on a GPU."""
 
     reserved_peak_bytes: int
     """By torch's allocator on a GPU; by tensors on a CPU, where nothing is reserved."""
@@ -78,7 +80,7 @@ class LargestRun:
 
 @dataclass(frozen=True)
 class Scaling:
-    """The events of a trace as straight lines in the number of envs."""
+    """The events of a trace as straight lines in the number of envs of a rank."""
 
     num_envs: int
     step: int
@@ -105,22 +107,28 @@ class Scaling:
         )
 
 
-def scaling(cfg: ExperimentConfig, device_type: DeviceType) -> Scaling:
-    """How the events of `cfg`'s trace grow. `cfg.num_envs` does not matter.
+def scaling(cfg: ExperimentConfig, device_type: DeviceType, scenes: int = 1) -> Scaling:
+    """How the events of the trace of one of `cfg`'s ranks grow. `cfg.num_envs` does not matter.
+
+    Args:
+        cfg: the experiment.
+        device_type: as for `trace`.
+        scenes: that the rank's envs are split into.
 
     Raises:
         ConfigError: a setting that cannot be traced.
     """
     step = _step(cfg)
-    num_envs = step * math.ceil(BASE_ENVS / step)
-    runs = [_with_envs(cfg, n) for n in (num_envs, num_envs + step)]
+    num_envs = scenes * step * math.ceil(BASE_ENVS / (scenes * step))
+    sizes = (num_envs, num_envs + scenes * step)  # so that all scenes are alike
+    runs = [replace(cfg, processes=1, num_envs=n, envs_per_scene=n // scenes) for n in sizes]
     small, large = _traces(runs, device_type)
     growth_bytes = []
     for event, larger in zip(small.events, large.events, strict=True):
         match event, larger:
             case Allocation(), Allocation():
                 assert (event.block, event.category) == (larger.block, larger.category)
-                growth_bytes.append(larger.size_bytes - event.size_bytes)
+                growth_bytes.append((larger.size_bytes - event.size_bytes) // scenes)
             case _:
                 assert event == larger
                 growth_bytes.append(0)
@@ -157,21 +165,22 @@ def largest_num_envs(cfg: ExperimentConfig, hardware: Hardware, calibration: Cal
         MeasurementError: the env was never counted, and cannot be built.
     """
     device = _Device(hardware, cfg, _simulator(cfg), calibration)
-    scaled = scaling(cfg, device.type)
-    step = scaled.step
-    least = next(n for n in count(step, step) if _is_valid(_with_envs(cfg, n)))
-    candidates = range(least, least + device.simulator.max_num_envs() + step, step)  # some beyond what can be built
+    step = cfg.processes * _step(cfg)
+    least = next(n for n in count(step, step) if _is_valid(device.run(n)))
+    most = hardware.memory_bytes * cfg.num_envs // total_bytes(rollout_storage(cfg))
+    most = cfg.processes * max(most, device.simulator.max_num_envs())  # some beyond what can be built
+    candidates = range(least, least + most + step, step)
 
     @functools.cache
     def is_refused(num_envs: int) -> bool:
-        return device.why_refused(num_envs, device.memory_at(scaled, num_envs)) is not None
+        return device.why_refused(num_envs, device.memory_at(num_envs)) is not None
 
     first_refused = bisect_left(candidates, True, key=is_refused)
     window = range(first_refused, min(first_refused + WINDOW, len(candidates)))
     index = max((i for i in window if not is_refused(candidates[i])), default=max(first_refused - 1, 0))
     while not is_refused(candidates[index + 1]):
         index += 1
-    return _confirmed(candidates, index, functools.partial(_with_envs, cfg), device)
+    return _confirmed(candidates, index, device.run, device)
 
 
 def smallest_num_mini_batches(
@@ -187,13 +196,15 @@ def smallest_num_mini_batches(
         MeasurementError: the env was never counted, and cannot be built.
     """
     device = _Device(hardware, cfg, _simulator(cfg), calibration)
-    fixed_bytes = total_bytes(rollout_storage(cfg)) + device.simulator.bytes(cfg.num_envs, hardware)
+    rank = cfg.of_one_rank()
+    fixed_bytes = total_bytes(rollout_storage(rank)) + device.simulator.bytes(rank.num_envs, hardware)
+    fixed_bytes *= device.ranks_that_share
     if fixed_bytes > hardware.memory_bytes:  # or else the search would go through them all
         raise ConfigError(
             f"num_envs={cfg.num_envs}: rollout and simulator alone need {_mib(fixed_bytes)}, and {hardware.name} has "
             f"{_mib(hardware.memory_bytes)}; mini-batches do not change that. Try fit=num_envs."
         )
-    divisors = [m for m in range(1, MOST_MINI_BATCHES + 1) if cfg.transitions % m == 0]
+    divisors = [m for m in range(1, MOST_MINI_BATCHES + 1) if rank.transitions % m == 0]
     candidates = [m for m in divisors if _is_valid(_with_mini_batches(cfg, m))]
 
     @functools.cache
@@ -207,7 +218,7 @@ def smallest_num_mini_batches(
     last = len(candidates) - 1
     low, high = 0, 0  # of `candidates`; those below `low` do not fit
     while not fits(candidates[high]):
-        if high == last or cfg.num_envs > device.simulator.max_num_envs():
+        if high == last or max(cfg.scene_sizes) > device.simulator.max_num_envs():
             raise device.error_for(_with_mini_batches(cfg, candidates[high]), one_epoch_need(candidates[high]))
         low, high = high + 1, min(2 * high + 1, last)
     found = bisect_left(candidates, True, low, high, key=fits)
@@ -259,10 +270,10 @@ def need_table(
     found = {}
     for number, m in enumerate(num_mini_batches, 1):
         show(f"the map, {number} of {len(num_mini_batches)}: num_mini_batches={m}")
-        scaled = scaling(_with_mini_batches(cfg, m), device.type)
+        device = replace(device, cfg=_with_mini_batches(cfg, m), scalings={})
         for n in num_envs:
-            if _is_valid(_with_envs(_with_mini_batches(cfg, m), n)):
-                found[n, m] = device.memory_at(scaled, n).total_bytes
+            if _is_valid(device.run(n)):
+                found[n, m] = device.memory_at(n).total_bytes
     return found
 
 
@@ -276,38 +287,62 @@ class _Device:
     simulator: SimulatorMemory
     calibration: Calibration | None
     """Runs on such a device, which tell what a process takes beyond learner and simulator. None: that is left out."""
+    scalings: dict[int, Scaling] = field(default_factory=dict)
+    """By the number of scenes, made when one is asked for."""
 
     @property
     def type(self) -> DeviceType:
         return "cuda" if self.hardware.is_gpu else "cpu"
 
-    def memory_at(self, scaled: Scaling, num_envs: int) -> DeviceNeed:
-        """What a run of so many envs takes, worked out from two small traces."""
-        return self._need(scaled.events_at(num_envs), scaled.matmul_starts, num_envs)
+    @property
+    def ranks_that_share(self) -> int:
+        """Ranks on one device."""
+        return 1 if self.hardware.is_gpu else self.cfg.processes
+
+    def run(self, num_envs: int) -> ExperimentConfig:
+        """The experiment with so many envs: in one scene, where one has them all by envs_per_scene=auto."""
+        cfg = self.cfg
+        per_scene = num_envs if cfg.envs_per_scene == cfg.num_envs else cfg.envs_per_scene
+        return replace(cfg, num_envs=num_envs, envs_per_scene=per_scene)
+
+    def memory_at(self, num_envs: int) -> DeviceNeed:
+        """What a run of so many envs takes, worked out from two small traces.
+
+        To the byte where a rank has one scene or two; of more, the peak within a step is that of two.
+        """
+        rank = self.run(num_envs).of_one_rank()
+        scenes = len(rank.scene_sizes)
+        traced, real = (replace(self.simulator, scenes=number) for number in (min(scenes, 2), scenes))
+        if traced.scenes not in self.scalings:
+            self.scalings[traced.scenes] = scaling(self.cfg, self.type, traced.scenes)
+        scaled = self.scalings[traced.scenes]
+        further_bytes = real.env_bytes(rank.num_envs) - traced.env_bytes(rank.num_envs)
+        return self._need(scaled.events_at(rank.num_envs), scaled.matmul_starts, rank, further_bytes)
 
     def traced_needs(self, runs: Sequence[ExperimentConfig]) -> list[DeviceNeed]:
         """What each takes by a trace of its own."""
-        traces = zip(_traces(runs, self.type), runs, strict=True)
-        return [self._need(trace.events, trace.matmul_starts, run.num_envs) for trace, run in traces]
+        ranks = [run.of_one_rank() for run in runs]
+        traces = zip(_traces(ranks, self.type), ranks, strict=True)
+        return [self._need(trace.events, trace.matmul_starts, rank) for trace, rank in traces]
 
-    def _need(self, events: Sequence[Event], matmul_starts: Sequence[int], num_envs: int) -> DeviceNeed:
-        peak_bytes = learner_peak_bytes(events, matmul_starts, self.hardware, self.cfg.deterministic)
-        found = DeviceNeed(peak_bytes, self.simulator.bytes(num_envs, self.hardware), overhead_bytes=0)
-        if self.calibration is None:
-            return found
-        freed_bytes = 0 if self.hardware.is_gpu else largest_freed_bytes(events)
-        whole = whole_device(
-            _with_envs(self.cfg, num_envs),
-            found.device_low_bytes,
-            freed_bytes,
-            self.calibration,
-            rounding_bytes=self.simulator.rounding_bytes(self.hardware),
-        )
-        return replace(found, overhead_bytes=whole.needed - found.device_low_bytes)
+    def _need(
+        self, events: Sequence[Event], matmul_starts: Sequence[int], rank: ExperimentConfig, further_bytes: int = 0
+    ) -> DeviceNeed:
+        simulator = replace(self.simulator, scenes=len(rank.scene_sizes))
+        peak_bytes = learner_peak_bytes(events, matmul_starts, self.hardware, self.cfg.deterministic) + further_bytes
+        simulator_bytes, overhead_bytes = simulator.bytes(rank.num_envs, self.hardware), 0
+        if self.calibration is not None:
+            known_bytes = peak_bytes + simulator_bytes
+            freed_bytes = 0 if self.hardware.is_gpu else largest_freed_bytes(events)
+            rounding_bytes = simulator.rounding_bytes(self.hardware)
+            whole = whole_device(rank, known_bytes, freed_bytes, self.calibration, rounding_bytes=rounding_bytes)
+            overhead_bytes = whole.needed - known_bytes
+        sizes = (peak_bytes, simulator_bytes, overhead_bytes)
+        return DeviceNeed(*(self.ranks_that_share * size for size in sizes))
 
     def why_refused(self, num_envs: int, need: DeviceNeed) -> str | None:
         """Why a run does not fit; None if it does."""
-        if num_envs > self.simulator.max_num_envs():
+        if max(self.run(num_envs).scene_sizes) > self.simulator.max_num_envs():
             return JACOBIAN
         if need.total_bytes > self.hardware.memory_bytes:
             return RESERVED if self.hardware.is_gpu else TENSORS

@@ -1,4 +1,4 @@
-"""What the simulator and the env itself hold, as straight lines in the number of envs.
+"""What the simulator and the env itself hold, as straight lines in the number of envs and of scenes.
 
 Neither can be traced: the simulator allocates outside torch. An env is built on the CPU at two sizes and counted, and
 the lines are checked on a third. The counts of the shipped envs come with the package (`simulator.json`), so that a
@@ -21,7 +21,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,9 @@ FIXED_BLOCK_BYTES = 2**30
 
 @dataclass(frozen=True)
 class SimulatorMemory:
-    """Bytes held with N envs: of each quantity a constant, and a share of every env.
+    """Bytes held with N envs: of each quantity a constant for every scene, and a share of every env.
+
+    The fields are of one scene; the methods are of all `scenes` that N envs are split into.
 
     On a GPU the simulator's collider keeps scratch for each of the GPU's cores, and less for each env. Those figures
     are the sizes that Genesis' own allocators give for a GPU, called on a CPU; no GPU has confirmed them yet. Left out
@@ -92,6 +94,15 @@ class SimulatorMemory:
     n_dofs: int
     known: str
     """How the figures are known."""
+    env_once_bytes: int = 0
+    """The part of `env_constant_bytes` that the simulator keeps once in a process, however many scenes there are."""
+    observed_bytes: int = 0
+    """Of all observation groups of one env, which several scenes hold twice: side by side, for the learner."""
+    scenes: int = 1
+
+    def sizes(self, num_envs: int) -> list[int]:
+        """Envs in each scene."""
+        return split(num_envs, self.scenes)
 
     def bytes(self, num_envs: int, hardware: Hardware) -> int:
         """What the simulator holds on `hardware`: its arrays, and on a GPU what it takes when it starts."""
@@ -100,32 +111,46 @@ class SimulatorMemory:
     def array_bytes(self, num_envs: int, hardware: Hardware) -> int:
         """The simulator's arrays on `hardware`."""
         if not hardware.is_gpu:
-            return self.constant_bytes + self.per_env_bytes * num_envs
-        threads = num_envs * math.ceil(hardware.cores / num_envs)
-        scratch_bytes = self.gpu_thread_bytes * threads + self.gpu_core_bytes * hardware.cores
-        return self.gpu_constant_bytes + self.gpu_per_env_bytes * num_envs + scratch_bytes
+            return self.scenes * self.constant_bytes + self.per_env_bytes * num_envs
+        threads = sum(size * math.ceil(hardware.cores / size) for size in self.sizes(num_envs))
+        core_bytes = self.gpu_constant_bytes + self.gpu_core_bytes * hardware.cores
+        return self.scenes * core_bytes + self.gpu_per_env_bytes * num_envs + self.gpu_thread_bytes * threads
 
     def rounding_bytes(self, hardware: Hardware) -> int:
         """The most that a GPU's driver adds to the arrays: up to a page for each, and what its pool grows by at once.
 
         A bound, from how Quadrants allocates: each array is one cuMemAllocAsync. Nothing on a CPU, or without arrays.
         """
-        return self.gpu_arrays * PAGE_BYTES + POOL_GROWTH_BYTES if hardware.is_gpu and self.gpu_arrays else 0
+        arrays = self.scenes * self.gpu_arrays
+        return arrays * PAGE_BYTES + POOL_GROWTH_BYTES if hardware.is_gpu and arrays else 0
 
     def env_bytes(self, num_envs: int) -> int:
-        """The env's tensors between steps."""
-        return self.env_constant_bytes + self.env_per_env_bytes * num_envs
+        """The env's tensors between steps: of each scene, and the newest observations side by side."""
+        of_scenes = self.scenes * (self.env_constant_bytes - self.env_once_bytes) + self.env_per_env_bytes * num_envs
+        return self.env_once_bytes + of_scenes + (self.observed_bytes * num_envs if self.scenes > 1 else 0)
 
     def step_peak_bytes(self, num_envs: int) -> int:
-        """What a step adds to `env_bytes` at its peak."""
-        return self.step_peak_constant_bytes + self.step_peak_per_env_bytes * num_envs
+        """What a step adds to `env_bytes` at its peak, while one scene steps and the earlier ones have returned."""
+        peak_bytes = returned_bytes = 0
+        for size in self.sizes(num_envs):
+            within_bytes = self.step_peak_constant_bytes + self.step_peak_per_env_bytes * size
+            peak_bytes = max(peak_bytes, returned_bytes + within_bytes)
+            returned_bytes += self.step_returned_bytes(size)
+        if self.scenes == 1:
+            return peak_bytes
+        return max(peak_bytes, returned_bytes + self.observed_bytes * num_envs + self.step_returned_bytes(num_envs))
+
+    def step_peak_parts(self, num_envs: int) -> tuple[int, int]:
+        """`step_peak_bytes` as a constant and a share of every env; of several scenes it is all in the constant."""
+        per_env_bytes = self.step_peak_per_env_bytes if self.scenes == 1 else 0
+        return self.step_peak_bytes(num_envs) - per_env_bytes * num_envs, per_env_bytes
 
     def step_returned_bytes(self, num_envs: int) -> int:
         """What a step leaves with its caller beyond `env_bytes`."""
         return self.step_returned_constant_bytes + self.step_returned_per_env_bytes * num_envs
 
     def max_num_envs(self) -> int:
-        """The most envs that Genesis builds: its constraint Jacobian may have 2^31 - 1 elements."""
+        """The most envs that Genesis builds in one scene: its constraint Jacobian may have 2^31 - 1 elements."""
         return INT32_MAX // max(1, self.len_constraints * self.n_dofs)
 
 
@@ -142,11 +167,11 @@ def startup_bytes(hardware: Hardware) -> int:
 
 
 def simulator_memory(cfg: ExperimentConfig) -> SimulatorMemory | None:
-    """The memory of `cfg`'s env, counted before; None where it never was. Imports neither torch nor Genesis."""
+    """What one rank of `cfg` holds for its env, counted before; None where it never was. Loads no torch, no Genesis."""
     settings = flat(asdict(cfg.env))
     for found in itertools.chain(json.loads(STORED.read_text()), _remembered(cfg)):
         if found["genesis"] == _genesis_version() and found["options"].items() <= settings.items():
-            return _memory(found)
+            return _memory(found, cfg)
     return None
 
 
@@ -159,11 +184,13 @@ def _remembered(cfg: ExperimentConfig) -> Iterator[dict[str, Any]]:
 def too_many_envs(cfg: ExperimentConfig) -> str | None:
     """Says so when Genesis would not build that many envs, however much memory there is."""
     counted = simulator_memory(cfg)
-    if counted is None or cfg.num_envs <= (most := counted.max_num_envs()):
+    if counted is None or max(cfg.scene_sizes) <= (most := counted.max_num_envs()):
         return None
+    is_one_scene = cfg.processes == 1 and len(cfg.scene_sizes) == 1
     return (
-        f"num_envs={cfg.num_envs} is more than the simulator builds of this env, whose constraint Jacobian may have "
-        f"{INT32_MAX:,} elements. Allowed: up to num_envs={most}."
+        f"num_envs={cfg.num_envs} is more than the simulator builds of this env"
+        f"{'' if is_one_scene else f' in one scene (envs_per_scene={cfg.envs_per_scene})'}, whose constraint Jacobian "
+        f"may have {INT32_MAX:,} elements. Allowed: up to {'num_envs' if is_one_scene else 'envs_per_scene'}={most}."
     )
 
 
@@ -178,7 +205,7 @@ def measure(cfg: ExperimentConfig) -> SimulatorMemory:
     with contextlib.suppress(OSError):  # it is counted again next time
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, counted)
-    return _memory(counted)
+    return _memory(counted, cfg)
 
 
 def record(cfg: ExperimentConfig, options: Iterable[str], sizes: Sequence[int]) -> dict[str, Any]:
@@ -203,7 +230,7 @@ def interpolate(counted: dict[str, Any], known: str) -> SimulatorMemory:
         lines |= {f"{prefix}constant_bytes": constant, f"{prefix}per_env_bytes": slope}
         misfits = (abs(total - constant - slope * n) for n, total in zip(sizes, totals, strict=True))
         misfit_bytes = max(misfit_bytes, *misfits)
-    names = ("gpu_thread_bytes", "gpu_core_bytes", "gpu_arrays", "len_constraints", "n_dofs")
+    names = ("gpu_thread_bytes", "gpu_core_bytes", "gpu_arrays", "len_constraints", "n_dofs", "env_once_bytes")
     once = {name: counted[name] for name in names}
     return SimulatorMemory(**lines, **once, misfit_bytes=misfit_bytes, known=known)
 
@@ -223,8 +250,16 @@ def count_in_subprocess(cfg: ExperimentConfig, sizes: Sequence[int]) -> dict[str
     return json.loads(child.stdout.splitlines()[-1])
 
 
-def _memory(counted: dict[str, Any]) -> SimulatorMemory:
-    return interpolate(counted["count"], f"measured (arrays of an env built on a CPU, genesis {counted['genesis']})")
+def _memory(counted: dict[str, Any], cfg: ExperimentConfig) -> SimulatorMemory:
+    found = interpolate(counted["count"], f"measured (arrays of an env built on a CPU, genesis {counted['genesis']})")
+    spec = cfg.env.spec()
+    observed_bytes = 4 * sum(spec.width(group) for group in spec.observations)
+    return replace(found, observed_bytes=observed_bytes, scenes=len(cfg.scene_sizes))
+
+
+def split(num_envs: int, scenes: int) -> list[int]:
+    """Envs in each of so many scenes, as `ExperimentConfig.scene_sizes` has them."""
+    return [num_envs // scenes + (index < num_envs % scenes) for index in range(scenes)]
 
 
 def _cache_file(cfg: ExperimentConfig) -> Path:

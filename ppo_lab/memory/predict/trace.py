@@ -144,7 +144,7 @@ def dependencies(cfg: ExperimentConfig, device_type: DeviceType) -> dict[str, An
         "actor": {name: value for name, value in actor.items() if name != "init_std"},
         "critic": dataclasses.asdict(cfg.network.critic),
         "env_tensors": counted
-        and {name: size for name, size in vars(counted).items() if name.startswith(("env_", "step_"))},
+        and {name: size for name, size in vars(counted).items() if name.startswith(("env_", "step_", "scenes"))},
         "python": platform.python_version(),
         "libraries": {name: metadata.version(name) for name in LIBRARIES},
         "sources": _source_digest(),

@@ -36,21 +36,30 @@ LEGEND: dict[Known, str] = {
 }
 
 
+VERSION = 2
+"""Of the JSON. 1 had neither `version` nor the keys of several ranks and scenes; every key of it means what it did."""
+
+
 def table(estimate: Estimate) -> RenderableType:
-    """The components, what they come to on the device, and whether that fits. For 100 columns."""
-    return Group(_components(estimate), _on_device(estimate), _conclusion(estimate), _legend(estimate))
+    """The components, what they come to on the device, and whether that fits. For 100 columns, of ranks for 80."""
+    components = _components(estimate) if estimate.rank is None else _components_of_ranks(estimate, estimate.rank)
+    return Group(components, _on_device(estimate), _conclusion(estimate), _legend(estimate))
 
 
 def conclusion(estimate: Estimate) -> str:
     """Whether it fits, in one sentence."""
     needs, hardware = estimate.device_bytes, estimate.hardware
     fits = verdict(needs, hardware.memory_bytes)
-    return f"The run {need(needs, hardware.memory_bytes)} on {hardware.name}; fits: {fits}."
+    who = f"Each of {estimate.processes} ranks" if estimate.processes > 1 and hardware.is_gpu else "The run"
+    where = f"{hardware.name}, a card of its own" if who != "The run" else hardware.name
+    return f"{who} {need(needs, hardware.memory_bytes)} on {where}; fits: {fits}."
 
 
 def wall_time(estimate: Estimate) -> str | None:
-    """How long the run takes, in one sentence; None where that is not known."""
+    """How long the run takes, in one sentence; None where that is not known, and nothing is calibrated."""
     if estimate.wall_s is None:
+        if estimate.calibration and (estimate.processes > 1 or estimate.scenes > 1):
+            return "How long it takes is unknown: one process with one scene was calibrated."
         return None
     low, likely, high = map(as_time, estimate.wall_s)
     return f"It takes about {likely} ({low} to {high}) on {estimate.hardware.name}."
@@ -166,9 +175,12 @@ def calibration_table(runs: Sequence[MeasuredRun], file: Path) -> RenderableType
 
 def as_json(estimate: Estimate) -> dict[str, Any]:
     """The estimate in JSON's terms, the trace's events left out. The keys are stable."""
-    fields = {name: value for name, value in vars(estimate).items() if name not in ("rows", "hardware", "trace")}
+    left_out = ("rows", "hardware", "trace", "rank")
+    fields = {name: value for name, value in vars(estimate).items() if name not in left_out}
     hardware, trace = estimate.hardware, estimate.trace
     return fields | {
+        "version": VERSION,
+        "rank": estimate.rank and as_json(estimate.rank),
         "device_bytes": asdict(estimate.device_bytes),
         "host_bytes": estimate.host_bytes and asdict(estimate.host_bytes),
         "wall_s": estimate.wall_s and estimate.wall_s._asdict(),
@@ -196,6 +208,23 @@ def _components(estimate: Estimate) -> Table:
     for row in estimate.rows:
         size = UNKNOWN if row.bytes is None else f"{row.bytes:,}"
         rows.add_row(Text(row.name), Text(row.formula), size, _mib(row.bytes), row.known)
+    return rows
+
+
+def _components_of_ranks(estimate: Estimate, rank: Estimate) -> Table:
+    """What each rank holds, and all of them."""
+    title = (
+        f"{estimate.processes} ranks, each with {rank.transitions:,} transitions in mini-batches of "
+        f"{rank.mini_batch_size:,}"
+    )
+    rows = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    rows.add_column("component")
+    rows.add_column("shape or formula, a rank")
+    rows.add_column("a rank\nMiB", justify="right", no_wrap=True)
+    rows.add_column(f"{estimate.processes} ranks\nMiB", justify="right", no_wrap=True)
+    rows.add_column("how known", no_wrap=True)
+    for one, every in zip(rank.rows, estimate.rows, strict=True):
+        rows.add_row(Text(one.name), Text(one.formula), _mib(one.bytes), _mib(every.bytes), one.known)
     return rows
 
 

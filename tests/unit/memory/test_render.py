@@ -24,6 +24,7 @@ transitions mini_batch_size rollout_bytes mini_batch_bytes parameters parameter_
 saved_activation_bytes rollout_peak_bytes update_peak_bytes allocated_peak_bytes reserved_peak_bytes simulator_bytes
 device_bytes fits hardware rows alive_at_rollout_peak alive_at_update_peak
 largest_freed_bytes host_bytes wall_s calibration notes
+version processes scenes rank
 """.split()
 
 TRACE = summarize(
@@ -52,6 +53,7 @@ def estimate(**changes: object) -> Estimate:
         "hardware": CARD,
         "fits": None,
         "trace": TRACE,
+        "rank": None,
         "largest_freed_bytes": None,
         "host_bytes": None,
         "wall_s": None,
