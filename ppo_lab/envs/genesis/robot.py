@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ppo_lab.envs.robots import JointedRobotConfig, asset, without_looks
+from ppo_lab.errors import SimulatorError
 
 BASE_DOFS = 6
 """Of a free base; the joints' come after."""
@@ -21,16 +22,19 @@ class JointedRobot:
     """
 
     def __init__(self, scene: gs.Scene, cfg: JointedRobotConfig, device: torch.device, has_looks: bool = False) -> None:
-        """Adds the robot to a scene that is not built yet. `has_looks`: cameras see it as it is, and it builds slower.
+        """Adds the robot to a scene that is not built yet. Raises a SimulatorError where Genesis refuses its URDF.
 
-        Training has no camera. Without its looks Go2 builds in half a second less for every second that it took.
+        `has_looks`: cameras see it as it is. Training has none, and saves reading its meshes.
         """
         self.cfg = cfg
         self.device = device
         urdf = asset(cfg.urdf)
         file = str(urdf) if has_looks else without_looks(urdf)
         morph = gs.morphs.URDF(file=file, pos=cfg.base_init_pos, quat=cfg.base_init_quat)
-        self.entity: Any = scene.add_entity(morph)
+        try:
+            self.entity: Any = scene.add_entity(morph)
+        except gs.GenesisException as error:  # it quotes the whole text
+            raise SimulatorError(str(error).replace(file, str(urdf))) from error
 
     def set_gains(self) -> None:
         """Called once, when the scene is built."""
