@@ -565,7 +565,7 @@ def update(device: str) -> Iterator[Row]:
         alg, last, began = loop.alg, loop.env.get_observations(), copy.deepcopy(loop.model())
 
         def of_rsl_rl(alg: Any = alg, last: Any = last) -> dict[str, float]:
-            with torch.inference_mode():
+            with torch.no_grad():  # not inference_mode, as its runner has it: ours goes on with the same storage
                 alg.compute_returns(last)
             return alg.update()
 
