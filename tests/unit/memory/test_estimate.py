@@ -69,11 +69,11 @@ def test_go2_in_json_has_the_promised_keys_and_the_figures_worked_by_hand() -> N
 def test_without_a_trace_the_closed_forms_stand_alone(experiment: Experiment) -> None:
     found = estimate(experiment(), CARD, with_trace=False)
     assert found.rollout_bytes == 33_914_880
-    assert found.saved_activation_bytes == 361_168_896
+    assert found.saved_activation_bytes == 327_155_712
     assert (found.update_peak_bytes, found.reserved_peak_bytes, found.fits) == (None,) * 3
     assert {row.known for row in found.rows} == {"exact", "derived", "measured", "unknown"}
     # rollout, four copies of 377,241 parameters (weights, gradients, Adam's two moments), activations
-    closed_forms_bytes = 33_914_880 + 4 * 1_508_964 + 361_168_896
+    closed_forms_bytes = 33_914_880 + 28_704_768 + 4 * 1_508_964 + 16 + 327_155_712
     counted = simulator.simulator_memory(experiment())
     assert counted
     assert found.least_learner_bytes == closed_forms_bytes + counted.env_bytes(4096)
