@@ -53,11 +53,11 @@ def source_comparison() -> str:
 
 
 def _go2_figures(cfg: ExperimentConfig) -> list[SourceFigure]:
-    rollout, batch = closed_form.rollout_storage(cfg), closed_form.mini_batch(cfg)
+    rollout, batch = closed_form.rollout_storage(cfg), closed_form.mini_batches(cfg)
     learned = closed_form.parameters(cfg)
     trained = [*learned, *closed_form.gradients(cfg), *closed_form.optimizer_state(cfg)]
     saved = closed_form.saved_activations(cfg)
-    once = [spec for spec in saved if spec.name in _inputs_of_linear_layers(saved)]
+    outputs = [spec for spec in saved if spec.name.endswith("output")]
     return [
         SourceFigure("transitions in a rollout", "98,304", f"{cfg.transitions:,}", ""),
         SourceFigure(
@@ -72,7 +72,7 @@ def _go2_figures(cfg: ExperimentConfig) -> list[SourceFigure]:
             "mini-batch",
             "6 MB",
             _total(batch),
-            "A quarter of the rollout without `rewards` and `dones`, which the update never reads.",
+            "All four are gathered at once, without `rewards`, `dones` and deviations: every epoch reads them again.",
         ),
         SourceFigure("actor's parameters", "189,324", _count(learned, "actor.mlp"), ""),
         SourceFigure("critic's parameters", "187,905", _count(learned, "critic.mlp"), ""),
@@ -85,8 +85,8 @@ def _go2_figures(cfg: ExperimentConfig) -> list[SourceFigure]:
             "activations saved for backward",
             "177 MB",
             _total(saved),
-            "ELU keeps its input and the next layer keeps ELU's output, so every hidden layer is held twice. Once, as "
-            f"the text has it, would be {_total(once)} = {total_bytes(once) / 2**20:.0f} MiB.",
+            f"The outputs of the hidden layers, once, are {_total(outputs)} = {total_bytes(outputs) / 2**20:.0f} MiB. "
+            "Beside it lie the gradients of all hidden layers but the last. What the networks see is the mini-batch's.",
         ),
         SourceFigure(
             "peak of one update",
@@ -127,11 +127,6 @@ def _hover_figures(cfg: ExperimentConfig) -> list[SourceFigure]:
         SourceFigure("Adam's m and v", "306 KB", _total(moments), ""),
         SourceFigure("parameters, gradients, Adam's m and v", "612 KB", _total([*learned, *gradients, *moments]), ""),
     ]
-
-
-def _inputs_of_linear_layers(specs: Iterable[TensorSpec]) -> set[str]:
-    """rsl_rl numbers the modules of a perceptron: linear layers are even, activations odd."""
-    return {spec.name for spec in specs if int(spec.name.split(".")[2]) % 2 == 0}
 
 
 def _table(figures: list[SourceFigure]) -> list[str]:

@@ -93,6 +93,7 @@ class Perceptron:
             if number:
                 buffer = self._gradients[number - 1][: len(gradient)]
                 gradient = torch.mm(gradient, self._cast[2 * number], out=buffer)
+        self._inputs = []  # or the rollout would stay alive
 
     def _activate(self, hidden: Tensor) -> Tensor:
         if type(self._activation) in IN_PLACE:

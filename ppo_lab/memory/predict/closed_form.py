@@ -1,7 +1,7 @@
 """What a run's tensors hold, tensor by tensor, worked out from the configuration alone.
 
-Each function names the tensors that rsl_rl and torch really allocate, with their shapes and dtypes; the tests build
-the real ones and compare. Standard library only: it answers before torch could be loaded.
+Each function names the tensors that rsl_rl, torch and our update really allocate, with their shapes and dtypes; the
+tests build the real ones and compare. Standard library only: it answers before torch could be loaded.
 
 N = num_envs, T = num_steps_per_env, A = number of actions, B = mini_batch_size. The storage holds every observation
 group of the env; the actor sees the group "policy", the critic the env's critic group.
@@ -15,15 +15,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ppo_lab.config import STD_PARAMETERS, ExperimentConfig, ModelConfig, layers
-from ppo_lab.errors import ConfigError
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "int64": 8, "uint8": 1, "bool": 1}
 
-KEEPS_INPUT = frozenset("elu selu crelu lrelu softplus gelu swish mish".split())
-"""Activations that torch differentiates by their input, which is then kept beside the output that the next layer keeps.
+KEEPS_INPUT = frozenset("selu crelu lrelu softplus gelu swish mish".split())
+"""Activations whose slope does not follow from their output alone: their input is kept beside it.
 
-relu, tanh and sigmoid are differentiated by that very output, and identity by nothing (torch's derivatives.yaml).
+The others work in place (`ppo_lab.learning.perceptron`).
 """
+REDUCED_BESIDE_GRADIENTS = 4
+"""The KL divergence and three losses, which ranks reduce in one tensor with the gradients."""
 
 MOMENTS = {"adam": ("exp_avg", "exp_avg_sq"), "adamw": ("exp_avg", "exp_avg_sq"), "rmsprop": ("square_avg",), "sgd": ()}
 """What each optimizer keeps for a parameter, in the parameter's own shape, with torch's default settings."""
@@ -81,21 +82,25 @@ def rollout_storage(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
     )
 
 
-def mini_batch(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
-    """The copies that rsl_rl's `mini_batch_generator` gathers for one mini-batch.
+def mini_batches(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
+    """The rollout's transitions, gathered for all mini-batches of an update, and what the networks see of them.
 
-    Rewards and dones are not gathered. The permutation, (T * N,) int64, belongs to the whole update and is not here.
+    Rewards, dones and the deviation are not gathered. The permutation, (T * N,) int64, goes before the first
+    mini-batch and is not here.
     """
-    size = cfg.mini_batch_size
+    size, actions, dtype = cfg.transitions, cfg.env.num_actions, _hidden_dtype(cfg)
+    spec, network = cfg.env.spec(), cfg.network
+    inputs = [TensorSpec("actor_input", (size, spec.width("policy")), dtype)]
+    if spec.critic_group != "policy" or network.actor.obs_normalization or network.critic.obs_normalization:
+        inputs.append(TensorSpec("critic_input", (size, spec.width(spec.critic_group)), dtype))
     return (
-        *_observations(cfg, (size,)),
-        TensorSpec("actions", (size, cfg.env.num_actions)),
+        *inputs,
+        TensorSpec("actions", (size, actions)),
+        TensorSpec("old_mean", (size, actions)),
+        TensorSpec("old_log_prob", (size,)),
+        TensorSpec("advantages", (size,)),
         TensorSpec("values", (size, 1)),
-        TensorSpec("advantages", (size, 1)),
         TensorSpec("returns", (size, 1)),
-        TensorSpec("old_actions_log_prob", (size, 1)),
-        TensorSpec("old_distribution_params.0", (size, cfg.env.num_actions)),
-        TensorSpec("old_distribution_params.1", (size, cfg.env.num_actions)),
     )
 
 
@@ -122,8 +127,9 @@ def normalizer_buffers(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
 
 
 def gradients(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
-    """One for each parameter, from the first backward until the next mini-batch's."""
-    return tuple(dataclasses.replace(spec, name=f"{spec.name}.grad") for spec in parameters(cfg))
+    """One tensor with those of all parameters, and what ranks reduce with them; kept from the start on."""
+    count = sum(spec.elements for spec in parameters(cfg))
+    return (TensorSpec("reduced", (count + REDUCED_BESIDE_GRADIENTS,)),)
 
 
 def optimizer_state(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
@@ -136,40 +142,34 @@ def optimizer_state(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
 
 
 def optimizer_steps(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
-    """The step counters of adam, adamw and rmsprop. They are in host memory whatever the device."""
+    """The step counters of adam, adamw and rmsprop. Those of rmsprop are in host memory whatever the device."""
     if cfg.algorithm.optimizer == "sgd":
         return ()
     return tuple(TensorSpec(f"{spec.name}.step", ()) for spec in parameters(cfg))
 
 
 def saved_activations(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
-    """What autograd keeps of both perceptrons from the forward pass of a mini-batch until its backward pass.
+    """What the passes of a mini-batch through both perceptrons hold (`ppo_lab.learning.perceptron`).
 
-    Each linear layer keeps its input (the first one's is a copy of the observations, normalized or not), and an
-    activation in KEEPS_INPUT its own. In mixed precision all of it is bfloat16, and so are the copies of the weights
-    that the layers after the first keep.
+    Each hidden layer's output; for an activation in KEEPS_INPUT its input too; the gradient of each hidden layer but
+    the last, which is gone before the others come. In mixed precision all of it is bfloat16, and so are copies of the
+    hidden layers' parameters.
 
-    Not covered: the parameters themselves, which are kept but not copied; the graph of the loss behind the networks'
-    outputs, (B, A) and (B,) tensors; and whatever backward allocates on its way.
-
-    Raises:
-        ConfigError: softplus in mixed precision, whose dtype depends on the device.
+    Not covered: the graph of the loss behind the networks' outputs, (B, A) and (B,) tensors, and temporary memory.
     """
-    mixed = cfg.algorithm.use_mixed_precision
-    dtype = "bfloat16" if mixed else "float32"
+    size, dtype = cfg.mini_batch_size, _hidden_dtype(cfg)
     specs = []
-    for name, model, shapes in _networks(cfg):
-        if mixed and model.activation == "softplus":
-            raise ConfigError(
-                f"network.{name}.activation=softplus with algorithm.use_mixed_precision=true saves what the device "
-                "decides; that has no closed form here. Try another activation, or algorithm.use_mixed_precision=false."
-            )
-        for i, (inputs, outputs) in enumerate(shapes):
-            if i > 0 and model.activation in KEEPS_INPUT:
-                specs.append(TensorSpec(f"{name}.mlp.{2 * i - 1}.input", (cfg.mini_batch_size, inputs), dtype))
-            specs.append(TensorSpec(f"{name}.mlp.{2 * i}.input", (cfg.mini_batch_size, inputs), dtype))
-            if i > 0 and mixed:
-                specs.append(TensorSpec(f"{name}.mlp.{2 * i}.weight.T", (inputs, outputs), dtype))
+    for name, model, [*hidden, _] in _networks(cfg):
+        for i, (inputs, outputs) in enumerate(hidden):
+            layer = f"{name}.mlp.{2 * i}"
+            specs.append(TensorSpec(f"{layer}.output", (size, outputs), dtype))
+            if model.activation in KEEPS_INPUT:
+                specs.append(TensorSpec(f"{name}.mlp.{2 * i + 1}.output", (size, outputs), dtype))
+            if i < len(hidden) - 1:
+                specs.append(TensorSpec(f"{layer}.output.grad", (size, outputs), dtype))
+            if cfg.algorithm.use_mixed_precision:
+                specs.append(TensorSpec(f"{layer}.weight.bfloat16", (outputs, inputs), dtype))
+                specs.append(TensorSpec(f"{layer}.bias.bfloat16", (outputs,), dtype))
     return tuple(specs)
 
 
@@ -188,9 +188,11 @@ def episode_statistics(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
 
 def formulas(cfg: ExperimentConfig) -> tuple[Formula, ...]:
     """The closed forms of the learner's memory, in the order in which an iteration meets them."""
-    spec, actions, size = cfg.env.spec(), cfg.env.num_actions, cfg.mini_batch_size
+    spec, actions = cfg.env.spec(), cfg.env.num_actions
     observed = " + ".join(str(spec.width(group)) for group in spec.observations)
     count = sum(spec.elements for spec in parameters(cfg))
+    item_bytes = ITEM_BYTES[_hidden_dtype(cfg)]
+    seen = [spec.shape[1] for spec in mini_batches(cfg) if spec.name.endswith("_input")]
     shapes = [shape for of_network in layers(cfg).values() for shape in of_network]
     optimizer, moments = cfg.algorithm.optimizer, MOMENTS[cfg.algorithm.optimizer]
 
@@ -215,11 +217,12 @@ def formulas(cfg: ExperimentConfig) -> tuple[Formula, ...]:
             rollout_storage(cfg),
         ),
         of_bytes(
-            "mini-batch",
-            "the transitions of one step of the optimizer, copied out of the rollout without reward and done",
-            "transitions / num_mini_batches x 4 x (observed + 3 x num_actions + 4)",
-            f"{size:,} x 4 x ({observed} + 3 x {actions} + 4)",
-            mini_batch(cfg),
+            "mini-batches",
+            "all transitions once more, in the order in which the optimizer's steps take them: what the networks see, "
+            "the action and the mean it was drawn from, log probability, advantage, value and return",
+            f"transitions x ({item_bytes} x seen + 4 x (2 x num_actions + 4)), seen: widths of the networks' inputs",
+            f"{cfg.transitions:,} x ({item_bytes} x {_sum(seen)} + 4 x (2 x {actions} + 4))",
+            mini_batches(cfg),
         ),
         of_bytes(
             "parameters",
@@ -230,9 +233,9 @@ def formulas(cfg: ExperimentConfig) -> tuple[Formula, ...]:
         ),
         of_bytes(
             "gradients",
-            "the slope of the loss in each parameter",
-            "4 x parameters",
-            f"4 x {count:,}",
+            "the slope of the loss in each parameter, in one tensor with the KL divergence and three losses",
+            "4 x (parameters + 4)",
+            f"4 x ({count:,} + {REDUCED_BESIDE_GRADIENTS})",
             gradients(cfg),
         ),
         of_bytes(
@@ -248,26 +251,40 @@ def formulas(cfg: ExperimentConfig) -> tuple[Formula, ...]:
 
 def _saved_activations_formula(cfg: ExperimentConfig) -> Formula:
     mixed = cfg.algorithm.use_mixed_precision
-    item_bytes = ITEM_BYTES["bfloat16" if mixed else "float32"]
-    formula = f"mini-batch size x {item_bytes} x sum over both networks of (inputs + copies x hidden units)"
+    item_bytes = ITEM_BYTES[_hidden_dtype(cfg)]
+    formula = (
+        f"mini-batch size x {item_bytes} x sum over both networks of (copies x hidden units + those with gradients)"
+    )
     units = []
-    for _, model, [(width, _), *_] in _networks(cfg):
+    for _, model, _ in _networks(cfg):
         copies = 2 if model.activation in KEEPS_INPUT else 1
-        units.append(f"{width} + {copies} x ({' + '.join(map(str, model.hidden_dims))})")
+        units.append(f"{copies} x {_sum(model.hidden_dims)}")
+        if model.hidden_dims[1:]:
+            units.append(_sum(model.hidden_dims[:-1]))
     numbers = f"{cfg.mini_batch_size:,} x {item_bytes} x ({' + '.join(units)})"
     if mixed:
-        formula += f" + {item_bytes} x weights after the first layers"
-        weights = [f"{inputs} x {outputs}" for shapes in layers(cfg).values() for inputs, outputs in shapes[1:]]
-        numbers += f" + {item_bytes} x ({' + '.join(weights)})"
+        formula += f" + {item_bytes} x parameters of the hidden layers"
+        hidden = [f"({inputs} + 1) x {outputs}" for shapes in layers(cfg).values() for inputs, outputs in shapes[:-1]]
+        numbers += f" + {item_bytes} x ({' + '.join(hidden)})"
     size_bytes = total_bytes(saved_activations(cfg))
     return Formula(
         "saved activations",
-        "what the backward pass needs of the forward pass. The next layer keeps each hidden unit's output; elu and its "
-        "like keep their input as well, which makes two copies, while tanh, sigmoid and relu share the one",
+        "what the backward pass needs of the forward pass: each hidden unit's output, and for gelu and its like the "
+        "activation's input too, which makes two copies, while elu, tanh, sigmoid and relu work in place; and the "
+        "gradients of all hidden layers but the last",
         formula,
         f"{numbers} = {size_bytes:,}",
         size_bytes,
     )
+
+
+def _sum(numbers: Iterable[int]) -> str:
+    """To read, within brackets."""
+    return f"({' + '.join(map(str, numbers))})"
+
+
+def _hidden_dtype(cfg: ExperimentConfig) -> str:
+    return "bfloat16" if cfg.algorithm.use_mixed_precision else "float32"
 
 
 def _observations(cfg: ExperimentConfig, leading: tuple[int, ...]) -> Iterator[TensorSpec]:

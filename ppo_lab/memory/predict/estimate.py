@@ -146,7 +146,7 @@ def estimate(
 
 def _of_one_rank(cfg: ExperimentConfig, hardware: Hardware, with_trace: bool, count_new_envs: bool) -> Estimate:
     rollout = total_bytes(closed_form.rollout_storage(cfg))
-    mini_batch = total_bytes(closed_form.mini_batch(cfg))
+    mini_batches = total_bytes(closed_form.mini_batches(cfg))
     parameters = closed_form.parameters(cfg)
     parameter_count = sum(spec.elements for spec in parameters)
     gradients = total_bytes(closed_form.gradients(cfg))
@@ -156,9 +156,9 @@ def _of_one_rank(cfg: ExperimentConfig, hardware: Hardware, with_trace: bool, co
     simulator_bytes = counted.bytes(cfg.num_envs, hardware) if counted else None
     rows = [
         Row("rollout", f"{cfg.transitions:,} transitions x {rollout // cfg.transitions:,}", rollout, "exact"),
-        Row("mini-batch", f"{cfg.mini_batch_size:,} x {mini_batch // cfg.mini_batch_size:,}", mini_batch, "exact"),
+        Row("mini-batches", f"{cfg.transitions:,} x {mini_batches // cfg.transitions:,}", mini_batches, "exact"),
         Row("parameters", f"{parameter_count:,} x 4", total_bytes(parameters), "exact"),
-        Row("gradients", f"{parameter_count:,} x 4", gradients, "exact"),
+        Row("gradients", f"({parameter_count:,} + 4) x 4", gradients, "exact"),
         Row("optimizer state", f"{parameter_count:,} x {optimizer // parameter_count}", optimizer, "exact"),
         Row("saved activations", f"{cfg.mini_batch_size:,} x both networks", activations, "exact"),
         *_env_rows(cfg, hardware, counted),
@@ -167,7 +167,7 @@ def _of_one_rank(cfg: ExperimentConfig, hardware: Hardware, with_trace: bool, co
     found = trace(cfg, "cuda" if hardware.is_gpu else "cpu") if with_trace else None
     allocated = reserved = None
     if not found:
-        learner = rollout + total_bytes(parameters) + gradients + optimizer + activations
+        learner = rollout + mini_batches + total_bytes(parameters) + gradients + optimizer + activations
         learner += counted.env_bytes(cfg.num_envs) if counted else 0
     else:
         rows += _traced_rows(cfg, found)
@@ -208,7 +208,7 @@ def _of_one_rank(cfg: ExperimentConfig, hardware: Hardware, with_trace: bool, co
         mini_batch_size=cfg.mini_batch_size,
         rows=tuple(rows),
         rollout_bytes=rollout,
-        mini_batch_bytes=mini_batch,
+        mini_batch_bytes=mini_batches,
         parameters=parameter_count,
         parameter_bytes=total_bytes(parameters),
         gradient_bytes=gradients,

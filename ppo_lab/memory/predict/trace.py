@@ -46,7 +46,7 @@ CATEGORIES = (
     "optimizer",  # Adam's moments
     "storage",  # the rollout buffer
     "mini_batch",  # the order of the transitions, and what is gathered by it
-    "activations",  # what the forward pass saves for the backward pass, beyond the above
+    "activations",  # what the networks' passes hold: outputs of hidden layers, and their gradients
     "env",  # its tensors, as counted beforehand; the simulator has its memory outside torch
     "episodes",  # statistics: returns and lengths
     "temporary",
@@ -79,10 +79,8 @@ class Trace:
     """The reported rollout is `events[start:stop]`."""
     update: tuple[int, int]
     matmul_starts: tuple[int, ...]
-    """Numbers of events before the first matrix products of the forward and of the backward pass.
-
-    On a GPU, each pass has a thread of its own and there takes a cuBLAS handle, with a workspace.
-    """
+    """Numbers of events before the first matrix product of each thread: on a GPU it takes a cuBLAS handle there, with
+    a workspace. The update's passes are written out, in one thread; autograd's backward pass would have its own."""
     rollout_peak_bytes: int
     update_peak_bytes: int
     resident_bytes: int
@@ -99,8 +97,8 @@ def trace(cfg: ExperimentConfig, device_type: DeviceType = "cpu") -> Trace:
 
     Args:
         cfg: a checked experiment.
-        device_type: "cpu" counts what a CPU run counts, to the byte. "cuda" lets the optimizer treat all parameters
-            at once, as torch does there, and leaves out its step counters, which stay on the host.
+        device_type: "cpu" counts what a CPU run counts, to the byte. "cuda" lets rmsprop treat all parameters at
+            once, as torch does there, and leaves out its step counters, which stay on the host.
 
     Raises:
         ConfigError: a setting that cannot be traced.

@@ -76,7 +76,7 @@ def rsl_rls_update(alg: PPO, last: TensorDict) -> dict[str, float]:
     "words",
     [
         ["env=hover"],
-        ["env=go2"],
+        ["env=go2", "algorithm.learning_rate=3e-4"],
         ["env=hover", SMALL, "algorithm.schedule=fixed", "algorithm.learning_rate=3e-4"],
         ["env=go2", SMALL, "algorithm.use_clipped_value_loss=false"],
         ["env=hover", SMALL, "algorithm.normalize_advantage_per_mini_batch=true"],

@@ -17,14 +17,17 @@ import pytest
 import torch
 from rsl_rl.algorithms import PPO
 from tensordict import TensorDict
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppo_lab.cli.compose import compose
 from ppo_lab.config import ACTIVATIONS, EnvConfig, ExperimentConfig, check, layers
 from ppo_lab.contracts import EnvSpec
 from ppo_lab.errors import ConfigError
 from ppo_lab.learning.episodes import EpisodeStatistics
+from ppo_lab.learning.perceptron import Perceptron
 from ppo_lab.learning.ppo import rsl_rl_config
+from ppo_lab.learning.ranks import SingleProcess
+from ppo_lab.learning.update import LeanUpdate
 from ppo_lab.memory.predict import closed_form
 from ppo_lab.memory.predict.closed_form import TensorSpec, total_bytes
 from ppo_lab.runs.config import to_experiment
@@ -75,10 +78,11 @@ class ZeroEnv:
 
 @dataclass(frozen=True)
 class Reality:
-    """rsl_rl's PPO after one iteration."""
+    """rsl_rl's PPO and our update after one iteration."""
 
     cfg: ExperimentConfig
     alg: Any
+    update: LeanUpdate
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -103,9 +107,9 @@ def train_once(cfg: ExperimentConfig) -> Reality:
         for _ in range(cfg.num_steps_per_env):
             obs, rewards, dones, extras = env.step(alg.act(obs))
             alg.process_env_step(obs, rewards, dones, extras)
-        alg.compute_returns(obs)
-    alg.update()
-    return Reality(cfg, alg)
+    update = LeanUpdate(alg, SingleProcess(), cfg.algorithm.num_learning_epochs)
+    update(obs)
+    return Reality(cfg, alg, update)
 
 
 @cache
@@ -190,32 +194,26 @@ def held_by(holder: Any) -> dict[str, Tensor]:
     return found
 
 
-def saved_for_backward(networks: list[nn.Module], obs: TensorDict, mixed_precision: bool = False) -> list[Tensor]:
-    """One tensor for each storage that autograd keeps of the networks' forward passes, the parameters' apart."""
-    own = {p.untyped_storage()._cdata for network in networks for p in network.parameters()}
-    saved: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage()._cdata not in own:
-            saved[tensor.untyped_storage()._cdata] = tensor
-        return tensor
-
-    with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        torch.amp.autocast("cpu", enabled=mixed_precision, dtype=torch.bfloat16),
-    ):
-        outputs = [network(obs) for network in networks]
-    assert all(output.requires_grad for output in outputs)
-    return list(saved.values())
+def held_between_passes(alg: PPO, update: LeanUpdate, observations: TensorDict) -> list[Tensor]:
+    """One tensor for each storage that the networks' passes hold after the forward one."""
+    held = list(update.buffers)
+    for network, perceptron in ((alg.actor, update._actor), (alg.critic, update._critic)):
+        perceptron.forward(network.get_latent(observations).to(perceptron._dtype))
+        held += perceptron._inputs[1:]
+    return list({tensor.untyped_storage()._cdata: tensor for tensor in reversed(held)}.values())
 
 
 def test_the_rollout_is_rsl_rls_storage(reality: Reality) -> None:
     assert agree(closed_form.rollout_storage(reality.cfg), held_by(reality.alg.storage))
 
 
-def test_the_mini_batch_is_what_rsl_rl_gathers(reality: Reality) -> None:
-    batch = next(reality.alg.storage.mini_batch_generator(reality.cfg.algorithm.num_mini_batches, 1))
-    assert agree(closed_form.mini_batch(reality.cfg), held_by(batch))
+def test_the_mini_batches_are_what_the_update_gathers(reality: Reality) -> None:
+    with torch.no_grad():
+        first, *_ = reality.update._gathered()
+    gathered = {name: tensor._base if tensor._base is not None else tensor for name, tensor in first._asdict().items()}
+    if gathered["critic_input"].data_ptr() == gathered["actor_input"].data_ptr():
+        del gathered["critic_input"]
+    assert agree(closed_form.mini_batches(reality.cfg), gathered)
 
 
 def test_the_parameters_are_those_that_the_optimizer_steps(reality: Reality) -> None:
@@ -233,9 +231,13 @@ def test_the_normalizers_hold_nothing_else(reality: Reality) -> None:
     assert agree(closed_form.normalizer_buffers(reality.cfg), buffers)
 
 
-def test_every_parameter_has_a_gradient(reality: Reality) -> None:
-    real = {f"{name}.grad": p.grad for name, p in reality.parameters.items() if p.grad is not None}
-    assert agree(closed_form.gradients(reality.cfg), real)
+def test_the_gradients_are_one_tensor_with_what_else_is_reduced(reality: Reality) -> None:
+    reduced = reality.update._reduced
+    assert agree(closed_form.gradients(reality.cfg), {"reduced": reduced})
+    found = [parameter.grad for parameter in reality.parameters.values() if parameter.grad is not None]
+    storages = {gradient.untyped_storage()._cdata for gradient in found}
+    assert len(found) == len(reality.parameters)
+    assert storages == {reduced.untyped_storage()._cdata}
 
 
 def test_the_optimizer_keeps_its_moments_and_counters(reality: Reality) -> None:
@@ -248,9 +250,9 @@ def test_the_optimizer_keeps_its_moments_and_counters(reality: Reality) -> None:
     assert agree(closed_form.optimizer_state(reality.cfg) + closed_form.optimizer_steps(reality.cfg), real)
 
 
-def test_backward_needs_the_saved_activations(reality: Reality) -> None:
-    batch = next(reality.alg.storage.mini_batch_generator(reality.cfg.algorithm.num_mini_batches, 1))
-    real = saved_for_backward([reality.alg.actor, reality.alg.critic], batch.observations)
+def test_the_passes_hold_the_saved_activations(reality: Reality) -> None:
+    observations = reality.alg.storage.observations.flatten(0, 1)[: reality.cfg.mini_batch_size]
+    real = held_between_passes(reality.alg, reality.update, observations)
     assert kept_alike(closed_form.saved_activations(reality.cfg), real)
 
 
@@ -269,7 +271,7 @@ def test_the_numbers_in_a_formula_work_out_to_its_bytes(reality: Reality) -> Non
         total_bytes(specs(reality.cfg))
         for specs in (
             closed_form.rollout_storage,
-            closed_form.mini_batch,
+            closed_form.mini_batches,
             closed_form.parameters,
             closed_form.gradients,
             closed_form.optimizer_state,
@@ -300,20 +302,20 @@ def test_two_groups_by_hand() -> None:
     assert rollout["observations.policy"] == 12 * 3 * 4  # 12 transitions, float32
     assert rollout["observations.critic"] == 12 * 5 * 4
     assert sum(rollout.values()) == 12 * (4 * (3 + 5 + 3 * 2 + 5) + 1)
-    assert total_bytes(closed_form.mini_batch(cfg)) == 12 * 4 * (3 + 5 + 3 * 2 + 4)
+    assert total_bytes(closed_form.mini_batches(cfg)) == 12 * 4 * (3 + 5 + 2 * 2 + 4)
     assert layers(cfg) == {"actor": [(3, 6), (6, 7), (7, 2)], "critic": [(5, 6), (6, 7), (7, 1)]}
     learned = 2 + (3 + 1) * 6 + (6 + 1) * 7 + (7 + 1) * 2 + (5 + 1) * 6 + (6 + 1) * 7 + (7 + 1) * 1
     assert sum(spec.elements for spec in closed_form.parameters(cfg)) == learned
     assert total_bytes(closed_form.normalizer_buffers(cfg)) == 4 * 3 * (3 + 5) + 2 * 8
-    assert total_bytes(closed_form.saved_activations(cfg)) == 12 * 4 * ((3 + 2 * 13) + (5 + 2 * 13))  # ELU: twice
+    assert total_bytes(closed_form.saved_activations(cfg)) == 12 * 4 * 2 * (13 + 6)  # the first layer's gradients too
     assert total_bytes(closed_form.episode_statistics(cfg)) == 4 * (2 * 4 + 2 * 12 + 4) + 12  # 4 reward terms
 
 
 def test_the_formulas_of_two_groups_name_both_widths() -> None:
     numbers = {term.term: term.numbers for term in closed_form.formulas(two_groups())}
     assert numbers["rollout"] == "12 x (4 x (3 + 5 + 3 x 2 + 5) + 1) = 924"
-    assert numbers["mini-batch"] == "12 x 4 x (3 + 5 + 3 x 2 + 4) = 864"
-    assert numbers["saved activations"] == "12 x 4 x (3 + 2 x (6 + 7) + 5 + 2 x (6 + 7)) = 2,880"
+    assert numbers["mini-batches"] == "12 x (4 x (3 + 5) + 4 x (2 x 2 + 4)) = 768"
+    assert numbers["saved activations"] == "12 x 4 x (1 x (6 + 7) + (6) + 1 x (6 + 7) + (6)) = 1,824"
 
 
 def two_groups() -> ExperimentConfig:
@@ -326,24 +328,25 @@ def two_groups() -> ExperimentConfig:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_an_activation_holds_each_hidden_layer_once_or_twice(activation: str) -> None:
     cfg = two_hidden_layers(activation)
-    once = activation in ("tanh", "relu", "sigmoid", "identity")
-    by_hand = 12 * 4 * 2 * (17 + (5 + 7) * (1 if once else 2))  # 12 transitions, float32, two networks
-    alg = untrained(cfg)
-    real = saved_for_backward([alg.actor, alg.critic], alg.storage.observations.flatten(0, 1))
-    assert storage_bytes(real) == by_hand
+    once = activation in ("elu", "tanh", "relu", "sigmoid", "identity")
+    by_hand = 12 * 4 * 2 * ((5 + 7) * (1 if once else 2) + 5)  # 12 transitions, float32, two networks; 5: gradients
+    assert held_bytes(cfg) == by_hand
     assert total_bytes(closed_form.saved_activations(cfg)) == by_hand
 
 
-@pytest.mark.parametrize("activation", sorted({*ACTIVATIONS} - {"softplus"}))
-def test_mixed_precision_halves_the_activations_and_copies_the_weights(activation: str) -> None:
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_mixed_precision_halves_the_activations_and_copies_the_hidden_layers_parameters(activation: str) -> None:
     cfg = two_hidden_layers(activation, "algorithm.use_mixed_precision=true")
     whole = total_bytes(closed_form.saved_activations(two_hidden_layers(activation)))
-    by_hand = whole // 2 + 2 * (5 * 7 + 7 * 4 + 5 * 7 + 7 * 1)
-    alg = untrained(cfg)
-    real = saved_for_backward([alg.actor, alg.critic], alg.storage.observations.flatten(0, 1), mixed_precision=True)
-    assert kept_alike(closed_form.saved_activations(cfg), real)
-    assert storage_bytes(real) == by_hand == closed_form.formulas(cfg)[-1].bytes
+    by_hand = whole // 2 + 2 * 2 * (18 * 5 + 6 * 7)
+    assert held_bytes(cfg) == by_hand == closed_form.formulas(cfg)[-1].bytes
     assert evaluate(closed_form.formulas(cfg)[-1].numbers.partition(" = ")[0]) == by_hand
+
+
+def held_bytes(cfg: ExperimentConfig) -> int:
+    alg = untrained(cfg)
+    update = LeanUpdate(alg, SingleProcess(), num_learning_epochs=1)
+    return storage_bytes(held_between_passes(alg, update, alg.storage.observations.flatten(0, 1)))
 
 
 def two_hidden_layers(activation: str, *words: str) -> ExperimentConfig:
@@ -359,28 +362,22 @@ def two_hidden_layers(activation: str, *words: str) -> ExperimentConfig:
     )
 
 
-def test_softplus_in_mixed_precision_is_refused() -> None:
-    cfg = composed("network.critic.activation=softplus", "algorithm.use_mixed_precision=true")
-    with pytest.raises(ConfigError, match=r"network\.critic\.activation=softplus"):
-        closed_form.saved_activations(cfg)
-
-
 def test_go2_at_4096_envs_by_hand() -> None:
     cfg = composed("env=go2")
     rollout = {spec.name: spec.bytes for spec in closed_form.rollout_storage(cfg)}
     assert rollout["distribution_params.0"] == rollout["distribution_params.1"] == 4_718_592  # 98,304 x 12 x 4
     assert rollout["dones"] == 98_304
     assert sum(rollout.values()) == 33_914_880  # 98,304 x 345
-    assert total_bytes(closed_form.mini_batch(cfg)) == 8_355_840  # 24,576 x 340
+    assert total_bytes(closed_form.mini_batches(cfg)) == 28_704_768  # 98,304 x 292
     learned = closed_form.parameters(cfg)
     assert sum(spec.elements for spec in learned if spec.name.startswith("actor.mlp")) == 189_324
     assert sum(spec.elements for spec in learned if spec.name.startswith("critic.mlp")) == 187_905
     assert total_bytes(learned) == 1_508_964  # 377,241 x 4
-    assert total_bytes(closed_form.gradients(cfg)) == 1_508_964
+    assert total_bytes(closed_form.gradients(cfg)) == 1_508_964 + 16
     assert total_bytes(closed_form.optimizer_state(cfg)) == 3_017_928
     assert total_bytes(closed_form.optimizer_steps(cfg)) == 68  # 17 parameters, in host memory
-    # per transition and network 45 + 2 x (512 + 256 + 128) = 1,837 floats; 24,576 x 2 x 1,837 x 4
-    assert total_bytes(closed_form.saved_activations(cfg)) == 361_168_896
+    # per transition and network 512 + 256 + 128 and gradients 512 + 256 = 1,664 floats; 24,576 x 2 x 1,664 x 4
+    assert total_bytes(closed_form.saved_activations(cfg)) == 327_155_712
     assert closed_form.normalizer_buffers(cfg) == ()
 
 
@@ -395,17 +392,17 @@ def test_hover_at_8192_envs_by_hand() -> None:
     learned = closed_form.parameters(cfg)
     assert sum(spec.elements for spec in learned) == 38_281
     trained = learned + closed_form.gradients(cfg) + closed_form.optimizer_state(cfg)
-    assert total_bytes(trained) == 612_496
-    # per transition and network 17 + 128 + 128 = 273 floats; 204,800 x 2 x 273 x 4
-    assert total_bytes(closed_form.saved_activations(cfg)) == 447_283_200
+    assert total_bytes(trained) == 612_496 + 16
+    # per transition and network 128 + 128 and gradients 128 = 384 floats; 204,800 x 2 x 384 x 4
+    assert total_bytes(closed_form.saved_activations(cfg)) == 629_145_600
 
 
 def test_the_formulas_of_go2_can_be_read() -> None:
     lines = {term.term: term.numbers for term in closed_form.formulas(composed("env=go2"))}
     assert lines["transitions"] == "4,096 x 24 = 98,304"
     assert lines["rollout"] == "98,304 x (4 x (45 + 3 x 12 + 5) + 1) = 33,914,880"
-    assert lines["mini-batch"] == "24,576 x 4 x (45 + 3 x 12 + 4) = 8,355,840"
-    assert lines["gradients"] == "4 x 377,241 = 1,508,964"
+    assert lines["mini-batches"] == "98,304 x (4 x (45) + 4 x (2 x 12 + 4)) = 28,704,768"
+    assert lines["gradients"] == "4 x (377,241 + 4) = 1,508,980"
     assert lines["optimizer state"] == "2 x 4 x 377,241 = 3,017,928"
 
 
