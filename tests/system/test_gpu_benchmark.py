@@ -172,13 +172,12 @@ def test_the_larger_parts_agree_with_their_models_in_a_dry_run(part: str) -> Non
 def test_all_that_is_expected_of_a_card_is_worked_out_for_it(
     experiment: Callable[..., ExperimentConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cfg = experiment("env=go2", "num_envs=64", "num_steps_per_env=4")
+    cfg = experiment("env=go2", "num_envs=64", "num_steps_per_env=24")
     traced = trace(cfg, "cuda")
     monkeypatch.setattr("ppo_lab.memory.predict.estimate.trace", lambda *_: traced)
     spans = gpu_checks.memory_spans(cfg, H100)
     assert spans.keys() == {"rollout_peak", "update_peak", "resident", "reserved", "process"}
-    workspaces = 2 * gpu_checks.workspace_bytes(H100)
-    assert spans["resident"][0] > workspaces
+    assert spans["resident"][0] > gpu_checks.workspace_bytes(H100)
     assert spans["rollout_peak"][1] < spans["update_peak"][1] <= spans["reserved"][1]
     smaller = gpu_checks.memory_spans(cfg, Hardware("RTX 3060", 12288, "8.6", 28))
     assert all(smaller[name][1] < spans[name][1] for name in spans), "another card, other figures"
@@ -323,7 +322,7 @@ def test_memory_on_a_gpu_stands_beside_each_of_its_models(cuda: pytest.MonkeyPat
     assert [name for name, row in found.items() if row.agrees is False] == ["process", "the pool's bytes in use"]
     assert found["process"].measured == 2500 * MIB
     pool = found["the pool's bytes in use"]
-    at_least = 1_196_569_136 + 432 * 4096  # with the islands' arrays of each env; a page for each array
+    at_least = 1_174_092_680 + 432 * 4096  # with the islands' arrays of each env; a page for each array
     assert (pool.expected, pool.measured) == ((at_least, at_least + 671 * 4096), 576 * MIB)
     assert [found[f"Perf/{name}"].agrees for name in ("collection_time", "learning_time", "total_fps")] == [True] * 3
 
