@@ -36,7 +36,10 @@ SIZES = (
     ("num_envs=2048", "network.hidden_dims=[64,64]", "algorithm.num_mini_batches=4"),
 )
 """What tells constants from what grows with envs, transitions, weights and the size of malloc's blocks."""
-ALWAYS = ("num_steps_per_env=24", "max_iterations=3", "save_interval=1000000", "memory.over_budget=warn", "quiet=true")
+ALWAYS = (
+    *("processes=1", "envs_per_scene=auto"),  # what a calibration is of; others would disturb each other
+    *("num_steps_per_env=24", "max_iterations=3", "save_interval=1000000", "memory.over_budget=warn", "quiet=true"),
+)
 SOURCE = "python estimate.py calibrate=true"
 BUSY_PERCENT = 25.0
 """Of all cores, by other processes: from here on times come out too long."""

@@ -182,6 +182,12 @@ def _compare(folder: Path, form: str) -> ExitCode:
                 measured.versions(run), [learned], "finished runs", learned.started[:10]
             )
         rows = [measured.as_json(comparison) for comparison in comparisons]
+    if not calibration.is_of_such_runs(run.cfg):
+        print(
+            "note: a calibration is of one process with one scene; it learns nothing from this run, which has "
+            f"{run.cfg.processes} with {len(run.cfg.scene_sizes)} each",
+            file=sys.stderr,
+        )
     if form == "json":
         print(to_json({"run": str(folder), "memory": rows, "overhead_bytes": overhead_bytes}, indent=2))
     else:

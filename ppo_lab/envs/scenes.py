@@ -1,6 +1,6 @@
 """The envs that one rank steps: one, or several of the same kind that look like one to the learner.
 
-Fewer envs in a scene have smaller arrays, which may fit into a smaller cache. Each scene costs a launch of each kernel.
+Fewer envs in a scene have smaller arrays, which may fit into a smaller cache; each scene launches every kernel anew.
 """
 
 from __future__ import annotations

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 
 import psutil
 
-from ppo_lab.config import ExperimentConfig
+from ppo_lab.config import ExperimentConfig, check
 from ppo_lab.errors import ConfigError, OverBudgetError
 from ppo_lab.machine import commands
 from ppo_lab.memory.predict import calibration, hardware, largest
@@ -58,12 +59,21 @@ def estimate_in_background(cfg: ExperimentConfig) -> Future[Estimate]:
 
 
 def room_bytes(device: str) -> int:
-    """What a run of this process may come to: what is free on `device`, and on a CPU what the process holds already.
+    """What a run of this process may come to: what is free on `device`, and on a CPU what its ranks hold already.
 
     To be asked before there is a CUDA context, which what a run needs contains.
     """
     is_gpu = this_machine(device).is_gpu
-    return hardware.free_bytes(device) + (0 if is_gpu else psutil.Process().memory_info().rss)
+    return hardware.free_bytes(device) + (0 if is_gpu else _held_bytes())
+
+
+def _held_bytes() -> int:
+    """By this process and those that it has started."""
+    held_bytes = 0
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        with suppress(psutil.Error):  # it is gone
+            held_bytes += process.memory_info().rss
+    return held_bytes
 
 
 def check_budget(
@@ -93,8 +103,9 @@ def check_budget(
         return None
     peak = found.reserved_peak_bytes or found.allocated_peak_bytes or 0
     fits = verdict(found.device_bytes, free_bytes)
+    who = f"each of {cfg.processes} ranks" if on_gpu and cfg.processes > 1 else "the run"
     line = (
-        f"memory: {peak / MIB:,.0f} MiB for the learner; the run {need(found.device_bytes, free_bytes)} free on "
+        f"memory: {peak / MIB:,.0f} MiB for the learner; {who} {need(found.device_bytes, free_bytes)} free on "
         f"{found.hardware.name}; fits: {fits}"
     )
     if found.wall_s:
@@ -122,12 +133,13 @@ def _too_large_without_memory_pools(cfg: ExperimentConfig, card: Hardware) -> st
     counted = simulator_memory(cfg)
     if not card.is_gpu or counted is None:
         return None
-    needed_bytes = counted.array_bytes(cfg.num_envs, card)
+    rank, steps = cfg.of_one_rank(), cfg.num_steps_per_env
+    needed_bytes = counted.array_bytes(rank.num_envs, card)
     if needed_bytes <= FIXED_BLOCK_BYTES or has_memory_pools() is not False:
         return None
-    whole = (n for n in range(cfg.num_envs, 0, -1) if n * cfg.num_steps_per_env % cfg.algorithm.num_mini_batches == 0)
+    whole = (n for n in range(rank.num_envs, 0, -1) if n * steps % cfg.algorithm.num_mini_batches == 0)
     most = next((n for n in whole if counted.array_bytes(n, card) <= FIXED_BLOCK_BYTES), None)
-    fewer = f"num_envs={most}, " if most else ""
+    fewer = f"num_envs={most * cfg.processes}, " if most else ""
     return (
         f"memory: the driver of {card.name} has no memory pools, as on some virtual GPUs, so that the simulator keeps "
         f"to one block of {FIXED_BLOCK_BYTES / MIB:,.0f} MiB; num_envs={cfg.num_envs} needs {needed_bytes / MIB:,.0f} "
@@ -162,7 +174,7 @@ def advice_after(cfg: ExperimentConfig, predicted: Estimate | None, room_bytes: 
     """
     is_foreseen = predicted and verdict(predicted.device_bytes, room_bytes) == "no"
     tries = _what_fits(cfg, predicted.hardware, room_bytes) if predicted and is_foreseen else _half(cfg)
-    tries = [setting for setting in tries if has_begun or setting.startswith("num_envs=")]
+    tries = [setting for setting in tries if has_begun or setting.startswith(("num_envs=", "processes="))]
     return f"Try {', or '.join(tries or ['a smaller num_steps_per_env or network'])}."
 
 
@@ -185,4 +197,18 @@ def _what_fits(cfg: ExperimentConfig, card: Hardware, free_bytes: int) -> list[s
             tries.append(setting.format(search(cfg, room, calibrated)))
         except (ConfigError, RuntimeError) as error:
             log.debug("no advice: %s", error)
-    return tries
+    fewer = None if card.is_gpu else _fewer_processes(cfg, room)
+    return [*tries, *([f"processes={fewer}"] if fewer else [])]
+
+
+def _fewer_processes(cfg: ExperimentConfig, room: Hardware) -> int | None:
+    """The largest half, quarter, ... of the ranks with which `cfg` fits; None where none does."""
+    processes = cfg.processes // 2
+    while processes:
+        run = replace(cfg, processes=processes)
+        with suppress(ConfigError, RuntimeError):
+            check(run)
+            if verdict(estimate(run, room, count_new_envs=False).device_bytes, room.memory_bytes) != "no":
+                return processes
+        processes //= 2
+    return None

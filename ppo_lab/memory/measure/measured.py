@@ -34,7 +34,10 @@ class Comparison:
 
 
 def predicted_bytes(estimate: Mapping[str, Any]) -> dict[str, int]:
-    """The figures of an estimate, as `table.as_json` gives it, by the names of the memory rows that measure them."""
+    """The figures of an estimate, as `table.as_json` gives it, by the names of the memory rows that measure them.
+
+    Of all ranks together, as the rows are.
+    """
     on_gpu = estimate["hardware"]["compute_capability"] != "cpu"
     device = estimate["device_bytes"]
     figures = {"allocated_peak": estimate["allocated_peak_bytes"]}
@@ -47,7 +50,13 @@ def predicted_bytes(estimate: Mapping[str, Any]) -> dict[str, int]:
     host = estimate.get("host_bytes")
     if host and host["likely"] is not None:
         figures["host_peak_rss"] = host["likely"]
-    return {name: size for name, size in figures.items() if size is not None}
+    return {name: _estimates_in(estimate) * size for name, size in figures.items() if size is not None}
+
+
+def _estimates_in(estimate: Mapping[str, Any]) -> int:
+    """How often the figures of an estimate are in those of the run: on GPUs they are of one rank."""
+    on_gpu = estimate["hardware"]["compute_capability"] != "cpu"
+    return estimate.get("processes", 1) if on_gpu else 1
 
 
 def peak_row(predicted: Collection[str], measured: Collection[str]) -> str | None:
@@ -130,7 +139,12 @@ def overhead_bytes(run: FinishedRun, estimate: Mapping[str, Any]) -> int | None:
 
 
 def measured_run(run: FinishedRun, estimate: Mapping[str, Any], is_cold: bool = False) -> MeasuredRun | None:
-    """The run as a calibration keeps it. None where it lacks something: two iterations, or the process's memory."""
+    """The run as a calibration keeps it. None where it lacks something: two iterations, or the process's memory.
+
+    None of several ranks or scenes, either: calibrations are of one process with one scene.
+    """
+    if not calibration.is_of_such_runs(run.cfg):
+        return None
     peak_bytes, known_bytes = _process_bytes(run), _known_bytes(estimate)
     times_s = [
         (row["Perf/collection_time"], row["Perf/learning_time"])
@@ -179,7 +193,7 @@ def _known_bytes(estimate: Mapping[str, Any]) -> int | None:
     learner_bytes = estimate["reserved_peak_bytes"] or estimate["allocated_peak_bytes"]
     if learner_bytes is None or estimate["simulator_bytes"] is None:
         return None
-    return learner_bytes + estimate["simulator_bytes"]
+    return _estimates_in(estimate) * (learner_bytes + estimate["simulator_bytes"])
 
 
 def _hardware(machine: Mapping[str, Any]) -> Hardware:

@@ -13,10 +13,11 @@ from rich.console import Console
 from ppo_lab.cli import sweep
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.errors import ConfigError, OverBudgetError
+from ppo_lab.memory.measure import measured
 from ppo_lab.memory.predict import calibration, estimate, largest, simulator
 from ppo_lab.memory.predict.calibration import Calibration, Range, installed_versions
 from ppo_lab.memory.predict.hardware import Hardware
-from ppo_lab.memory.predict.largest import largest_num_envs, scaling, smallest_num_mini_batches
+from ppo_lab.memory.predict.largest import largest_num_envs, learner_peak_bytes, scaling, smallest_num_mini_batches
 from ppo_lab.memory.predict.simulator import SimulatorMemory, simulator_memory
 from ppo_lab.memory.rows import MIB
 from ppo_lab.memory.show import table
@@ -223,6 +224,13 @@ def test_fewer_mini_batches_fit_where_one_of_the_ranks_has_a_cpu_of_half_the_mem
     assert (both.num_mini_batches, both.need_bytes) == (alone.num_mini_batches, 2 * alone.need_bytes)
 
 
+def needed(cfg: ExperimentConfig, hardware: Hardware) -> int:
+    """By a trace of this very run."""
+    found, counted = learner.run(cfg, "cpu"), simulator_memory(cfg)
+    assert counted
+    return learner_peak_bytes(found.events, found.matmul_starts, hardware) + counted.bytes(cfg.num_envs, hardware)
+
+
 @pytest.mark.parametrize("scenes", [2, 3])
 def test_the_largest_run_in_scenes_of_50_envs_is_confirmed_by_its_own_trace(
     scenes: int, experiment: Experiment
@@ -232,9 +240,9 @@ def test_the_largest_run_in_scenes_of_50_envs_is_confirmed_by_its_own_trace(
     found = largest_num_envs(experiment(*SMALL, "envs_per_scene=50"), hardware)
     cfg = experiment(*SMALL, "envs_per_scene=50", f"num_envs={found.num_envs}")
     assert len(cfg.scene_sizes) == scenes
-    assert found.need_bytes == estimate.estimate(cfg, hardware).device_bytes.low <= hardware.memory_bytes
+    assert found.need_bytes == needed(cfg, hardware) <= hardware.memory_bytes
     following = experiment(*SMALL, "envs_per_scene=50", f"num_envs={found.next_num_envs}")
-    assert found.next_need_bytes == estimate.estimate(following, hardware).device_bytes.low > hardware.memory_bytes
+    assert found.next_need_bytes == needed(following, hardware) > hardware.memory_bytes
 
 
 def test_two_traces_of_two_scenes_give_the_events_of_any_other_two(experiment: Experiment) -> None:
@@ -251,6 +259,31 @@ def test_a_sweep_over_processes_plans_by_the_sum(
     expected = [estimate.estimate(experiment(*words, f"processes={n}"), CPU).device_bytes.low for n in (1, 2)]
     assert [job["predicted_bytes"] for job in planned] == expected
     assert expected[0] < expected[1] < 2 * expected[0]
+
+
+def test_half_the_ranks_are_advised_where_only_each_ranks_overhead_is_too_much(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "find", lambda _: (calibrated(100 * MIB), []))
+    cfg = experiment(*SMALL, "num_envs=16", "processes=4")
+    assert budget._fewer_processes(cfg, Hardware("a CPU", 300, "cpu", 0)) == 2
+    assert budget._fewer_processes(cfg, Hardware("a CPU", 150, "cpu", 0)) == 1
+    assert budget._fewer_processes(cfg, Hardware("a CPU", 50, "cpu", 0)) is None
+
+
+def test_a_run_of_several_ranks_or_scenes_teaches_a_calibration_nothing(experiment: Experiment) -> None:
+    for words, learns in (((), True), (("processes=2",), False), (("envs_per_scene=8",), False)):
+        assert calibration.is_of_such_runs(experiment("experiment=smoke", *words)) is learns
+
+
+def test_the_figures_of_one_card_are_compared_times_the_ranks_and_those_of_a_cpu_as_they_are(
+    experiment: Experiment,
+) -> None:
+    cfg = experiment(*SMALL, "num_envs=16", "processes=2")
+    both = estimate.estimate(cfg, CPU)
+    assert measured.predicted_bytes(table.as_json(both))["update_peak"] == both.update_peak_bytes
+    on_cards = table.as_json(both) | {"reserved_peak_bytes": 5, "hardware": {"compute_capability": "8.9"}}
+    assert measured.predicted_bytes(on_cards)["reserved"] == 10
 
 
 def test_ranks_that_do_not_divide_the_envs_are_refused_before_an_estimate(experiment: Experiment) -> None:
