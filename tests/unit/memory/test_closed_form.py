@@ -22,7 +22,6 @@ from torch import Tensor
 from ppo_lab.cli.compose import compose
 from ppo_lab.config import ACTIVATIONS, EnvConfig, ExperimentConfig, check, layers
 from ppo_lab.contracts import EnvSpec
-from ppo_lab.errors import ConfigError
 from ppo_lab.learning.episodes import EpisodeStatistics
 from ppo_lab.learning.perceptron import Perceptron
 from ppo_lab.learning.ppo import rsl_rl_config
