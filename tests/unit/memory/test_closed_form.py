@@ -23,7 +23,6 @@ from ppo_lab.cli.compose import compose
 from ppo_lab.config import ACTIVATIONS, EnvConfig, ExperimentConfig, check, layers
 from ppo_lab.contracts import EnvSpec
 from ppo_lab.learning.episodes import EpisodeStatistics
-from ppo_lab.learning.perceptron import Perceptron
 from ppo_lab.learning.ppo import rsl_rl_config
 from ppo_lab.learning.ranks import SingleProcess
 from ppo_lab.learning.update import LeanUpdate
