@@ -16,6 +16,7 @@ from ppo_lab.contracts import Env
 from ppo_lab.envs import make_env
 from ppo_lab.envs.conformance import violations
 from ppo_lab.envs.genesis.state import CARRIED_OVER
+from ppo_lab.envs.scenes import make_scenes
 
 STEPS, EVERY, AHEAD, N = 150, 15, 8, 16
 """Steps of the uninterrupted run, between the states kept of it, and walked again from each; envs."""
@@ -27,6 +28,19 @@ def test_a_shipped_env_keeps_the_contract(
 ) -> None:
     make = import_module(f"ppo_lab.envs.tasks.{name}").make
     assert violations(make, experiment(f"env={name}").env) == []
+
+
+@pytest.mark.parametrize("name", envs.names())
+def test_three_scenes_of_a_shipped_env_keep_the_contract(
+    name: str, simulator: torch.device, experiment: Callable[..., ExperimentConfig]
+) -> None:
+    cfg = experiment(f"env={name}", "num_envs=7", "envs_per_scene=3", "algorithm.num_mini_batches=1")
+
+    def make(_: Any, num_envs: int, device: torch.device, seed: int) -> Env:
+        assert num_envs == cfg.num_envs
+        return make_scenes(cfg, device, seed)
+
+    assert violations(make, cfg.env, cfg.num_envs) == []
 
 
 def step(env: Env, actions: torch.Tensor) -> list[torch.Tensor]:

@@ -160,6 +160,23 @@ def test_predicted_and_measured_tensor_bytes_are_equal(run: Path) -> None:
     assert drawn["Memory/predicted_update_peak_mib"] == drawn["Memory/update_peak_mib"]
 
 
+@pytest.mark.parametrize("env", envs.names())
+def test_predicted_and_measured_tensor_bytes_are_equal_with_two_scenes(env: str, train: Train, tmp_path: Path) -> None:
+    words = ["experiment=smoke", f"env={env}", "num_envs=16", "envs_per_scene=8", "memory.count_tensors=true"]
+    # with networks this small the rollout peaks within the env's step
+    done = train(*words, "network.hidden_dims=[4,4]", f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    errors = {row["name"]: row["error_percent"] for row in summary["memory"]}
+    assert {name: errors[name] for name in ("rollout_peak", "update_peak", "allocated_peak")} == {
+        "rollout_peak": 0.0,
+        "update_peak": 0.0,
+        "allocated_peak": 0.0,
+    }
+    alive = json.loads((tmp_path / "run" / "estimate.json").read_text())["alive_at_rollout_peak"]
+    assert alive["env"] > alive["storage"]
+
+
 def test_checkpoints_load_without_unpickling(run: Path) -> None:
     last = checkpoint(run, "model_1.pt")
     assert last["iter"] == 1

@@ -148,7 +148,7 @@ def test_each_rank_has_the_overhead_of_a_process_and_each_further_scene_its_own(
     assert [found.rows[-1].bytes for found in (plain, ranks, scenes)] == [
         1000 * MIB,
         2000 * MIB,
-        1000 * MIB + 2 * estimate.FURTHER_SCENE_BYTES,
+        1000 * MIB + 2 * 22 * MIB,
     ]
     assert plain.wall_s == (1.0, 2.0, 3.0)
     assert (ranks.wall_s, scenes.wall_s) == (None, None)
@@ -218,9 +218,10 @@ def test_what_fits_is_a_multiple_of_the_ranks_and_two_more_do_not_fit(
 
 
 def test_fewer_mini_batches_fit_where_one_of_the_ranks_has_a_cpu_of_half_the_memory(experiment: Experiment) -> None:
-    words = ["experiment=smoke", "env=hover", "num_steps_per_env=24", "algorithm.num_learning_epochs=1"]
+    words = ["experiment=smoke", "env=hover", "num_steps_per_env=8", "algorithm.num_learning_epochs=1"]
     both = smallest_num_mini_batches(experiment(*words, "num_envs=128", "processes=2"), Hardware("a CPU", 14, "cpu", 0))
     alone = smallest_num_mini_batches(experiment(*words, "num_envs=64"), Hardware("a CPU", 7, "cpu", 0))
+    assert alone.num_mini_batches > 1
     assert (both.num_mini_batches, both.need_bytes) == (alone.num_mini_batches, 2 * alone.need_bytes)
 
 
