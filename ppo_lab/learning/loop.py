@@ -92,8 +92,9 @@ class Loop:
             self._report(iteration, scalars)
             wishes = self.ranks.exchange({"stop": self._should_stop(), "save": self._checkpoints.is_due(iteration)})
             last = iteration == final or any(wish["stop"] for wish in wishes)
-            state = self.state() if last or wishes[0]["save"] else None
-            self._checkpoints.maybe_save(iteration, self.model, state, scalars.get("Train/mean_reward"), last)
+            is_due = last or wishes[0]["save"]
+            reward = scalars.get("Train/mean_reward")
+            self._checkpoints.maybe_save(iteration, self.model, self.state() if is_due else None, reward, last)
             if last:
                 break
 

@@ -21,6 +21,7 @@ def ensure_started(device: torch.device, seed: int, performance_mode: bool) -> N
     if not gs._initialized:
         log.debug("the simulator is imported")
         loading.end()
+        kernels.remove_stale_lock()
         start_simulator(device, seed, performance_mode, torch.are_deterministic_algorithms_enabled())
         log.debug("the simulator has started")
         kernels.tell_when_compiled()
