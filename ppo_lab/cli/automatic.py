@@ -49,7 +49,7 @@ def _choose(key: str, cfg: DictConfig) -> int | bool:
     num_envs = _select(cfg, "num_envs")
     if key == "algorithm.use_mixed_precision":
         return cores.has_bfloat16() if capability is None else capability >= BFLOAT16_CAPABILITY
-    if not isinstance(num_envs, int) or num_envs < 1:
+    if type(num_envs) is not int or num_envs < 1:
         return 1  # it is refused
     if key == "processes":
         return _processes(cfg, num_envs, capability is not None)

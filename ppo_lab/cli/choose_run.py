@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ppo_lab import envs
 from ppo_lab.cli import argv as command_line
+from ppo_lab.cli import automatic
 from ppo_lab.cli.argv import Source, parse
 from ppo_lab.cli.compose import compose, folder_of
 from ppo_lab.config import ExperimentConfig, as_text, flat
@@ -293,7 +294,7 @@ def _with_changes(
     requested, defaults = _settings(cfg), _settings(compose([f"env={start.saved.env.name}"], start.source))
     named = tuple(override.lstrip("+~").partition("=")[0] for override in overrides)
     settings, changes = flat(asdict(start.saved)), {}
-    for key, value in requested.items():
+    for key, value in sorted(requested.items(), key=lambda item: item[0] in automatic.ALLOWED):  # which follow others
         is_requested = value != defaults.get(key) or _is_among(key, named)
         if not is_requested or (key in settings and value == settings[key]):
             continue

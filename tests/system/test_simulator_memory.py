@@ -36,6 +36,7 @@ TOY = {
     "gpu_thread_bytes": 3,
     "gpu_core_bytes": 1000,
     "gpu_arrays": 5,
+    "env_once_bytes": 0,
     "len_constraints": 486,
     "n_dofs": 18,
 }
@@ -120,6 +121,7 @@ def test_what_the_driver_may_add_is_a_row_and_in_high_alone(monkeypatch: pytest.
     assert unknown.device_bytes.low == (unknown.reserved_peak_bytes or 0) + counted.bytes(cfg.num_envs, CARD)
     calibrated = SimpleNamespace(overhead_bytes=lambda *_: calibration.Range(1, 2, 3), host_bytes=lambda *_: None)
     calibrated.wall_s = lambda *_: None
+    calibrated.versions = SimpleNamespace(driver="580.00")
     monkeypatch.setattr(calibration, "find", lambda device: (calibrated, []))
     low = unknown.device_bytes.low
     assert estimate(cfg, CARD).device_bytes == Span(low + 1, low + 2, low + 3 + counted.rounding_bytes(CARD))
@@ -227,6 +229,7 @@ BALL = {
     "gpu_thread_bytes": 0,
     "gpu_core_bytes": 0,
     "gpu_arrays": 0,
+    "env_once_bytes": 0,
     "len_constraints": 0,
     "n_dofs": 0,
 }

@@ -148,7 +148,9 @@ def translate(cfgs: Any, num_envs: int | None, defaults: Defaults) -> Translatio
     settings = _Sorting(_read(cfgs))
     name = _recognise(settings.old)
     composed = defaults(name)
-    settings.new |= {"run_name": "imported"} | ({} if num_envs is None else {"num_envs": num_envs})
+    settings.new |= {"run_name": "imported"} | (
+        {} if num_envs is None else {"num_envs": num_envs, "envs_per_scene": num_envs}
+    )
     _sort_env(settings, OLD_ENVS[name], _flatten(_plain(composed.env), "env."))
     _sort_training(settings)
     for key, value in settings.old.items():

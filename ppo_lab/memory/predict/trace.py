@@ -167,6 +167,7 @@ def _without_what_changes_nothing(cfg: ExperimentConfig) -> ExperimentConfig:
         network=dataclasses.replace(cfg.network, actor=actor),
         memory=MemoryConfig(count_tensors=False, over_budget="warn"),
         checkpoint=CheckpointConfig(keep_state=1, every_seconds=None),
+        processes=1,
         max_iterations=1,
         save_interval=1,
         seed=0,

@@ -231,9 +231,9 @@ def test_the_replay_of_go2_reserves_what_it_did(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("compute_capability_major", "deterministic", "allocated_bytes", "reserved_bytes"),
     [  # kept from the simulation itself; a larger workspace, in one handle, makes the difference
-        (8, False, 426_289_152, 450_887_680),
-        (9, False, 452_241_408, 471_859_200),
-        (8, True, 452_241_408, 471_859_200),
+        (8, False, 425_889_792, 450_887_680),
+        (9, False, 451_842_048, 471_859_200),
+        (8, True, 451_842_048, 471_859_200),
     ],
 )
 def test_go2_at_full_size_takes_of_a_gpu_what_it_did(

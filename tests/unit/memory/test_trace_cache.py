@@ -87,6 +87,7 @@ CHANGES_THE_TRACE = [
     *("algorithm.num_learning_epochs=3", "algorithm.num_mini_batches=8", "algorithm.optimizer=sgd"),
     *("algorithm.use_clipped_value_loss=false", "algorithm.schedule=fixed"),
     *("algorithm.normalize_advantage_per_mini_batch=true", "algorithm.use_mixed_precision=true"),
+    "envs_per_scene=8",
     "env.max_collision_pairs=3",  # never counted: the env's own tensors are unknown
 ]
 
@@ -102,7 +103,7 @@ CHANGES_NO_TRACE = [
     *("env.reward_scales.action_rate=-7.0", "env.robot.kp=7.0", "env.dt=0.1", "network.actor.init_std=0.7"),
     *("algorithm.clip_param=0.7", "algorithm.gamma=0.7", "algorithm.lam=0.7", "algorithm.value_loss_coef=0.7"),
     *("algorithm.entropy_coef=0.7", "algorithm.learning_rate=0.7", "algorithm.max_grad_norm=0.7"),
-    "algorithm.desired_kl=0.7",
+    *("algorithm.desired_kl=0.7", "processes=2"),  # a trace is of one rank
 ]
 
 
