@@ -31,6 +31,7 @@ STARTED_BY_US = "PPO_LAB_RANK_OF"
 """Set, to the process of rank 0, in the ranks that a run starts."""
 LAST_WORDS_BYTES = 4096
 """What is read of the output of a rank that died."""
+GRACE_S = 5.0
 WAIT_S = 20.0
 """A rank that has nothing left to do ends within this time, or is killed."""
 
@@ -141,10 +142,8 @@ class OtherRanks:
         self._is_over = True
         signal.signal(signal.SIGCHLD, self._before)
         for process in self._processes:
-            if exc[0] is not None:
-                process.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(WAIT_S)
+            with contextlib.suppress(subprocess.TimeoutExpired):  # one that is killed leaves the kernels' cache locked
+                process.wait(WAIT_S if exc[0] is None else GRACE_S)
             process.kill()
             process.wait()
             if process.stdin:

@@ -12,7 +12,7 @@ from quadrants.lang import impl
 
 log = logging.getLogger(__name__)
 
-LOCKED_S = 60.0
+LOCKED_S = 10.0
 """A lock that is older is nobody's."""
 FIRST = "compiling kernels of the simulator, which it keeps for later runs: a minute or so where it has none yet"
 
