@@ -124,10 +124,6 @@ def compose(overrides: Sequence[str], source: Source = TRAIN) -> DictConfig:
         warnings.simplefilter("ignore")  # of a folder of hydra.searchpath that is not there, which `choices` refused
         try:
             cfg = hydra.compose(source.name, list(overrides), return_hydra_config=True)
-            automatic.resolve(cfg)
-            return cfg
-        except ConfigError:
-            raise
         except Exception as error:  # Hydra has its own, and lets AssertionError and ValueError out as well
             env = [text for text in overrides if text in {f"env={name}" for name in envs.names()}]
             known: set[str] = set()
@@ -141,6 +137,8 @@ def compose(overrides: Sequence[str], source: Source = TRAIN) -> DictConfig:
                     refuse_key(key, known | groups.keys())
             shown = " ".join(map(as_text, overrides))
             raise ConfigError(f"cannot apply {shown}: {first_line(error)}") from None
+    automatic.resolve(cfg)
+    return cfg
 
 
 def folder_of(cfg: DictConfig, key: str = RUN_DIR) -> Path:

@@ -14,6 +14,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ppo_lab.cli.exits import Parser
+from ppo_lab.config import ExperimentConfig
 from ppo_lab.contracts import State
 from ppo_lab.errors import (
     CheckpointError,
@@ -47,7 +48,11 @@ def main(argv: list[str]) -> None:
     if not RunFolder(folder).config.is_file():
         print(f"not repeated: {folder} is not a run folder, it has no config.yaml")
         return
-    again = repeat(folder, fault.iteration, saved)
+    cfg = read_experiment(RunFolder(folder).config)
+    if cfg.processes > 1:
+        print(f"not repeated: the run has {cfg.processes} ranks, and this is one process")
+        return
+    again = repeat(cfg, fault.iteration, saved)
     start = "the start" if good is None else f"the checkpoint of iteration {good}"
     if again is None:
         raise NotReproducedError(f"from {start} on, all was finite up to iteration {fault.iteration}")
@@ -82,15 +87,14 @@ def show(fault: Fault, dump: State) -> None:
             rich.print(_steps_of(dump, row, f"env {env}", fault.step))
 
 
-def repeat(folder: Path, iteration: int, saved: tuple[State, State] | None) -> NonFiniteError | None:
-    """Trains in memory as the run in `folder` did, on from `saved` (model, state) or from the start.
+def repeat(cfg: ExperimentConfig, iteration: int, saved: tuple[State, State] | None) -> NonFiniteError | None:
+    """Trains in memory as the run of `cfg` did, on from `saved` (model, state) or from the start.
 
     Returns what stopped it; None where nothing did. Raises a RunFailedError where something else broke.
     """
     from ppo_lab.memory.measure.monitor import MemoryMonitor
     from ppo_lab.training.build import build_loop
 
-    cfg = read_experiment(RunFolder(folder).config)
     preflight.check_system_libraries()
     device = devices.resolve_device(cfg.device)
     with MemoryMonitor(device) as monitor:

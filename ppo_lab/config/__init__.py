@@ -22,6 +22,7 @@ from ppo_lab.config.schema import (
     check,
     layers,
     nearest_divisors,
+    split,
     to_json,
 )
 from ppo_lab.errors import ConfigError
@@ -50,5 +51,6 @@ __all__ = [
     "leaves",
     "nearest_divisors",
     "setting",
+    "split",
     "to_json",
 ]

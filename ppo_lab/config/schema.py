@@ -204,8 +204,7 @@ class ExperimentConfig:
     def scene_sizes(self) -> list[int]:
         """Envs in each scene of one rank, as equal as can be."""
         num_envs = self.num_envs // self.processes
-        count = math.ceil(num_envs / self.envs_per_scene)
-        return [num_envs // count + (index < num_envs % count) for index in range(count)]
+        return split(num_envs, math.ceil(num_envs / self.envs_per_scene))
 
     @property
     def transitions(self) -> int:
@@ -216,6 +215,11 @@ class ExperimentConfig:
     def mini_batch_size(self) -> int:
         """Transitions in one mini-batch."""
         return self.transitions // self.algorithm.num_mini_batches
+
+
+def split(num_envs: int, scenes: int) -> list[int]:
+    """Envs in each of so many scenes, as equal as can be."""
+    return [num_envs // scenes + (index < num_envs % scenes) for index in range(scenes)]
 
 
 def layers(cfg: ExperimentConfig) -> dict[str, list[tuple[int, int]]]:

@@ -5,7 +5,7 @@ Fewer envs in a scene have smaller arrays, which may fit into a smaller cache; e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -39,6 +39,15 @@ def scene_seeds(seed: int, count: int) -> list[int]:
     """A seed for each scene of a rank that has `seed`: streams that differ from each other, and from other ranks'."""
     spawned = [np.random.SeedSequence(seed, spawn_key=(index,)) for index in range(1, count)]
     return [seed, *(int(sequence.generate_state(1, np.uint32)[0]) for sequence in spawned)]
+
+
+def added_up(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What `Env.check` gave of several scenes or ranks, by name."""
+    total: dict[str, float] = {}
+    for of_one in counts:
+        for name, count in of_one.items():
+            total[name] = total.get(name, 0) + count
+    return total
 
 
 class Scenes:
@@ -80,11 +89,7 @@ class Scenes:
         )
 
     def check(self) -> dict[str, float]:
-        counts: dict[str, float] = {}
-        for env in self.envs:
-            for name, count in env.check().items():
-                counts[name] = counts.get(name, 0) + count
-        return counts
+        return added_up([env.check() for env in self.envs])
 
     def state(self) -> State:
         return {"scenes": [env.state() for env in self.envs]}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from statistics import fmean
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ppo_lab.config import ExperimentConfig
+from ppo_lab.envs.scenes import added_up
 from ppo_lab.learning import guard
 from ppo_lab.learning.episodes import EpisodeStatistics
 from ppo_lab.learning.guard import Fault, NonFiniteError
@@ -121,7 +121,7 @@ class Loop:
         steps = num_steps * self.env.num_envs * self.ranks.world_size
         return {
             **self.episodes.scalars([record["episodes"] for record in records]),
-            **sum_of([record["counts"] for record in records]),
+            **added_up([record["counts"] for record in records]),
             **means,
             "Loss/learning_rate": self.alg.learning_rate,
             "Policy/mean_std": self.alg.get_policy().output_std.mean().item(),
@@ -234,11 +234,7 @@ class Loop:
         try:
             guard.check(self.alg, self.next_iteration, self._obs, losses)
         except NonFiniteError as error:
-            if self.ranks.world_size == 1:
-                raise
             found = error
-        if self.ranks.world_size == 1:
-            return
         faults = self.ranks.exchange(asdict(found.fault) if found else {})
         at_fault = [rank for rank, fault in enumerate(faults) if fault]
         if not at_fault:
@@ -251,11 +247,6 @@ class Loop:
         if self.env.device.type != "cpu":
             torch.accelerator.synchronize(self.env.device)
         return time.perf_counter()
-
-
-def sum_of(counts: list[dict[str, float]]) -> dict[str, float]:
-    """Counts of several ranks, added up by name."""
-    return dict(sum(map(Counter, counts), Counter()))
 
 
 def _when(step: int | None) -> float:

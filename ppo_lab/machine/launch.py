@@ -31,9 +31,8 @@ STARTED_BY_US = "PPO_LAB_RANK_OF"
 """Set, to the process of rank 0, in the ranks that a run starts."""
 LAST_WORDS_BYTES = 4096
 """What is read of the output of a rank that died."""
-GRACE_S = 5.0
-WAIT_S = 20.0
-"""A rank that has nothing left to do ends within this time, or is killed."""
+WAIT_S, GRACE_S = 20.0, 5.0
+"""The ranks end within this time, or are killed: where the run is done, and where it failed."""
 
 
 class Place(NamedTuple):
@@ -141,9 +140,10 @@ class OtherRanks:
     def __exit__(self, *exc: object) -> None:
         self._is_over = True
         signal.signal(signal.SIGCHLD, self._before)
+        until_s = time.monotonic() + (WAIT_S if exc[0] is None else GRACE_S)
         for process in self._processes:
             with contextlib.suppress(subprocess.TimeoutExpired):  # one that is killed leaves the kernels' cache locked
-                process.wait(WAIT_S if exc[0] is None else GRACE_S)
+                process.wait(max(0.0, until_s - time.monotonic()))
             process.kill()
             process.wait()
             if process.stdin:

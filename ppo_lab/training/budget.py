@@ -36,9 +36,8 @@ def hint_at_long_run(cfg: ExperimentConfig) -> str | None:
         return None
     calibrated, _ = calibration.find(machine.name)
     wall_s = None
-    with suppress(ConfigError):  # what has no closed form has no prediction, and trains all the same
-        if calibrated and calibration.is_of_such_runs(cfg):
-            wall_s = calibrated.wall_s(calibration.workload(cfg), cfg.max_iterations)
+    if calibrated and calibration.is_of_such_runs(cfg):
+        wall_s = calibrated.wall_s(calibration.workload(cfg), cfg.max_iterations)
     steps = cfg.transitions * cfg.max_iterations
     likely_s, where = (wall_s.likely, "here") if wall_s else (steps / steps_per_s, "on two cores of a CPU")
     if likely_s < LONG_S:

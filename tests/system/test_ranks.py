@@ -79,7 +79,7 @@ class Lab:
         path = os.pathsep.join([str(REPOSITORY), str(self.site)])
         environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | variables
         train = str(REPOSITORY / "train.py")
-        command = [*(program or (sys.executable,)), train, *words]
+        command = [*(program or (sys.executable,)), *([] if "replay" in program else [train]), *words]
         pipe = subprocess.PIPE
         return subprocess.Popen(command, cwd=self.site.parent, env=environment, stdout=pipe, stderr=pipe, text=True)
 
@@ -134,6 +134,21 @@ def until(condition: Callable[[], object], within_s: float = 240.0) -> None:
         time.sleep(0.01)
 
 
+def begun(lab: Lab, run: Path) -> tuple[subprocess.Popen[str], psutil.Process]:
+    """A run of two ranks in its iterations: rank 0, and rank 1."""
+    process = lab.start(*SIZES, "processes=2", "max_iterations=30", f"hydra.run.dir={run}")
+    until(lambda: rows_of(run) > 7)
+    (other,) = others_of(process)
+    return process, other
+
+
+def assert_goes_on_as(straight: Path, lab: Lab, run: Path) -> None:
+    """Resumed, the run ends as the one that nothing disturbed."""
+    assert lab.train(f"resume={run}")[0] == 0
+    assert weights_of(run, 29) == weights_of(straight, 29)
+    assert curve_of(run) == curve_of(straight)
+
+
 def test_two_runs_of_two_ranks_end_with_identical_weights_and_curves(lab: Lab, straight: Path) -> None:
     code, _, errors = lab.train(*SIZES, "processes=2", "max_iterations=30", "hydra.run.dir=again")
     assert code == 0, errors
@@ -159,9 +174,7 @@ def test_two_ranks_draw_from_streams_of_their_own(straight: Path) -> None:
 
 def test_a_run_whose_rank_1_is_killed_ends_with_one_message_and_goes_on_identically(lab: Lab, straight: Path) -> None:
     run = lab.site.parent / "rank 1 killed"
-    process = lab.start(*SIZES, "processes=2", "max_iterations=30", f"hydra.run.dir={run}")
-    until(lambda: rows_of(run) > 7)
-    (other,) = others_of(process)
+    process, other = begun(lab, run)
     other.kill()
     killed_s = time.monotonic()
     code, out, errors = ended(process)
@@ -171,21 +184,16 @@ def test_a_run_whose_rank_1_is_killed_ends_with_one_message_and_goes_on_identica
     assert "error: the run failed: rank 1 was killed (SIGKILL" in errors
     assert "go on:" in out
     assert json.loads((run / "summary.json").read_text())["status"] == "failed"
-    assert lab.train(f"resume={run}")[0] == 0
-    assert weights_of(run, 29) == weights_of(straight, 29)
-    assert curve_of(run) == curve_of(straight)
+    assert_goes_on_as(straight, lab, run)
 
 
 def test_where_rank_0_is_killed_the_others_end_and_the_run_goes_on_identically(lab: Lab, straight: Path) -> None:
     run = lab.site.parent / "rank 0 killed"
-    process = lab.start(*SIZES, "processes=2", "max_iterations=30", f"hydra.run.dir={run}")
-    until(lambda: rows_of(run) > 7)
-    (other,) = others_of(process)
+    process, other = begun(lab, run)
     process.kill()
     ended(process)
     until(lambda: not other.is_running() or other.status() == psutil.STATUS_ZOMBIE, within_s=60)
-    assert lab.train(f"resume={run}")[0] == 0
-    assert weights_of(run, 29) == weights_of(straight, 29)
+    assert_goes_on_as(straight, lab, run)
 
 
 def test_a_rank_that_dies_while_all_is_built_ends_the_run(lab: Lab) -> None:
@@ -206,16 +214,13 @@ def test_another_number_of_ranks_is_refused_on_resuming(lab: Lab, straight: Path
 
 def test_ctrl_c_saves_and_ends_all_ranks(lab: Lab, straight: Path) -> None:
     run = lab.site.parent / "interrupted"
-    process = lab.start(*SIZES, "processes=2", "max_iterations=30", f"hydra.run.dir={run}")
-    until(lambda: rows_of(run) > 3)
-    (other,) = others_of(process)
+    process, other = begun(lab, run)
     process.send_signal(signal.SIGINT)
     code, out, _ = ended(process)
     assert code == 130
     assert "go on:" in out
     assert not other.is_running() or other.status() == psutil.STATUS_ZOMBIE
-    assert lab.train(f"resume={run}")[0] == 0
-    assert weights_of(run, 29) == weights_of(straight, 29)
+    assert_goes_on_as(straight, lab, run)
 
 
 def test_an_error_in_rank_1_is_told_by_rank_0(lab: Lab) -> None:
@@ -226,7 +231,7 @@ def test_an_error_in_rank_1_is_told_by_rank_0(lab: Lab) -> None:
     assert errors.count("\n") == 1
 
 
-def test_nan_in_rank_1_is_dumped_with_the_number_that_its_env_has_among_all_and_repeated(lab: Lab) -> None:
+def test_nan_in_rank_1_is_dumped_with_the_number_that_its_env_has_among_all(lab: Lab) -> None:
     run = lab.site.parent / "nan"
     code, _, errors = lab.train(*SIZES, "processes=2", "max_iterations=9", f"hydra.run.dir={run}", BREAKS="1:20")
     assert code == 1
@@ -234,6 +239,10 @@ def test_nan_in_rank_1_is_dumped_with_the_number_that_its_env_has_among_all_and_
     dump = load(run / "nan_2.pt")
     assert dump["fault"]["env_ids"] == [11]
     assert dump["envs"][0] == 11
+    replay = lab.start(f"{run}/nan_2.pt", program=(sys.executable, "-m", "ppo_lab", "replay"))
+    code, out, errors = ended(replay)
+    assert (code, errors) == (0, "")
+    assert "not repeated: the run has 2 ranks" in out
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from ppo_lab import envs
-from ppo_lab.config import INT32_MAX, ExperimentConfig, flat, to_json
+from ppo_lab.config import INT32_MAX, ExperimentConfig, flat, split, to_json
 from ppo_lab.envs.robots import asset
 from ppo_lab.errors import MeasurementError
 from ppo_lab.memory.predict import cache
@@ -255,11 +255,6 @@ def _memory(counted: dict[str, Any], cfg: ExperimentConfig) -> SimulatorMemory:
     spec = cfg.env.spec()
     observed_bytes = 4 * sum(spec.width(group) for group in spec.observations)
     return replace(found, observed_bytes=observed_bytes, scenes=len(cfg.scene_sizes))
-
-
-def split(num_envs: int, scenes: int) -> list[int]:
-    """Envs in each of so many scenes, as `ExperimentConfig.scene_sizes` has them."""
-    return [num_envs // scenes + (index < num_envs % scenes) for index in range(scenes)]
 
 
 def _cache_file(cfg: ExperimentConfig) -> Path:

@@ -1,6 +1,7 @@
 """Several scenes of one rank look like one env to the learner."""
 
 import io
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from ppo_lab.contracts import EnvSpec, StepResult
 from ppo_lab.envs import scenes
 from ppo_lab.envs.batched import BatchedEnv
 from ppo_lab.envs.conformance import violations
-from ppo_lab.envs.scenes import Scenes, make_scenes, scene_seeds
+from ppo_lab.envs.scenes import Scenes, added_up, make_scenes, scene_seeds
 from ppo_lab.errors import SimulatorError
 
 CPU = torch.device("cpu")
@@ -127,6 +128,11 @@ def test_no_scene_of_any_of_four_ranks_has_the_seed_of_another() -> None:
     seeds = [seed for rank in range(4) for seed in scene_seeds(stream(1, rank), 8)]
     assert len(set(seeds)) == 32
     assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_a_count_of_0_or_nan_is_a_row_too() -> None:
+    assert added_up([{"lost": 0.0, "stuck": 1.0}, {"lost": 0.0}]) == {"lost": 0.0, "stuck": 1.0}
+    assert math.isnan(added_up([{"share": math.nan}])["share"])
 
 
 def test_counts_of_several_scenes_add_up_and_an_error_of_one_is_raised() -> None:
