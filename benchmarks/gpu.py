@@ -1,4 +1,4 @@
-"""What only a GPU can tell, in ten minutes: `python benchmarks/gpu.py [words]`. Has never been run on a GPU.
+"""What only a GPU can tell, in ten minutes: `python benchmarks/gpu.py [words]`.
 
     device=cpu     a dry run where there is no GPU: what makes sense on a CPU, at tiny sizes
     parts=A,B      these alone, or those that fit a pattern such as memory*; parts=list says which there are

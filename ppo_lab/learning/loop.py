@@ -17,9 +17,11 @@ from ppo_lab.envs.scenes import added_up
 from ppo_lab.learning import guard
 from ppo_lab.learning.episodes import EpisodeStatistics
 from ppo_lab.learning.guard import Fault, NonFiniteError
+from ppo_lab.learning.perceptron import Networks
 from ppo_lab.learning.ppo import build_ppo
 from ppo_lab.learning.random_state import kind_of_device, random_state, reseed, set_random_state
 from ppo_lab.learning.ranks import SingleProcess
+from ppo_lab.learning.rollout import Rollout
 from ppo_lab.learning.update import LeanUpdate
 from ppo_lab.memory.measure.monitor import of_all_ranks
 from ppo_lab.states import check_fits
@@ -64,7 +66,9 @@ class Loop:
         self.alg = build_ppo(cfg, env.get_observations())
         for tensor in (*self.alg.actor.state_dict().values(), *self.alg.critic.state_dict().values()):
             ranks.broadcast(tensor)
-        self.update: Update = LeanUpdate(self.alg, ranks, cfg.algorithm.num_learning_epochs)
+        self.networks = Networks.of(self.alg)
+        self.update: Update = LeanUpdate(self.alg, self.networks, ranks, cfg.algorithm.num_learning_epochs)
+        self.rollout = Rollout(self.alg, self.networks)
         self.episodes = EpisodeStatistics(env.num_envs, cfg.num_steps_per_env, env.spec.rewards, env.device)
         self._phases = phases
         self._checkpoints = checkpoints
@@ -209,9 +213,10 @@ class Loop:
     def _rollout(self, num_steps: int) -> None:
         obs = self._obs
         try:
+            self.rollout.begin()
             for _ in range(num_steps):
-                obs, rewards, dones, time_outs, episode_sums = self.env.step(self.alg.act(obs))
-                self.alg.process_env_step(obs, rewards, dones, {"time_outs": time_outs})
+                obs, rewards, dones, time_outs, episode_sums = self.env.step(self.rollout.act(obs))
+                self.rollout.enter(rewards, dones, time_outs)
                 self.episodes.add(rewards, dones, episode_sums)
         except Exception:  # the env may break over what it is given
             guard.check_interrupted(self.alg, self.next_iteration, obs)

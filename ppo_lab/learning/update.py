@@ -2,10 +2,10 @@
 
 The mathematics is that of `rsl_rl.algorithms.PPO.compute_returns` and `update`; losses and weights agree. The rest is
 our own: the rollout is gathered into its mini-batches once, and every epoch goes through them again; no action is
-sampled; the networks' passes are written out (`perceptron`); gradients lie in one buffer, so that ranks reduce them in
-one call; and the host reads nothing before the end (of rmsprop alone, the learning rate, once a mini-batch).
-So a mini-batch is a fixed sequence of operations on the same tensors, which a CUDA graph could capture; that is not
-built.
+sampled; the gradients of the losses and the networks' passes (`perceptron`) are written out; gradients lie in one
+buffer, so that ranks reduce them in one call; and the host reads nothing before the end (of rmsprop alone, the learning
+rate, once a mini-batch). So `_take_steps` is a fixed sequence of operations on the same tensors, which a CUDA graph
+could capture; that is not built.
 
 In mixed precision the hidden layers are bfloat16; all else is float32. rsl_rl has the last layers and the losses in
 bfloat16 too, so that its ratios are less exact.
@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
-from ppo_lab.learning.perceptron import Perceptron
+from ppo_lab.learning.perceptron import Networks
 
 if TYPE_CHECKING:
     from rsl_rl.algorithms import PPO
     from rsl_rl.models import MLPModel
+    from rsl_rl.modules.distribution import GaussianDistribution
     from tensordict import TensorDict
 
     from ppo_lab.contracts import Ranks
@@ -62,70 +62,72 @@ class MiniBatch(NamedTuple):
 class LeanUpdate:
     """`ppo_lab.contracts.Update` is the contract."""
 
-    def __init__(self, alg: PPO, ranks: Ranks, num_learning_epochs: int) -> None:
+    def __init__(self, alg: PPO, networks: Networks, ranks: Ranks, num_learning_epochs: int) -> None:
         """Works on the networks, the optimizer and the rollout storage of `alg`."""
         self.num_learning_epochs = num_learning_epochs
-        size = alg.storage.num_envs * alg.storage.num_transitions_per_env // alg.num_mini_batches
-        self._dtype = torch.bfloat16 if alg.use_mixed_precision else torch.float32
-        self._actor = Perceptron(alg.actor.mlp, size, self._dtype)
-        self._critic = Perceptron(alg.critic.mlp, size, self._dtype)
-        self._alg = alg
-        self._ranks = ranks
-        self._actor_parameters = list(alg.actor.parameters())
-        self._critic_parameters = list(alg.critic.parameters())
-        parameters = [*self._actor_parameters, *self._critic_parameters]
-        sizes = [parameter.numel() for parameter in parameters]
-        device = parameters[0].device
+        self._alg, self._networks, self._ranks = alg, networks, ranks
+        self._is_fused = "fused" in alg.optimizer.defaults
+        of_actor, of_critic = list(alg.actor.parameters()), list(alg.critic.parameters())
+        self._parameters = [*of_actor, *of_critic]
+        sizes = [parameter.numel() for parameter in self._parameters]
+        device = self._parameters[0].device
         self._reduced = torch.zeros(sum(sizes) + 1 + len(LOSSES), device=device)  # by all ranks, once a mini-batch
-        *flat_gradients, self._kl, self._losses = self._reduced.split([*sizes, 1, len(LOSSES)])
-        self._gradients = [flat.view_as(parameter) for flat, parameter in zip(flat_gradients, parameters, strict=True)]
-        self._parameters = parameters
+        *flat, self._kl, self._losses = self._reduced.split([*sizes, 1, len(LOSSES)])
+        self._gradients = [part.view_as(parameter) for part, parameter in zip(flat, self._parameters, strict=True)]
+        by_network = [sum(sizes[: len(of_actor)]), sum(sizes[len(of_actor) :])]
+        self._gradients_by_network = self._reduced[: sum(sizes)].split(by_network)
+        self._learning_rate = torch.zeros((), dtype=torch.float64, device=device)
+        # As the optimizer's fused kernels take it: those of GPUs take float32 alone.
+        self._step_size = self._learning_rate.to(torch.float32 if device.type == "cuda" else torch.float64, copy=True)
+        self._loss_sums = torch.zeros(len(LOSSES), dtype=torch.float64, device=device)
         self._no_mean = torch.zeros(1, alg.storage.actions.shape[-1], device=device)
 
-    @property
-    def buffers(self) -> list[Tensor]:
-        """What the passes through the networks keep from one mini-batch to the next."""
-        return [*self._actor.buffers, *self._critic.buffers]
-
+    @torch.no_grad()
     def __call__(self, last_observations: TensorDict) -> dict[str, float]:
         alg = self._alg
-        with torch.no_grad():
-            compute_returns(alg, last_observations)
-            mini_batches = self._gathered()
-            old_std = alg.storage.distribution_params[1][0, 0]  # (A,), the same for every transition
+        self._networks.follow()
+        last = network_input(alg.critic, [last_observations[group] for group in alg.critic.obs_groups])
+        compute_returns(alg, self._networks.critic.predict(last))
+        columns = self._gathered()
+        old_std = alg.storage.distribution_params[1][0, 0]  # (A,), the same for every transition
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
-        self._actor.follow()
-        self._critic.follow()
-        is_fused = self._begin_steps()
-        learning_rate = torch.tensor(alg.learning_rate, dtype=torch.float64, device=self._reduced.device)
-        losses = torch.zeros(len(LOSSES), dtype=torch.float64, device=self._reduced.device)
-        for _ in range(self.num_learning_epochs):
-            for batch in mini_batches:
-                self._differentiate(batch, old_std)
-                self._ranks.reduce_mean(self._reduced)
-                if alg.schedule == "adaptive":
-                    learning_rate = adapted(learning_rate, self._kl.squeeze(0), alg.desired_kl)
-                    for group in alg.optimizer.param_groups:
-                        group["lr"] = learning_rate if is_fused else learning_rate.item()  # rmsprop: one host read
-                clip_grad_norm_(self._actor_parameters, alg.max_grad_norm)
-                clip_grad_norm_(self._critic_parameters, alg.max_grad_norm)
-                alg.optimizer.step()
-                self._actor.follow()
-                self._critic.follow()
-                losses += self._losses
-        *sums, alg.learning_rate = torch.cat([losses, learning_rate.unsqueeze(0)]).tolist()
+        self._begin_steps()
+        self._take_steps(old_std, *columns)
+        *sums, alg.learning_rate = torch.cat([self._loss_sums, self._learning_rate.unsqueeze(0)]).tolist()
         self._end_steps()
-        with torch.no_grad():
-            observations = alg.storage.observations.flatten(0, 1)
-            alg.actor.update_normalization(observations)
-            alg.critic.update_normalization(observations)
+        observations = alg.storage.observations.flatten(0, 1)
+        alg.actor.update_normalization(observations)
+        alg.critic.update_normalization(observations)
         alg.storage.clear()
         steps = self.num_learning_epochs * alg.num_mini_batches
         return {name: total / steps for name, total in zip(LOSSES, sums, strict=True)}
 
-    def _gathered(self) -> list[MiniBatch]:
-        """The rollout, shuffled and split. What does not fill a mini-batch is left out, as in rsl_rl."""
+    def _take_steps(self, old_std: Tensor, *columns: Tensor) -> None:
+        """All steps of the optimizer: always the same operations on tensors, none of which the host reads.
+
+        `columns`: as in MiniBatch, of all mini-batches one after the other.
+        """
+        alg, is_fused = self._alg, self._is_fused
+        size = len(columns[0]) // alg.num_mini_batches
+        mini_batches = [MiniBatch(*parts) for parts in zip(*(column.split(size) for column in columns), strict=True)]
+        self._loss_sums.zero_()
+        for batch in mini_batches * self.num_learning_epochs:
+            self._differentiate(batch, old_std)
+            self._ranks.reduce_mean(self._reduced)
+            if alg.schedule == "adaptive":
+                self._learning_rate.copy_(adapted(self._learning_rate, self._kl.squeeze(0), alg.desired_kl))
+                self._step_size.copy_(self._learning_rate)
+                for group in alg.optimizer.param_groups:
+                    group["lr"] = self._step_size if is_fused else self._learning_rate.item()
+            for gradient in self._gradients_by_network:
+                clip_norm(gradient, alg.max_grad_norm)
+            alg.optimizer.step()
+            self._networks.follow()
+            self._loss_sums += self._losses
+
+    def _gathered(self) -> list[Tensor]:
+        """The rollout, shuffled, column by column of MiniBatch. What does not fill a mini-batch is left out."""
         alg, storage = self._alg, self._alg.storage
         advantages = storage.advantages.flatten()
         size = len(advantages) // alg.num_mini_batches
@@ -139,7 +141,7 @@ class LeanUpdate:
         actor_input = self._input(alg.actor, order)
         is_shared = alg.actor.obs_groups == alg.critic.obs_groups
         is_shared &= not (alg.actor.obs_normalization or alg.critic.obs_normalization)
-        columns = (
+        return [
             actor_input,
             actor_input if is_shared else self._input(alg.critic, order),
             storage.actions.flatten(0, 1)[order],
@@ -148,67 +150,62 @@ class LeanUpdate:
             advantages,
             storage.values.flatten(0, 1)[order],
             storage.returns.flatten(0, 1)[order],
-        )
-        return [MiniBatch(*parts) for parts in zip(*(column.split(size) for column in columns), strict=True)]
+        ]
 
     def _input(self, network: MLPModel, order: Tensor) -> Tensor:
         """What the network sees of every transition, in this order."""
-        groups = [self._alg.storage.observations[group].flatten(0, 1)[order] for group in network.obs_groups]
-        return network.obs_normalizer(groups[0] if len(groups) == 1 else torch.cat(groups, dim=-1)).to(self._dtype)
+        observations = self._alg.storage.observations
+        groups = [observations[group].flatten(0, 1)[order] for group in network.obs_groups]
+        return network_input(network, groups).to(torch.bfloat16 if self._alg.use_mixed_precision else torch.float32)
 
     def _differentiate(self, batch: MiniBatch, old_std: Tensor) -> None:
         """Fills the buffer that ranks reduce: gradients of the loss, the KL divergence and the losses."""
         alg = self._alg
-        self._reduced.zero_()
-        mean = self._actor.forward(batch.actor_input).requires_grad_()
-        values = self._critic.forward(batch.critic_input).requires_grad_()
+        mean, values = (
+            self._networks.actor.forward(batch.actor_input),
+            self._networks.critic.forward(batch.critic_input),
+        )
         alg.actor.distribution.update(self._no_mean)
         std = alg.actor.distribution.std.squeeze(0)  # (A,)
-        ratio = torch.exp(log_prob(batch.actions, mean, std) - batch.old_log_prob)
-        surrogate = surrogate_loss(ratio, batch.advantages, alg.clip_param)
-        value = value_loss(values, batch, alg.clip_param if alg.use_clipped_value_loss else None)
+        surrogate, mean_gradient, std_gradient = surrogate_loss(batch, mean, std, alg.clip_param)
+        value, value_gradient = value_loss(batch, values, alg.clip_param if alg.use_clipped_value_loss else None)
         entropy = (0.5 + LOG_SQRT_2_PI + std.log()).sum()
-        loss = surrogate + alg.value_loss_coef * value - alg.entropy_coef * entropy
-        loss.backward()
-        assert mean.grad is not None
-        assert values.grad is not None
-        self._actor.backward(mean.grad)
-        self._critic.backward(values.grad)
-        with torch.no_grad():
-            if alg.schedule == "adaptive":
-                self._kl.copy_(kl_divergence(batch.old_mean, old_std, mean, std))
-            torch.stack([value, surrogate, entropy], out=self._losses)
+        std_gradient -= alg.entropy_coef / std
+        self._networks.actor.backward(mean_gradient)
+        self._networks.critic.backward(value_gradient.mul_(alg.value_loss_coef))
+        write_std_gradient(alg.actor.distribution, std, std_gradient)
+        torch.stack([value, surrogate, entropy], out=self._losses)
+        if alg.schedule == "adaptive":
+            self._kl.copy_(kl_divergence(batch.old_mean, old_std, mean, std))
 
-    def _begin_steps(self) -> bool:
+    def _begin_steps(self) -> None:
         """Lets the optimizer step in one fused kernel, which takes the learning rate as a tensor, where it has one."""
         optimizer = self._alg.optimizer
-        is_fused = "fused" in optimizer.defaults
-        if is_fused:
+        self._learning_rate.fill_(self._alg.learning_rate)
+        if self._is_fused:
             for group in optimizer.param_groups:
-                group["fused"] = True
+                group.update({key: True for key in ("fused", "capturable") if key in group})
             for parameter, state in optimizer.state.items():  # a checkpoint has the number of steps on the CPU
                 if "step" in state:
                     state["step"] = state["step"].to(parameter.device)
-        return is_fused
 
     def _end_steps(self) -> None:
         """Leaves the optimizer's settings as rsl_rl has them: so they go into a checkpoint."""
         alg = self._alg
         for group in alg.optimizer.param_groups:
-            if "fused" in group:
-                group["fused"] = None
+            group.update({key: off for key, off in {"fused": None, "capturable": False}.items() if key in group})
             if alg.schedule == "adaptive":
                 group["lr"] = alg.learning_rate
 
 
-def compute_returns(alg: PPO, last_observations: TensorDict) -> None:
+def compute_returns(alg: PPO, last_values: Tensor) -> None:
     """Writes returns and advantages, (T, N, 1), into the storage: generalized advantage estimation (1506.02438).
 
+    `last_values`, (N, 1), are of the observations after the rollout.
     delta_t = r_t + gamma V_t+1 - V_t and A_t = delta_t + gamma lambda A_t+1, cut where an episode ended;
     R_t = A_t + V_t. Advantages are not normalized.
     """
-    storage = alg.storage
-    next_values = alg.critic(last_observations)
+    storage, next_values = alg.storage, last_values
     advantage = torch.zeros_like(next_values)
     for step in reversed(range(storage.num_transitions_per_env)):
         values = storage.values[step]
@@ -247,8 +244,18 @@ def adapted(learning_rate: Tensor, kl: Tensor, desired_kl: float) -> Tensor:
     return torch.where(kl > desired_kl * 2.0, lower, torch.where(is_small, higher, learning_rate))
 
 
+def network_input(network: MLPModel, groups: Sequence[Tensor]) -> Tensor:
+    """(B, width) of its observation groups, normalized where it normalizes."""
+    return network.obs_normalizer(groups[0] if len(groups) == 1 else torch.cat(list(groups), dim=-1))
+
+
+def clip_norm(gradient: Tensor, max_norm: float) -> None:
+    """Scales a network's gradients, in place, to a norm of at most `max_norm`, as torch's `clip_grad_norm_` does."""
+    gradient.mul_((max_norm / (torch.linalg.vector_norm(gradient) + 1e-6)).clamp_(max=1.0))
+
+
 def log_prob(actions: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(B,) of a Gaussian. actions, mean: (B, A), std: (A,)."""
+    """(B,) of a Gaussian, to the last bit as torch's. actions, mean: (B, A), std: (A,)."""
     return (-((actions - mean) ** 2) / (2 * std**2) - std.log() - LOG_SQRT_2_PI).sum(dim=-1)
 
 
@@ -259,16 +266,36 @@ def kl_divergence(old_mean: Tensor, old_std: Tensor, mean: Tensor, std: Tensor) 
     return (0.5 * (variance_ratio + distance - 1 - variance_ratio.log())).sum()
 
 
-def surrogate_loss(ratio: Tensor, advantages: Tensor, clip_param: float) -> Tensor:
-    """PPO's clipped objective (1707.06347), negated. Both (B,)."""
-    clipped = ratio.clamp(1.0 - clip_param, 1.0 + clip_param)
-    return torch.max(-advantages * ratio, -advantages * clipped).mean()
+def surrogate_loss(batch: MiniBatch, mean: Tensor, std: Tensor, clip_param: float) -> tuple[Tensor, Tensor, Tensor]:
+    """PPO's clipped objective (1707.06347), negated: (), and its gradients in `mean`, (B, A), and `std`, (A,)."""
+    ratio = torch.exp(log_prob(batch.actions, mean, std) - batch.old_log_prob)
+    of_ratio = -batch.advantages * ratio
+    of_clipped = -batch.advantages * ratio.clamp(1.0 - clip_param, 1.0 + clip_param)
+    loss = torch.max(of_ratio, of_clipped).mean()
+    gradient = of_ratio.masked_fill_(of_ratio < of_clipped, 0.0).div_(len(ratio))  # in the logarithm of the ratio
+    deviations = (batch.actions - mean).div_(std)
+    std_gradient = (deviations.square().t() @ gradient - gradient.sum()) / std
+    return loss, deviations.mul_(gradient.unsqueeze(-1)).div_(std), std_gradient
 
 
-def value_loss(values: Tensor, batch: MiniBatch, clip_param: float | None) -> Tensor:
-    """Mean squared error to the returns; clipped: not less than that of values at most `clip_param` from the old."""
-    losses = (values - batch.returns).square()
+def value_loss(batch: MiniBatch, values: Tensor, clip_param: float | None) -> tuple[Tensor, Tensor]:
+    """Mean squared error to the returns, and its gradient in `values`, (B, 1).
+
+    Clipped: an error is no less than that of a value at most `clip_param` from the old one.
+    """
+    errors = values - batch.returns
+    losses, gradient = errors.square(), errors * (2 / len(values))
     if clip_param is None:
-        return losses.mean()
-    clipped = batch.values + (values - batch.values).clamp(-clip_param, clip_param)
-    return torch.max(losses, (clipped - batch.returns).square()).mean()
+        return losses.mean(), gradient
+    moves = values - batch.values
+    clipped = (batch.values + moves.clamp(-clip_param, clip_param) - batch.returns).square()
+    return torch.max(losses, clipped).mean(), gradient.masked_fill_((losses < clipped) & (moves.abs() > clip_param), 0)
+
+
+def write_std_gradient(distribution: GaussianDistribution, std: Tensor, gradient: Tensor) -> None:
+    """From the gradient in `std`, (A,): that of the parameter it comes from, clamped, and maybe of its logarithm."""
+    is_log = distribution.std_type == "log"
+    parameter = distribution.log_std_param if is_log else distribution.std_param
+    low, high = distribution.log_std_range if is_log else distribution.std_range
+    own = gradient * std if is_log else gradient
+    parameter.grad.copy_(own.masked_fill((parameter < low) | (parameter > high), 0.0))

@@ -112,7 +112,7 @@ class Recorder(LiveTensors):
         """`device`: of the fake tensors. `device_type`: what is traced for."""
         super().__init__(device)
         self._device_type = device_type
-        self._matmul_starts: dict[bool, int] = {}  # in the backward pass? -> events before
+        self._first_matmul: int | None = None  # events before
         self._events: list[int] = []  # a block that comes alive, or ~block when it goes
         self._sizes: list[int] = []
         self._categories: list[str] = []
@@ -129,7 +129,10 @@ class Recorder(LiveTensors):
             return _answer(func, args[0])
         if func is aten.index.Tensor and args[1][0].dtype == torch.bool:  # the episodes that ended: none
             return args[0].new_empty(0)
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if func in MATMULS and self._first_matmul is None:
+            self._first_matmul = len(self._events)
+        return result
 
     def allocated(self, key: int, size: int) -> None:
         block = len(self._sizes)
@@ -137,9 +140,6 @@ class Recorder(LiveTensors):
         self._sizes.append(size)
         self._categories.append("mini_batch" if self._operation in GATHERS else self._category)
         self._events.append(block)
-        if self._operation in MATMULS:
-            in_backward = torch._C._current_graph_task_id() != -1
-            self._matmul_starts.setdefault(in_backward, len(self._events))
         if self._operation is aten.randperm.default and self._device_type == "cuda":
             self._come_and_go(randperm_on_cuda_bytes(size))
 
@@ -181,7 +181,8 @@ class Recorder(LiveTensors):
         return len(self._events)
 
     def matmul_starts(self) -> list[int]:
-        return sorted(self._matmul_starts.values())
+        """Of the one thread that multiplies matrices: autograd's has none."""
+        return [] if self._first_matmul is None else [self._first_matmul]
 
     def events(self) -> list[Event]:
         return [
@@ -239,7 +240,7 @@ def run(cfg: ExperimentConfig, device_type: DeviceType) -> Trace:
                 recorder.label("parameters", [*model.parameters(), *model.buffers()])
                 recorder.label("gradients", [parameter.grad for parameter in model.parameters()])
             recorder.label("optimizer", dict(alg.optimizer.state))
-            recorder.label("activations", update.buffers)
+            recorder.label("activations", loop.networks.buffers)
             if device_type == "cuda" and not is_fused:
                 recorder.leave_out([state.get("step") for state in alg.optimizer.state.values()])
 

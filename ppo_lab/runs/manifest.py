@@ -184,7 +184,7 @@ def _exactness(cfg: ExperimentConfig, device: torch.device) -> str:
     if device.type == "cpu":
         return "identical, on the same versions, processor and number of threads"
     if cfg.deterministic:
-        return "not claimed: deterministic algorithms are on, but equality on a GPU has not been checked yet"
+        return "not claimed: deterministic algorithms are on, but equality on a GPU has not been checked with them"
     return "not claimed: on a GPU only deterministic=true could be exact"
 
 

@@ -36,7 +36,7 @@ def build_loop(
     `cfg`: of the whole run.
     """
     if cfg.deterministic:
-        _be_deterministic()
+        be_deterministic()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if "OMP_NUM_THREADS" not in os.environ:
@@ -63,7 +63,7 @@ def orders(cfg: ExperimentConfig, first_iteration: int, saved: tuple[State, Stat
     return [order | {"state": state} for state in states]
 
 
-def _be_deterministic() -> None:
+def be_deterministic() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", DETERMINISTIC_WORKSPACES)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

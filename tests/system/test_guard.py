@@ -27,6 +27,7 @@ from ppo_lab.errors import ConfigError, SimulatorError
 from ppo_lab.learning import checkpoint, guard
 from ppo_lab.learning.guard import Fault, NonFiniteError
 from ppo_lab.learning.loop import Loop
+from ppo_lab.learning.perceptron import Networks
 from ppo_lab.learning.ranks import SingleProcess
 from ppo_lab.learning.update import LeanUpdate
 from ppo_lab.machine import commands
@@ -166,7 +167,9 @@ def test_nonfinite_weights_are_named(experiment: Experiment) -> None:
                 assert bias.grad is not None
                 bias.grad /= 0.0
 
-    running.update = LeanUpdate(running.alg, SpoilingRanks(), num_learning_epochs=1)  # the loss comes before the step
+    running.update = LeanUpdate(
+        running.alg, Networks.of(running.alg), SpoilingRanks(), num_learning_epochs=1
+    )  # the loss comes before the step
     found = stopped(running, reports)
     assert (found.fault.group, found.fault.iteration) == ("weights", 0)
     assert all(name.startswith("critic.mlp.") for name in found.fault.names), "gradients are clipped network by network"

@@ -12,6 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from ppo_lab.config import ExperimentConfig
+from ppo_lab.learning.perceptron import Networks
 from ppo_lab.learning.ppo import build_ppo
 from ppo_lab.learning.ranks import SingleProcess
 from ppo_lab.learning.update import LeanUpdate, adapted, compute_returns, normalize
@@ -97,7 +98,7 @@ def test_losses_and_weights_agree_with_rsl_rls_to_1e_6_over_20_updates(
     """
     cfg = experiment("experiment=smoke", *words)
     theirs, ours = learner(cfg), learner(cfg)
-    update = LeanUpdate(ours, SingleProcess(), cfg.algorithm.num_learning_epochs)
+    update = LeanUpdate(ours, Networks.of(ours), SingleProcess(), cfg.algorithm.num_learning_epochs)
     for seed in range(UPDATES):
         their_losses = rsl_rls_update(theirs, fill(theirs, cfg, seed))
         assert update(fill(ours, cfg, seed)) == pytest.approx(their_losses, abs=1e-6, rel=1e-6)
@@ -113,7 +114,7 @@ def test_returns_and_normalized_advantages_are_exactly_rsl_rls(experiment: Exper
     copy_rollout(theirs, ours)
     with torch.no_grad():
         theirs.compute_returns(last)
-        compute_returns(ours, last)
+        compute_returns(ours, ours.critic(last))
         normalize([ours.storage.advantages.flatten()], SingleProcess())
     assert torch.equal(ours.storage.returns, theirs.storage.returns)
     assert torch.equal(ours.storage.advantages, theirs.storage.advantages)
@@ -145,7 +146,7 @@ def test_the_optimizers_state_is_saved_as_rsl_rl_saves_it(optimizer: str, experi
     theirs, ours = learner(cfg), learner(cfg)
     last = fill(theirs, cfg, seed=3)
     copy_rollout(theirs, ours)
-    LeanUpdate(ours, SingleProcess(), cfg.algorithm.num_learning_epochs)(last)
+    LeanUpdate(ours, Networks.of(ours), SingleProcess(), cfg.algorithm.num_learning_epochs)(last)
     rsl_rls_update(theirs, last)
     saved, expected = ours.optimizer.state_dict(), theirs.optimizer.state_dict()
     assert saved["param_groups"] == expected["param_groups"], "lr is a number, and nothing is fused"
@@ -203,7 +204,10 @@ def test_two_ranks_get_the_gradient_and_losses_of_the_whole_batch(per_mini_batch
     losses: list[dict[str, float]] = [{}, {}]
 
     def update_half(rank: int) -> None:
-        losses[rank] = LeanUpdate(halves[rank], ranks[rank], num_learning_epochs=3)(last[8 * rank : 8 * rank + 8])
+        half = halves[rank]
+        losses[rank] = LeanUpdate(half, Networks.of(half), ranks[rank], num_learning_epochs=3)(
+            last[8 * rank : 8 * rank + 8]
+        )
 
     for rank in range(2):
         copy_rollout(whole, halves[rank], slice(8 * rank, 8 * rank + 8))
@@ -212,7 +216,7 @@ def test_two_ranks_get_the_gradient_and_losses_of_the_whole_batch(per_mini_batch
         thread.start()
     for thread in threads:
         thread.join(60)
-    expected = LeanUpdate(whole, SingleProcess(), num_learning_epochs=3)(last)
+    expected = LeanUpdate(whole, Networks.of(whole), SingleProcess(), num_learning_epochs=3)(last)
     assert losses[0] == losses[1] == pytest.approx(expected, rel=1e-6, abs=1e-6)
     for half in halves:
         gradients = [parameter.grad for parameter in half.actor.parameters()]

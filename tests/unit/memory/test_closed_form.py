@@ -23,9 +23,10 @@ from ppo_lab.cli.compose import compose
 from ppo_lab.config import ACTIVATIONS, EnvConfig, ExperimentConfig, check, layers
 from ppo_lab.contracts import EnvSpec
 from ppo_lab.learning.episodes import EpisodeStatistics
+from ppo_lab.learning.perceptron import Networks
 from ppo_lab.learning.ppo import rsl_rl_config
 from ppo_lab.learning.ranks import SingleProcess
-from ppo_lab.learning.update import LeanUpdate
+from ppo_lab.learning.update import LeanUpdate, MiniBatch
 from ppo_lab.memory.predict import closed_form
 from ppo_lab.memory.predict.closed_form import TensorSpec, total_bytes
 from ppo_lab.runs.config import to_experiment
@@ -105,7 +106,7 @@ def train_once(cfg: ExperimentConfig) -> Reality:
         for _ in range(cfg.num_steps_per_env):
             obs, rewards, dones, extras = env.step(alg.act(obs))
             alg.process_env_step(obs, rewards, dones, extras)
-    update = LeanUpdate(alg, SingleProcess(), cfg.algorithm.num_learning_epochs)
+    update = LeanUpdate(alg, Networks.of(alg), SingleProcess(), cfg.algorithm.num_learning_epochs)
     update(obs)
     return Reality(cfg, alg, update)
 
@@ -194,8 +195,8 @@ def held_by(holder: Any) -> dict[str, Tensor]:
 
 def held_between_passes(alg: PPO, update: LeanUpdate, observations: TensorDict) -> list[Tensor]:
     """One tensor for each storage that the networks' passes hold after the forward one."""
-    held = list(update.buffers)
-    for network, perceptron in ((alg.actor, update._actor), (alg.critic, update._critic)):
+    held = list(update._networks.buffers)
+    for network, perceptron in zip((alg.actor, alg.critic), update._networks, strict=True):
         perceptron.forward(network.get_latent(observations).to(perceptron._dtype))
         held += perceptron._inputs[1:]
     return list({tensor.untyped_storage()._cdata: tensor for tensor in reversed(held)}.values())
@@ -207,8 +208,7 @@ def test_the_rollout_is_rsl_rls_storage(reality: Reality) -> None:
 
 def test_the_mini_batches_are_what_the_update_gathers(reality: Reality) -> None:
     with torch.no_grad():
-        first, *_ = reality.update._gathered()
-    gathered = {name: tensor._base if tensor._base is not None else tensor for name, tensor in first._asdict().items()}
+        gathered = MiniBatch(*reality.update._gathered())._asdict()
     if gathered["critic_input"].data_ptr() == gathered["actor_input"].data_ptr():
         del gathered["critic_input"]
     assert agree(closed_form.mini_batches(reality.cfg), gathered)
@@ -343,7 +343,7 @@ def test_mixed_precision_halves_the_activations_and_copies_the_hidden_layers_par
 
 def held_bytes(cfg: ExperimentConfig) -> int:
     alg = untrained(cfg)
-    update = LeanUpdate(alg, SingleProcess(), num_learning_epochs=1)
+    update = LeanUpdate(alg, Networks.of(alg), SingleProcess(), num_learning_epochs=1)
     return storage_bytes(held_between_passes(alg, update, alg.storage.observations.flatten(0, 1)))
 
 

@@ -127,8 +127,9 @@ def test_go2_at_its_peaks_holds_what_one_counts_by_hand() -> None:
     env = simulator_memory(experiment("env=go2"))
     assert env
     assert update["env"] == env.env_bytes(16)
-    # the observations before, and the step's reward, done, time-out and 6 sums; the act after it peaks, not the step
-    assert rollout["env"] == env.env_bytes(16) + 16 * (45 * 4 + 4 + 1 + 1) + 6 * 4
+    # a step at its peak, beside the observations before and the last step's reward, done, time-out and 6 sums
+    _, step_per_env_bytes = env.step_peak_parts(16)
+    assert rollout["env"] == env.env_bytes(16) + 16 * step_per_env_bytes + 16 * (45 * 4 + 4 + 1 + 1) + 6 * 4
     # (T, N) returns, lengths, ended; (N,) return and length; the sums
     assert update["episodes"] == 512 * (4 + 4 + 1) + 2 * 16 * 4 + 6 * 4
 
@@ -136,7 +137,7 @@ def test_go2_at_its_peaks_holds_what_one_counts_by_hand() -> None:
 def test_gelu_holds_each_hidden_layer_twice_and_elu_once() -> None:
     gelu, elu = (traced(experiment("env=go2", f"network.activation={name}")) for name in ("gelu", "elu"))
     by_hand = 32 * 4 * 2 * (512 + 256 + 128 + 512 + 256)  # outputs and gradients
-    assert by_hand < elu.saved_activation_bytes < 1.02 * by_hand, "and the graph of the loss"
+    assert elu.saved_activation_bytes == by_hand
     assert gelu.update_peak_bytes - elu.update_peak_bytes >= 32 * 4 * 2 * (512 + 256 + 128)
 
 
@@ -224,16 +225,16 @@ def test_the_replay_of_go2_reserves_what_it_did(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(learner, "simulator_memory", lambda cfg: None)
     found = traced(to_experiment(compose([])))  # 4096 envs x 24 steps
     workspace = 32 * 2**20
-    assert replay(found.events).reserved_bytes == 429_916_160
-    assert replay(found.events, None, workspace, found.matmul_starts[:1]).reserved_bytes == 463_470_592
+    assert replay(found.events).reserved_bytes == 419_430_400
+    assert replay(found.events, None, workspace, found.matmul_starts[:1]).reserved_bytes == 452_984_832
 
 
 @pytest.mark.parametrize(
     ("compute_capability_major", "deterministic", "allocated_bytes", "reserved_bytes"),
     [  # kept from the simulation itself; a larger workspace, in one handle, makes the difference
-        (8, False, 425_889_792, 450_887_680),
-        (9, False, 451_842_048, 471_859_200),
-        (8, True, 451_842_048, 471_859_200),
+        (8, False, 425_988_608, 448_790_528),
+        (9, False, 451_023_360, 461_373_440),
+        (8, True, 451_023_360, 461_373_440),
     ],
 )
 def test_go2_at_full_size_takes_of_a_gpu_what_it_did(
@@ -259,7 +260,7 @@ def test_the_one_workspace_is_taken_by_the_first_act(go2_on_cuda: Trace) -> None
     """The backward pass through the networks is in the same thread."""
     (first,) = go2_on_cuda.matmul_starts
     before = [event for event in go2_on_cuda.events[:first] if isinstance(event, Allocation)]
-    assert before[-1].size_bytes == 4096 * 512 * 4, "the first layer's output"
+    assert before[-1].size_bytes == 12 * 4, "the deviations; the layers' outputs have their buffers already"
     assert "mini_batch" not in {event.category for event in before}
 
 
