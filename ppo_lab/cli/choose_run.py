@@ -301,7 +301,7 @@ def _with_changes(
         if not _is_among(key, may_change):
             raise ConfigError(
                 f"{start.asked}: {key}={as_text(value)} would change the run, which has {as_text(settings.get(key))}. "
-                f"Allowed to change: {', '.join(may_change)}."
+                f"Leave it out. Allowed to change: {', '.join(may_change)}."
             )
         changes[key] = value
     merged = OmegaConf.create(asdict(start.saved))

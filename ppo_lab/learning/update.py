@@ -160,19 +160,16 @@ class LeanUpdate:
 
     def _differentiate(self, batch: MiniBatch, old_std: Tensor) -> None:
         """Fills the buffer that ranks reduce: gradients of the loss, the KL divergence and the losses."""
-        alg = self._alg
-        mean, values = (
-            self._networks.actor.forward(batch.actor_input),
-            self._networks.critic.forward(batch.critic_input),
-        )
+        alg, (actor, critic) = self._alg, self._networks
+        mean, values = actor.forward(batch.actor_input), critic.forward(batch.critic_input)
         alg.actor.distribution.update(self._no_mean)
         std = alg.actor.distribution.std.squeeze(0)  # (A,)
         surrogate, mean_gradient, std_gradient = surrogate_loss(batch, mean, std, alg.clip_param)
         value, value_gradient = value_loss(batch, values, alg.clip_param if alg.use_clipped_value_loss else None)
         entropy = (0.5 + LOG_SQRT_2_PI + std.log()).sum()
         std_gradient -= alg.entropy_coef / std
-        self._networks.actor.backward(mean_gradient)
-        self._networks.critic.backward(value_gradient.mul_(alg.value_loss_coef))
+        actor.backward(mean_gradient)
+        critic.backward(value_gradient.mul_(alg.value_loss_coef))
         write_std_gradient(alg.actor.distribution, std, std_gradient)
         torch.stack([value, surrogate, entropy], out=self._losses)
         if alg.schedule == "adaptive":
@@ -184,7 +181,7 @@ class LeanUpdate:
         self._learning_rate.fill_(self._alg.learning_rate)
         if self._is_fused:
             for group in optimizer.param_groups:
-                group.update({key: True for key in ("fused", "capturable") if key in group})
+                group["fused"] = True
             for parameter, state in optimizer.state.items():  # a checkpoint has the number of steps on the CPU
                 if "step" in state:
                     state["step"] = state["step"].to(parameter.device)
@@ -193,7 +190,8 @@ class LeanUpdate:
         """Leaves the optimizer's settings as rsl_rl has them: so they go into a checkpoint."""
         alg = self._alg
         for group in alg.optimizer.param_groups:
-            group.update({key: off for key, off in {"fused": None, "capturable": False}.items() if key in group})
+            if "fused" in group:
+                group["fused"] = None
             if alg.schedule == "adaptive":
                 group["lr"] = alg.learning_rate
 

@@ -30,7 +30,11 @@ def ensure_started(device: torch.device, seed: int, performance_mode: bool) -> N
 
 
 def start_simulator(device: torch.device, seed: int, performance_mode: bool, deterministic: bool = False) -> None:
-    """Starts Genesis on `device`. Seeds torch, numpy and python along with the simulator.
+    """Starts Genesis on `device`. Seeds torch, numpy and python, but not the engine.
+
+    The engine, Quadrants, makes its seed part of the names under which it keeps kernels: with each seed a run, and a
+    rank, would build them anew, for half a minute. What draws in its kernels (Genesis' force fields, noise of its
+    probes) is therefore the same with every seed; none of the envs here has any.
 
     `deterministic` is Genesis' switch, too. On a GPU it pins one of two constraint solvers that differ in the last
     bits, where Genesis would take the one that is faster at the time; on a CPU there is one. Left to Genesis (None), it
@@ -42,11 +46,11 @@ def start_simulator(device: torch.device, seed: int, performance_mode: bool, det
     with _processor_known():
         gs.init(
             backend=gs.cuda if on_gpu else gs.cpu,
-            seed=seed,
             performance_mode=performance_mode,
             use_deterministic_algorithms=deterministic if on_gpu else deterministic or None,
             logging_level="error",
         )
+    misc.set_random_seed(seed)
 
 
 @contextmanager

@@ -103,11 +103,6 @@ def trace(cfg: ExperimentConfig, device_type: DeviceType = "cpu") -> Trace:
     Raises:
         ConfigError: a setting that cannot be traced.
     """
-    if cfg.algorithm.use_mixed_precision and device_type == "cuda":
-        raise ConfigError(
-            "algorithm.use_mixed_precision=true cannot be traced for a GPU, where other operations than on a CPU go in "
-            "bfloat16. Allowed: false."
-        )
     rounds = cfg.num_steps_per_env + cfg.algorithm.num_learning_epochs * cfg.algorithm.num_mini_batches
     if rounds > MOST_TRACED:
         raise ConfigError(

@@ -1,8 +1,10 @@
 """How Genesis is started: what `deterministic` makes of its own switch, on a GPU and on a CPU."""
 
+import random
 from typing import Any
 
 import genesis as gs
+import numpy as np
 import pytest
 import torch
 from genesis.utils import misc
@@ -42,3 +44,17 @@ def test_genesis_asks_no_process_for_the_processors_name_while_it_starts(monkeyp
     start.start_simulator(torch.device("cpu"), 3, False)
     assert named == [preflight.cpu_name()]
     assert misc.cpuinfo.get_cpu_info is asks, "it is as it was"
+
+
+def test_the_engines_kernels_do_not_depend_on_the_seed_but_all_other_numbers_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: dict[str, Any] = {}
+    monkeypatch.setattr(gs, "init", lambda **settings: started.update(settings))
+    drawn = []
+    for seed in (3, 4, 3):
+        start.start_simulator(torch.device("cpu"), seed, False)
+        drawn.append((torch.rand(1).item(), np.random.rand(), random.random()))
+    assert started.get("seed") is None
+    assert drawn[0] == drawn[2]
+    assert all(one != other for one, other in zip(drawn[0], drawn[1], strict=True))

@@ -31,8 +31,8 @@ def observations_of(cfg: ExperimentConfig) -> TensorDict:
     return TensorDict(drawn, batch_size=[cfg.num_envs], device=CPU)
 
 
-def learner(cfg: ExperimentConfig) -> PPO:
-    example = observations_of(cfg)
+def learner(cfg: ExperimentConfig, device: torch.device = CPU) -> PPO:
+    example = observations_of(cfg).to(device)
     torch.manual_seed(1)
     alg = build_ppo(cfg, example)
     alg.train_mode()
@@ -58,7 +58,7 @@ def copy_rollout(source: PPO, target: PPO, envs: slice = slice(None)) -> None:
     for name in ("actions", "rewards", "dones", "values", "actions_log_prob"):
         getattr(here, name).copy_(getattr(there, name)[:, envs])
     assert there.distribution_params is not None
-    here.distribution_params = tuple(tensor[:, envs].clone() for tensor in there.distribution_params)
+    here.distribution_params = tuple(tensor[:, envs].to(here.device, copy=True) for tensor in there.distribution_params)
     here.step = there.step
 
 
@@ -224,3 +224,20 @@ def test_two_ranks_get_the_gradient_and_losses_of_the_whole_batch(per_mini_batch
         torch.testing.assert_close(weights(half), weights(whole), rtol=1e-6, atol=1e-6)
         assert half.learning_rate == whole.learning_rate
     assert ranks[0].calls == 1 + 3, "once for the advantages, once a mini-batch"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "rmsprop"])
+def test_an_update_on_a_gpu_is_that_of_a_cpu(optimizer: str, experiment: Experiment) -> None:
+    cfg = experiment("experiment=smoke", "env=hover", SMALL, f"algorithm.optimizer={optimizer}")
+    cpu, gpu = learner(cfg), learner(cfg, torch.device("cuda:0"))
+    gpu.load(cpu.save(), load_cfg=None, strict=True)
+    last = fill(cpu, cfg, seed=3)
+    copy_rollout(cpu, gpu)
+    losses = []
+    for alg in (cpu, gpu):  # one mini-batch, since a permutation is another one there
+        alg.num_mini_batches = 1
+        losses.append(LeanUpdate(alg, Networks.of(alg), SingleProcess(), 2)(last.to(alg.device)))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4, abs=1e-5)
+    torch.testing.assert_close(weights(gpu), weights(cpu), rtol=1e-3, atol=1e-4, check_device=False)

@@ -139,7 +139,6 @@ WRONG = {
     "run=nowhere": "nowhere/config.yaml: is missing",
     "plot=picture.jpg": "plot=picture.jpg is out of range.",
     "plot=no/such/folder.png": "plot=no/such/folder.png: there is no folder no/such.",
-    "algorithm.use_mixed_precision=true": "algorithm.use_mixed_precision=true cannot be traced for a GPU",
 }
 
 
