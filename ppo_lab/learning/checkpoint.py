@@ -22,6 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,7 +57,7 @@ class Checkpoints:
         self.every_seconds = every_seconds or math.inf
         self.best_reward = -math.inf
         self._before_saving = before_saving
-        self._best: bytes | None = None
+        self._best: State | None = None  # the model as `_held` has it, until it is on the disk
         self._saved_s = time.monotonic()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
@@ -74,25 +75,24 @@ class Checkpoints:
     ) -> None:
         """See `ppo_lab.contracts.CheckpointStore`.
 
-        A new best is serialized at once, so that it takes no tensors, and written along with the next checkpoint. A
-        reward that is not finite is never the best.
+        A new best is copied at once, and written along with the next checkpoint: in most iterations of a run that
+        learns the best is new. A reward that is not finite is never the best.
         """
-        content = None
         if reward is not None and self._is_best(reward):
-            content = self._best = _to_bytes(model())
+            self._best = _held(model())
             self.best_reward = reward
         if state is not None:
             self.wait()
             self._before_saving()
-            content = content or _to_bytes(model())
             if last and self._best is None and not (self.folder / BEST).exists():
-                self._best = content
+                self._best = _held(model())
+            best = self._best
             files = {checkpoint_name("state", iteration): _to_bytes(state | {"best_reward": self.best_reward})}
-            if self._best is not None:
-                files[BEST] = self._best
-            files[checkpoint_name("model", iteration)] = content
+            if best is not None:
+                files[BEST] = _to_bytes(_released(best))
+            files[checkpoint_name("model", iteration)] = _to_bytes(model())
             self._saved_s = time.monotonic()
-            self._writing = self._writer.submit(self._write, iteration, files)
+            self._writing = self._writer.submit(self._write, iteration, files, best)
         if last:
             self.wait(must_succeed=True)
 
@@ -121,13 +121,17 @@ class Checkpoints:
         self.wait()
         if self._best is not None:
             try:
-                self._write_file(BEST, self._best)
+                self._write_file(BEST, _to_bytes(_released(self._best)))
+                self._best = None
             except CheckpointError as error:
                 log.warning("%s", error)
 
-    def _write(self, iteration: int, files: dict[str, bytes]) -> None:
+    def _write(self, iteration: int, files: dict[str, bytes], best: State | None) -> None:
+        """`best`: what is in the file of the best."""
         for name, content in files.items():
             self._write_file(name, content)
+            if name == BEST and self._best is best:
+                self._best = None
         states = [path for number, path in numbered(self.folder, "state").items() if number <= iteration]
         for path in states[: -self.keep_state]:
             path.unlink()
@@ -139,8 +143,6 @@ class Checkpoints:
             raise CheckpointError(
                 f"checkpoint {self.folder / name} was not written: {error.strerror}; those before it are intact"
             ) from error
-        if content is self._best:
-            self._best = None
 
 
 class NoCheckpoints:
@@ -204,15 +206,27 @@ def _to_bytes(state: State) -> bytes:
     return buffer.getvalue()
 
 
-def _on_cpu(value: Any) -> Any:
-    """`value` with its tensors on the CPU. A state_dict keeps the versions of its modules, an attribute of it."""
+def _on_cpu(state: State) -> State:
+    return _mapped(state, Tensor, lambda tensor: tensor.cpu())
+
+
+def _held(state: State) -> State:
+    """A copy that later changes leave alone, and that holds no tensors: the memory log counts those of training."""
+    return _mapped(state, Tensor, lambda tensor: tensor.cpu().numpy().copy())
+
+
+def _released(state: State) -> State:
+    """What `_held` was given, on the CPU."""
+    return _mapped(state, np.ndarray, torch.from_numpy)
+
+
+def _mapped(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """`value` with all in it that is of this kind changed. A state_dict keeps an attribute, its modules' versions."""
     match value:
-        case Tensor():
-            return value.cpu()
         case dict():
-            moved = copy.copy(value)
-            moved.update({key: _on_cpu(item) for key, item in value.items()})
-            return moved
+            changed = copy.copy(value)
+            changed.update({key: _mapped(item, kind, change) for key, item in value.items()})
+            return changed
         case list() | tuple():
-            return type(value)(map(_on_cpu, value))
-    return value
+            return type(value)(_mapped(item, kind, change) for item in value)
+    return change(value) if isinstance(value, kind) else value
