@@ -234,8 +234,8 @@ def test_the_best_is_the_model_as_it_was_then_however_it_changes_before_it_is_wr
     for iteration, reward in enumerate((1.0, 3.0, 2.0)):
         weight.fill_(reward)
         state = {"iteration": iteration} if iteration == 2 else None
-        model = {"iter": iteration, "weights": [weight]}
-        store.maybe_save(iteration, lambda model=model: model, state, reward)
+        model: dict[str, Any] = {"iter": iteration, "weights": [weight]}
+        store.maybe_save(iteration, model.copy, state, reward)
     store.wait()
     assert load(tmp_path / "checkpoints" / "best.pt") == {"iter": 1, "weights": [torch.tensor([3.0])]}
     assert load(tmp_path / "checkpoints" / "model_2.pt") == {"iter": 2, "weights": [torch.tensor([2.0])]}
