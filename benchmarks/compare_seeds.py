@@ -60,7 +60,7 @@ def draw(groups: dict[str, Curves], out: Path) -> None:
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
     handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(groups), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(envs), frameon=False)
     figure.savefig(out)
 
 

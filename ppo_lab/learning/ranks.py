@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +17,7 @@ from torch._C._distributed_c10d import TCPStore
 from torch.distributed.rendezvous import rendezvous
 
 from ppo_lab.errors import RankLostError
+from ppo_lab.learning.shared_mean import SharedMean, reserve
 from ppo_lab.machine.launch import Place
 
 if TYPE_CHECKING:
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 TIMEOUT = timedelta(minutes=30)
 """The longest that ranks wait for each other, as when one compiles the simulator's kernels and the others do not."""
 HERE = "ppo_lab/here/{}"
+LARGE = 10_000
+"""Numbers from which on sharing memory is faster than gloo."""
 POLL_S = 0.02
 REPORT = "ppo_lab/failed/{}"
 """Where a rank that fails leaves its report, in the store of the process group."""
@@ -53,7 +58,10 @@ class SingleProcess:
 
 
 class TorchRanks:
-    """The ranks of torch's default process group: gloo for tensors on the CPU, NCCL for those on GPUs."""
+    """The ranks of torch's default process group: gloo for tensors on the CPU, NCCL for those on GPUs.
+
+    Ranks of one machine reduce large tensors on the CPU in memory that they share.
+    """
 
     def __init__(self, place: Place, on_gpu: bool, listener: int | None = None) -> None:
         """Connects with the other ranks, by the variables that torchrun sets; returns when all are there.
@@ -61,6 +69,8 @@ class TorchRanks:
         `listener`: on rank 0 of ranks that it started, the socket that they connect to.
         """
         self.rank, self.world_size = place.rank, place.world_size
+        self._can_share = place.local_world_size == place.world_size
+        self._shared: SharedMean | None = None
         if listener is None:
             self._store, *_ = next(rendezvous("env://", place.rank, place.world_size, timeout=TIMEOUT))
         else:
@@ -80,8 +90,30 @@ class TorchRanks:
         )
 
     def reduce_mean(self, values: Tensor) -> None:
+        is_suitable = values.dtype == torch.float32 and values.device.type == "cpu" and values.is_contiguous()
+        if self._can_share and is_suitable and values.numel() >= LARGE:
+            shared = self._shared_mean(values.numel())
+            if shared:
+                shared(values)
+                return
         self._try(lambda: dist.all_reduce(values))
         values /= self.world_size
+
+    def _shared_mean(self, numbers: int) -> SharedMean | None:
+        """For so many numbers; made when it is first asked for, by all ranks. None where they cannot share memory."""
+        if self._shared is None or self._shared.numbers != numbers:
+            path = None if self.rank else reserve(self.world_size, numbers)
+            name = self.exchange({"path": str(path) if path else None})[0]["path"]
+            self._shared = None
+            with contextlib.suppress(OSError):
+                self._shared = name and SharedMean(Path(name), self.rank, self.world_size, numbers, self._meet)
+            self._can_share = all(seen["open"] for seen in self.exchange({"open": bool(self._shared)}))
+            if path:
+                path.unlink()
+        return self._shared if self._can_share else None
+
+    def _meet(self) -> None:
+        self._try(lambda: dist.all_reduce(torch.zeros(1)))
 
     def broadcast(self, values: Tensor) -> None:
         self._try(lambda: dist.broadcast(values, src=0))
