@@ -279,11 +279,11 @@ def test_the_simulators_part_runs_to_its_end_with_a_fake_card(
     cuda: pytest.MonkeyPatch, simulator: torch.device
 ) -> None:
     rows = {row.check: row for row in gpu_checks.simulator("cpu")}
-    assert rows["gs.init takes"].expected == (173_015_040, 173_015_040 + 36_000_000)
+    assert rows["gs.init takes"].expected == (174_063_616, 174_063_616 + 36_000_000)
     assert rows["the pool's bytes in use"].measured == 576 * MIB
     assert rows["the pool's bytes in use"].agrees is False
     assert rows["reserved beyond"].agrees
-    assert rows["that is, of each thread"].measured == 0
+    assert rows["first step, outside the pool"].measured == 0
 
 
 @pytest.mark.slow
@@ -304,7 +304,7 @@ def test_reads_of_the_host_are_counted_by_phase(cuda: pytest.MonkeyPatch, simula
     cuda.setattr(torch.cuda, "set_sync_debug_mode", mode.append)
     rows = {row.check: row for row in gpu_checks.syncs("cpu")}
     assert mode[1:] == ["warn", "default"]
-    assert rows["rollout"].expected == (24, 29)
+    assert rows["rollout"].expected == (0, 5)
     assert rows["update"].expected == (1, 4)
     assert (rows["the rest"].measured, rows["the rest"].agrees) == (9, True)
     assert [row.measured for row in rows.values() if row.check.startswith("at ")] == [9]
@@ -323,7 +323,7 @@ def test_memory_on_a_gpu_stands_beside_each_of_its_models(cuda: pytest.MonkeyPat
     assert found["process"].measured == 2500 * MIB
     pool = found["the pool's bytes in use"]
     at_least = 1_174_092_680 + 432 * 4096  # with the islands' arrays of each env; a page for each array
-    assert (pool.expected, pool.measured) == ((at_least, at_least + 671 * 4096), 576 * MIB)
+    assert (pool.expected, pool.measured) == ((at_least, 1.02 * at_least + 671 * 4096), 576 * MIB)
     assert [found[f"Perf/{name}"].agrees for name in ("collection_time", "learning_time", "total_fps")] == [True] * 3
 
 

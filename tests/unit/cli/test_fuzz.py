@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -604,8 +605,16 @@ ODD_JSON = ["", "3", '"x"', "{", "NaN", "[" * 20_000, "\0", '{"machine": 3}', '{
             '{"Memory/allocated_peak_mib": null}', '{"Memory/x": 1e999}', "{}\n[]"]  # fmt: skip
 
 
-@pytest.mark.parametrize("content", ODD_JSON, ids=range(len(ODD_JSON)))
-@pytest.mark.parametrize("name", ["manifest.json", "metrics.jsonl", "estimate.json"])
+def odd_files() -> Iterator[Any]:
+    """Name and content. With an odd estimate.json the memory is predicted anew, which takes seconds."""
+    for name, (number, content) in itertools.product(
+        ["manifest.json", "metrics.jsonl", "estimate.json"], enumerate(ODD_JSON)
+    ):
+        marks = [pytest.mark.slow] if name == "estimate.json" and number > 1 else []
+        yield pytest.param(name, content, marks=marks, id=f"{name}-{number}")
+
+
+@pytest.mark.parametrize(("name", "content"), list(odd_files()))
 def test_a_run_folder_with_an_odd_file_is_compared_or_refused(
     name: str, content: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
