@@ -64,6 +64,7 @@ def orders(cfg: ExperimentConfig, first_iteration: int, saved: tuple[State, Stat
 
 
 def be_deterministic() -> None:
+    """Lets torch use algorithms alone that repeat to the bit. To be called before the first matrix product."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", DETERMINISTIC_WORKSPACES)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
