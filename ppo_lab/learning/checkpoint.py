@@ -78,19 +78,21 @@ class Checkpoints:
         A new best is copied at once, and written along with the next checkpoint: in most iterations of a run that
         learns the best is new. A reward that is not finite is never the best.
         """
-        if reward is not None and self._is_best(reward):
+        is_best = reward is not None and self._is_best(reward)
+        if reward is not None and is_best:
             self._best = _held(model())
             self.best_reward = reward
         if state is not None:
             self.wait()
             self._before_saving()
+            content = _to_bytes(model())
             if last and self._best is None and not (self.folder / BEST).exists():
-                self._best = _held(model())
+                self._best, is_best = _held(model()), True
             best = self._best
             files = {checkpoint_name("state", iteration): _to_bytes(state | {"best_reward": self.best_reward})}
             if best is not None:
-                files[BEST] = _to_bytes(_released(best))
-            files[checkpoint_name("model", iteration)] = _to_bytes(model())
+                files[BEST] = content if is_best else _to_bytes(_released(best))
+            files[checkpoint_name("model", iteration)] = content
             self._saved_s = time.monotonic()
             self._writing = self._writer.submit(self._write, iteration, files, best)
         if last:

@@ -173,6 +173,11 @@ class Networks(NamedTuple):
         """What they keep from one mini-batch to the next."""
         return [*self.actor.buffers, *self.critic.buffers]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the hidden layers."""
+        return self.actor._dtype
+
     def follow(self) -> None:
         self.actor.follow()
         self.critic.follow()

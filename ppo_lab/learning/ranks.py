@@ -143,11 +143,11 @@ class TorchRanks:
         return values[0]
 
     def report(self, failure: State) -> None:
-        """Leaves word, for rank 0, of why this rank ends."""
+        """Tells rank 0, through the store, why this rank ends."""
         self._store.set(REPORT.format(self.rank), bytes(_to_tensor(failure).tolist()))
 
     def failure(self) -> tuple[int, State] | None:
-        """The first rank that left word of its failure, and what it left."""
+        """The first rank that reported a failure, and its report."""
         for rank in range(self.world_size):
             try:
                 if self._store.check([REPORT.format(rank)]):

@@ -156,7 +156,7 @@ class LeanUpdate:
         """What the network sees of every transition, in this order."""
         observations = self._alg.storage.observations
         groups = [observations[group].flatten(0, 1)[order] for group in network.obs_groups]
-        return network_input(network, groups).to(torch.bfloat16 if self._alg.use_mixed_precision else torch.float32)
+        return network_input(network, groups).to(self._networks.dtype)
 
     def _differentiate(self, batch: MiniBatch, old_std: Tensor) -> None:
         """Fills the buffer that ranks reduce: gradients of the loss, the KL divergence and the losses."""

@@ -158,7 +158,7 @@ class OtherRanks:
         """From now on the ranks may end."""
         self._is_over = True
 
-    def obituary(self, within_s: float = 0.0) -> str | None:
+    def first_death(self, within_s: float = 0.0) -> str | None:
         """Which rank died within that time, and how; None where all that have ended did so well."""
         until_s = time.monotonic() + within_s
         while not any(process.poll() for process in self._processes) and time.monotonic() < until_s:
@@ -170,7 +170,7 @@ class OtherRanks:
         return None
 
     def _look(self, _: int, __: FrameType | None) -> None:
-        if not self._is_over and (died := self.obituary()):
+        if not self._is_over and (died := self.first_death()):
             self._is_over = True  # once
             raise RankLostError(died)
 

@@ -149,7 +149,7 @@ def _failure_of_another(cfg: ExperimentConfig, ranks: TorchRanks, others: OtherR
         return guard.of_rank(Fault(**report["fault"]), report["evidence"], rank, cfg.of_one_rank().num_envs)
     if rank is not None:
         return RunFailedError(f"the run failed: rank {rank}: {report['message']}")
-    how = (others and others.obituary(within_s=2.0)) or "another rank is gone; its own process says why"
+    how = (others and others.first_death(within_s=2.0)) or "another rank is gone; its own process says why"
     return RunFailedError(f"the run failed: {how}")
 
 
