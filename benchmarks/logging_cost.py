@@ -2,8 +2,9 @@
 
 Runs `train.py` for 30 iterations (experiment=go2_small unless the overrides say otherwise). Counts all of an iteration
 that is neither rollout nor update: memory rows, episodes, TensorBoard, metrics.jsonl, progress, the search for NaN, and
-where several ranks train what rank 0 hears of the others; and the episode statistics within the rollout. Prints one
-JSON object. The share of CPU time, of all threads of rank 0, leaves out waiting, as on a busy machine.
+where several ranks train what rank 0 hears of the others; and the episode statistics within the rollout. Checkpoints,
+the copy of the best model among them, are counted apart. Prints one JSON object. The share of CPU time, of all threads
+of rank 0, leaves out waiting, as on a busy machine.
 """
 
 from __future__ import annotations
@@ -38,18 +39,24 @@ def main(words: list[str]) -> dict[str, Any]:
     import torch
 
     from ppo_lab.cli import train
+    from ppo_lab.learning.checkpoint import Checkpoints
     from ppo_lab.learning.episodes import EpisodeStatistics
     from ppo_lab.memory.measure.monitor import MemoryMonitor
     from ppo_lab.runs.manifest import describe_machine
     from ppo_lab.runs.record import read
 
-    enter, phase = EpisodeStatistics.add, MemoryMonitor.phase
-    entering, began, iterations, logging = [now() * 0], [now()], list[Any](), list[Any]()
+    enter, phase, save = EpisodeStatistics.add, MemoryMonitor.phase, Checkpoints.maybe_save
+    entering, began, iterations, logging, saving = [now() * 0], [now()], list[Any](), list[Any](), list[Any]()
 
     def clocked_enter(*args: Any) -> None:
         started = now()
         enter(*args)
         entering[0] += now() - started
+
+    def clocked_save(*args: Any) -> None:
+        started = now()
+        save(*args)
+        saving.append(now() - started)
 
     @contextmanager
     def clocked_phase(monitor: MemoryMonitor, name: str) -> Iterator[None]:
@@ -66,12 +73,15 @@ def main(words: list[str]) -> dict[str, Any]:
 
     setattr(EpisodeStatistics, "add", clocked_enter)  # noqa: B010  mypy allows no method to be assigned
     setattr(MemoryMonitor, "phase", clocked_phase)  # noqa: B010
+    setattr(Checkpoints, "maybe_save", clocked_save)  # noqa: B010
     asked = ["experiment=go2_small", "max_iterations=30", "save_interval=1000", *words]
     with tempfile.TemporaryDirectory() as parent:
         run = Path(parent) / "run"
         train.main([*asked, f"hydra.run.dir={run}"])
         config = read(run).config
-    whole, logged = np.array(iterations)[WARM_UP:], np.array(logging[: len(iterations)])[WARM_UP:]
+    count = len(iterations)
+    whole, logged, saved = (np.array(rows[:count])[WARM_UP:] for rows in (iterations, logging, saving))
+    logged -= saved
     share, cpu_share = np.median(logged / whole, axis=0)
     return {
         "env": config["env"]["name"],
@@ -81,6 +91,7 @@ def main(words: list[str]) -> dict[str, Any]:
         "logging_s": float(np.median(logged[:, 0])),
         "logging_share": float(share),
         "logging_share_of_cpu_time": float(cpu_share),
+        "checkpoints_s": float(np.median(saved[:, 0])),
         "machine": describe_machine(torch.device("cpu")),
     }
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -32,6 +32,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ALONE = SingleProcess()
+
+
+class Iteration(NamedTuple):
+    """What an iteration comes to, the same on every rank."""
+
+    scalars: dict[str, float]
+    should_stop: bool
+    should_save: bool
 
 
 class Loop:
@@ -91,19 +99,18 @@ class Loop:
         self.alg.train_mode()
         final = self.next_iteration + num_learning_iterations - 1
         for iteration in range(self.next_iteration, final + 1):
-            scalars = self.iterate(self._num_steps_per_env, self.update)
+            scalars, should_stop, should_save = self.iterate(self._num_steps_per_env, self.update)
             self.next_iteration = iteration + 1
             self._report(iteration, scalars)
-            wishes = self.ranks.exchange({"stop": self._should_stop(), "save": self._checkpoints.is_due(iteration)})
-            last = iteration == final or any(wish["stop"] for wish in wishes)
-            is_due = last or wishes[0]["save"]
+            last = iteration == final or should_stop
+            is_due = last or should_save
             reward = scalars.get("Train/mean_reward")
             self._checkpoints.maybe_save(iteration, self.model, self.state() if is_due else None, reward, last)
             if last:
                 break
 
-    def iterate(self, num_steps: int, update: Update) -> dict[str, float]:
-        """One iteration, which goes on from the newest observations: its scalars, of all ranks."""
+    def iterate(self, num_steps: int, update: Update) -> Iteration:
+        """One iteration, which goes on from the newest observations."""
         started_s = self._clock_s()
         with self._phases.phase("rollout"):
             self._rollout(num_steps)
@@ -111,19 +118,23 @@ class Loop:
         with self._phases.phase("update"):
             losses = self._guarded_update(update)
         learned_s = self._clock_s()
-        self._check_finite(losses)
+        found = self._non_finite(losses)
         records = self.ranks.exchange(
             {
+                "fault": asdict(found.fault) if found else None,
                 "episodes": self.episodes.close_rollout(),
-                "counts": self.env.check(),
+                "counts": {} if found else self.env.check(),
                 "means": {f"Loss/{name}": value for name, value in losses.items()}
                 | {"Perf/collection_time": collected_s - started_s, "Perf/learning_time": learned_s - collected_s},
                 "memory": self._phases.scalars(),
+                "stop": self._should_stop(),
+                "save": self._checkpoints.is_due(self.next_iteration),
             }
         )
+        self._raise_first([record["fault"] for record in records], found)
         means = {key: fmean(record["means"][key] for record in records) for key in records[0]["means"]}
         steps = num_steps * self.env.num_envs * self.ranks.world_size
-        return {
+        scalars = {
             **self.episodes.scalars([record["episodes"] for record in records]),
             **added_up([record["counts"] for record in records]),
             **means,
@@ -132,6 +143,7 @@ class Loop:
             "Perf/total_fps": steps / (means["Perf/collection_time"] + means["Perf/learning_time"]),
             **of_all_ranks([record["memory"] for record in records]),
         }
+        return Iteration(scalars, any(record["stop"] for record in records), records[0]["save"])
 
     def model(self) -> State:
         """The learner, in rsl_rl's keys, and its learning rate."""
@@ -230,23 +242,28 @@ class Loop:
             guard.check_interrupted(self.alg, self.next_iteration, self._obs)
             raise
 
-    def _check_finite(self, losses: dict[str, float]) -> None:
-        """Raises a NonFiniteError, the same on every rank: of the earliest step of all, with the envs' numbers of all.
-
-        Its evidence is of the rank that has that step.
-        """
-        found = None
+    def _non_finite(self, losses: dict[str, float]) -> NonFiniteError | None:
         try:
             guard.check(self.alg, self.next_iteration, self._obs, losses)
         except NonFiniteError as error:
-            found = error
-        faults = self.ranks.exchange(asdict(found.fault) if found else {})
+            return error
+        return None
+
+    def _raise_first(self, faults: Sequence[State | None], found: NonFiniteError | None) -> None:
+        """Raises a NonFiniteError, the same on every rank: of the earliest step of all, with the envs' numbers of all.
+
+        Its evidence is of the rank that has that step.
+
+        Args:
+            faults: of all ranks.
+            found: by this one.
+        """
         at_fault = [rank for rank, fault in enumerate(faults) if fault]
         if not at_fault:
             return
-        first = min(at_fault, key=lambda rank: _when(faults[rank]["step"]))
+        first = min(at_fault, key=lambda rank: _when(faults[rank]))
         evidence = self.ranks.exchange(found.evidence if found and first == self.ranks.rank else {})[first]
-        raise guard.of_rank(Fault(**faults[first]), evidence, first, self.env.num_envs)
+        raise guard.of_rank(Fault(**(faults[first] or {})), evidence, first, self.env.num_envs)
 
     def _clock_s(self) -> float:
         if self.env.device.type != "cpu":
@@ -254,6 +271,6 @@ class Loop:
         return time.perf_counter()
 
 
-def _when(step: int | None) -> float:
+def _when(fault: State | None) -> float:
     """A value of the rollout comes before the losses and weights, which have no step."""
-    return math.inf if step is None else step
+    return math.inf if fault is None or fault["step"] is None else fault["step"]

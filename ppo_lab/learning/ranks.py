@@ -30,6 +30,9 @@ TIMEOUT = timedelta(minutes=30)
 HERE = "ppo_lab/here/{}"
 LARGE = 10_000
 """Numbers from which on sharing memory is faster than gloo."""
+SIZE_BYTES, SMALL_BYTES = 8, 8192
+"""What `exchange` sends: the size, and as much as fits; all of it where that is not all. An iteration's record has
+some 2000 bytes."""
 POLL_S = 0.02
 REPORT = "ppo_lab/failed/{}"
 """Where a rank that fails leaves its report, in the store of the process group."""
@@ -63,10 +66,20 @@ class TorchRanks:
     Ranks of one machine reduce large tensors on the CPU in memory that they share.
     """
 
-    def __init__(self, place: Place, on_gpu: bool, listener: int | None = None) -> None:
+    def __init__(
+        self,
+        place: Place,
+        on_gpu: bool,
+        listener: int | None = None,
+        raise_if_lost: Callable[[], None] = lambda: None,
+    ) -> None:
         """Connects with the other ranks, by the variables that torchrun sets; returns when all are there.
 
-        `listener`: on rank 0 of ranks that it started, the socket that they connect to.
+        Args:
+            place: of this process.
+            on_gpu: whether tensors on a GPU are reduced, too.
+            listener: on rank 0 of ranks that it started, the socket that they connect to.
+            raise_if_lost: asked while they are not there yet.
         """
         self.rank, self.world_size = place.rank, place.world_size
         self._can_share = place.local_world_size == place.world_size
@@ -79,7 +92,8 @@ class TorchRanks:
             )
         self._store.set(HERE.format(place.rank), b"")
         everyone = [HERE.format(rank) for rank in range(place.world_size)]
-        while not self._store.check(everyone):  # in python, where a signal that one of them died is heard
+        while not self._store.check(everyone):
+            raise_if_lost()
             time.sleep(POLL_S)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
@@ -119,15 +133,19 @@ class TorchRanks:
         self._try(lambda: dist.broadcast(values, src=0))
 
     def exchange(self, value: State) -> list[State]:
-        own = _to_text(value)
-        own = _to_tensor(value) if own is None else own
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
-        self._try(lambda: dist.all_gather(sizes, torch.tensor([len(own)])))
-        most = max(int(size) for size in sizes)
-        parts = [torch.zeros(most, dtype=torch.uint8) for _ in range(self.world_size)]
-        padded = torch.cat([own, torch.zeros(most - len(own), dtype=torch.uint8)])
-        self._try(lambda: dist.all_gather(parts, padded))
-        return [_from_tensor(part[: int(size)]) for part, size in zip(parts, sizes, strict=True)]
+        content = _to_text(value) or _to_bytes(value)
+        own = len(content).to_bytes(SIZE_BYTES, "big") + content
+        all_bytes = self._all_gather(own, SMALL_BYTES)
+        ends = [SIZE_BYTES + int.from_bytes(each[:SIZE_BYTES], "big") for each in all_bytes]
+        if max(ends) > SMALL_BYTES:
+            all_bytes = self._all_gather(own, max(ends))
+        return [_from_bytes(each[SIZE_BYTES:end]) for each, end in zip(all_bytes, ends, strict=True)]
+
+    def _all_gather(self, own: bytes, count: int) -> list[bytes]:
+        """The first `count` bytes of all ranks' `own`, which is padded where it has fewer."""
+        parts = [torch.empty(count, dtype=torch.uint8) for _ in range(self.world_size)]
+        self._try(lambda: dist.all_gather(parts, _as_tensor(own[:count].ljust(count, b"\0"))))
+        return [part.numpy().tobytes() for part in parts]
 
     def gather(self, value: State) -> list[State]:
         if self.rank:
@@ -144,7 +162,7 @@ class TorchRanks:
 
     def report(self, failure: State) -> None:
         """Tells rank 0, through the store, why this rank ends."""
-        self._store.set(REPORT.format(self.rank), bytes(_to_tensor(failure).tolist()))
+        self._store.set(REPORT.format(self.rank), _to_bytes(failure))
 
     def failure(self) -> tuple[int, State] | None:
         """The first rank that reported a failure, and its report."""
@@ -152,7 +170,7 @@ class TorchRanks:
             try:
                 if self._store.check([REPORT.format(rank)]):
                     content = self._store.get(REPORT.format(rank))
-                    return rank, _from_tensor(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+                    return rank, _from_bytes(content)
             except RuntimeError:  # rank 0 had the store, and is gone
                 return None
         return None
@@ -162,7 +180,7 @@ class TorchRanks:
         dist.destroy_process_group()
 
     def _send(self, value: State, to: int) -> None:
-        content = _to_tensor(value)
+        content = _as_tensor(_to_bytes(value))
         self._try(lambda: dist.send(torch.tensor([len(content)]), to))
         self._try(lambda: dist.send(content, to))
 
@@ -171,7 +189,7 @@ class TorchRanks:
         self._try(lambda: dist.recv(size, rank))
         content = torch.zeros(int(size), dtype=torch.uint8)
         self._try(lambda: dist.recv(content, rank))
-        return _from_tensor(content)
+        return _from_bytes(content.numpy().tobytes())
 
     def _try(self, call: Callable[[], object]) -> None:
         try:
@@ -185,22 +203,26 @@ def is_loss(error: BaseException) -> bool:
     return isinstance(error, RankLostError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-def _to_text(value: State) -> Tensor | None:
+def _to_text(value: State) -> bytes | None:
     """As JSON, a tenth of the work; None where it holds tensors. Tuples would come back as lists: there are none."""
     try:
-        return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        return json.dumps(value).encode()
     except TypeError:
         return None
 
 
-def _to_tensor(value: State) -> Tensor:
+def _to_bytes(value: State) -> bytes:
     content = io.BytesIO()
     torch.save(value, content)
-    return torch.frombuffer(content.getbuffer(), dtype=torch.uint8)
+    return content.getvalue()
 
 
-def _from_tensor(content: Tensor) -> State:
-    """What `_to_text` or `_to_tensor` was given. A file of torch is a zip archive, and does not begin with a brace."""
-    if content[0] == ord("{"):
-        return json.loads(content.numpy().tobytes())
-    return torch.load(io.BytesIO(content.numpy().tobytes()), map_location="cpu", weights_only=True)
+def _from_bytes(content: bytes) -> State:
+    """What `_to_text` or `_to_bytes` was given. A file of torch is a zip archive, and does not begin with a brace."""
+    if content.startswith(b"{"):
+        return json.loads(content)
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def _as_tensor(content: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)

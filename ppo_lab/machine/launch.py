@@ -169,6 +169,11 @@ class OtherRanks:
                 return f"rank {rank} {_how(code)}{_last_line(output)}"
         return None
 
+    def raise_if_lost(self) -> None:
+        """Raises the RankLostError again: other code, as of a module that is imported, may have caught the first."""
+        if died := self.first_death():
+            raise RankLostError(died)
+
     def _look(self, _: int, __: FrameType | None) -> None:
         if not self._is_over and (died := self.first_death()):
             self._is_over = True  # once

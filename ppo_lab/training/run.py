@@ -129,7 +129,11 @@ def _connected(cfg: ExperimentConfig, device: torch.device, others: OtherRanks |
     if place is None or cfg.processes == 1:
         yield SingleProcess()
         return
-    ranks = TorchRanks(place, device.type == "cuda", others.hand_over_listener() if others else None)
+    is_gpu = device.type == "cuda"
+    if others:
+        ranks = TorchRanks(place, is_gpu, others.hand_over_listener(), others.raise_if_lost)
+    else:
+        ranks = TorchRanks(place, is_gpu)
     try:
         yield ranks
         if others:

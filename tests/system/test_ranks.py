@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -52,6 +52,7 @@ class Lab:
 
     def __init__(self, folder: Path) -> None:
         self.site = folder / "site"
+        self.started: list[subprocess.Popen[str]] = []
         text = (REPOSITORY / "docs" / "add_an_env.md").read_text()
         conf, module = (
             re.search(rf"`{re.escape(name)}`\n\n```\w+\n(.*?)```", text, re.DOTALL)
@@ -81,7 +82,9 @@ class Lab:
         train = str(REPOSITORY / "train.py")
         command = [*(program or (sys.executable,)), *([] if "replay" in program else [train]), *words]
         pipe = subprocess.PIPE
-        return subprocess.Popen(command, cwd=self.site.parent, env=environment, stdout=pipe, stderr=pipe, text=True)
+        process = subprocess.Popen(command, cwd=self.site.parent, env=environment, stdout=pipe, stderr=pipe, text=True)
+        self.started.append(process)
+        return process
 
     def train(self, *words: str, **variables: str) -> tuple[int, str, str]:
         return ended(self.start(*words, program=(), **variables))
@@ -94,8 +97,11 @@ def ended(process: subprocess.Popen[str], within_s: float = 240.0) -> tuple[int,
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    return Lab(tmp_path_factory.mktemp("a lab"))
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    lab = Lab(tmp_path_factory.mktemp("a lab"))
+    yield lab
+    for process in lab.started:
+        process.kill()
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,17 @@
 """Who launched a process, the cores that it may use, and the ranks that a run starts."""
 
+import contextlib
 import os
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ppo_lab.cli.choose_run import prepare
 from ppo_lab.cli.sweep import prepare as prepare_sweep
-from ppo_lab.errors import ConfigError, MachineError
+from ppo_lab.errors import ConfigError, MachineError, RankLostError
+from ppo_lab.learning.ranks import TorchRanks
 from ppo_lab.machine import cores, launch
 from ppo_lab.machine.launch import Place
 
@@ -102,3 +106,12 @@ def test_the_usable_cores_are_those_of_the_affinity(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7})
     assert cores.usable_cores(tmp_path) == 3
     assert [cores.threads_per_rank(ranks, 8) for ranks in (1, 2, 3, 8, 9)] == [8, 4, 2, 1, 1]
+
+
+def test_a_rank_that_died_is_told_again_where_the_first_error_was_caught() -> None:
+    with contextlib.suppress(RankLostError), launch.OtherRanks(2, [{}, {}], "go2") as others:
+        psutil.Process().children()[-1].kill()
+        with contextlib.suppress(RankLostError):  # as a module that is imported while the signal arrives
+            time.sleep(5)
+        with pytest.raises(RankLostError, match="rank 1 was killed"):
+            TorchRanks(others.place, False, others.hand_over_listener(), others.raise_if_lost)
