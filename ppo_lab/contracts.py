@@ -6,7 +6,7 @@ N = num_envs, T = num_steps_per_env, A = number of actions, K = number of reward
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -115,6 +115,53 @@ class Env(Stateful, Protocol):
 
         Raises a SimulatorError.
         """
+        ...
+
+
+class Measurement(NamedTuple):
+    """A quantity of the task in one step, and how an episode sums it up."""
+
+    values: Tensor
+    """(N,) float32 or bool."""
+    over_episode: Literal["mean", "sum", "max", "first_s"]
+    """first_s: seconds until it is not 0 for the first time."""
+
+
+class StepDetails(NamedTuple):
+    """What a step came to, before the envs whose episode ended were reset."""
+
+    rewards: Mapping[str, Tensor]
+    """Term -> (N,) float32, weighted: their sum is the reward."""
+    terminations: Mapping[str, Tensor]
+    """Name -> (N,) bool; "time_out" is among them. An episode may end by several in one step."""
+    measurements: Mapping[str, Measurement]
+    """With the unit in the name: speed_m_s."""
+
+
+class Looks(NamedTuple):
+    """What an env that is to be seen has, and one that trains has not: the robot's meshes, and a camera."""
+
+    width_px: int = 0
+    """Of the camera's pictures; 0: no camera, and no need for OpenGL."""
+    height_px: int = 0
+
+
+class WatchedEnv(Env, Protocol):
+    """An env that evaluation, films and the viewer can look into. Training never does, and pays nothing for it."""
+
+    commands: Mapping[str, tuple[float, float]]
+    """What the policy is told to do, with its unit: name -> the range that is drawn from. Empty where there is none."""
+
+    def watch(self, on_step: Callable[[StepDetails], None] | None) -> None:
+        """From now on calls `on_step` in every step; None: no longer."""
+        ...
+
+    def get_commands(self) -> Tensor:
+        """(N, C) float32, in the order of `commands`."""
+        ...
+
+    def hold_commands(self, values: Sequence[float] | None) -> None:
+        """From now on every env has these C commands, instead of those that are drawn; None: they are drawn again."""
         ...
 
 

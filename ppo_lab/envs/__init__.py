@@ -22,6 +22,7 @@ docs/add_an_env.md has worked examples.
 from __future__ import annotations
 
 import re
+from contextvars import ContextVar
 from functools import cache
 from importlib import import_module, metadata
 from importlib.util import find_spec
@@ -36,7 +37,7 @@ from ppo_lab.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-    from ppo_lab.contracts import Env
+    from ppo_lab.contracts import Env, Looks
 
 
 ENTRY_POINTS = "ppo_lab.envs"
@@ -121,9 +122,19 @@ def _module(name: str) -> str:
     return registered()[name].module if name in registered() else f"ppo_lab.envs.tasks.{name}"
 
 
-def make_env(cfg: EnvConfig, num_envs: int, device: torch.device, seed: int) -> Env:
+LOOKS: ContextVar[Looks | None] = ContextVar("looks", default=None)
+"""Of the env that is being made. A variable, not an argument of `make`: so every env on the simulator can be seen."""
+
+
+def make_env(cfg: EnvConfig, num_envs: int, device: torch.device, seed: int, looks: Looks | None = None) -> Env:
     """Builds the env that `cfg` describes on `device`; it draws from a generator of its own, which `seed` begins.
+
+    `looks`: what it needs to be seen, beyond what training needs.
 
     Raises a ValueError where its observations or reward terms are not those of its Config's `spec`.
     """
-    return import_module(_module(cfg.name)).make(cfg, num_envs, device, seed)
+    before = LOOKS.set(looks)
+    try:
+        return import_module(_module(cfg.name)).make(cfg, num_envs, device, seed)
+    finally:
+        LOOKS.reset(before)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +13,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from ppo_lab.config import EnvConfig
-from ppo_lab.contracts import State, StepResult
+from ppo_lab.contracts import Measurement, State, StepDetails, StepResult
 from ppo_lab.states import gather, put_back
 
 log = logging.getLogger(__name__)
@@ -22,12 +22,14 @@ log = logging.getLogger(__name__)
 class BatchedEnv:
     """N envs of one kind, stepped together. `ppo_lab.contracts.Env` is the contract; a subclass defines `step`.
 
-    A `step` is written out in the order that its MDP prescribes. What it calls here: `_weighted_rewards`,
-    `_end_episodes` for the envs that are reset, `_observe`, and `_result`.
+    A `step` is written out in the order that its MDP prescribes. What it calls here: `_weighted_rewards`, `_show` where
+    it has more to tell an evaluation than rewards, `_end_episodes` for the envs that are reset, `_observe`, `_result`.
 
     Whatever changes from step to step is an attribute that is a tensor, a number, or an object with `state` and
     `restore`: see `ppo_lab.states`. All draws are from `self._generator`.
     """
+
+    commands: Mapping[str, tuple[float, float]] = {}
 
     def __init__(self, cfg: EnvConfig, num_envs: int, device: torch.device, seed: int) -> None:
         self.cfg = cfg
@@ -46,6 +48,18 @@ class BatchedEnv:
         self._reward_sums = torch.zeros(len(weights), num_envs, device=device)  # (K, N), of the episode so far
         self._observations: dict[str, Tensor] = {}
         self._has_rewarded = False
+        self._on_step: Callable[[StepDetails], None] | None = None
+        self._seen: dict[str, Any] = {}  # the details of the step, while it is watched; empty between steps
+        self._held_commands: tuple[float, ...] | None = None
+
+    def watch(self, on_step: Callable[[StepDetails], None] | None) -> None:
+        self._on_step = on_step
+
+    def get_commands(self) -> Tensor:
+        return torch.zeros(self.num_envs, 0, device=self.device)
+
+    def hold_commands(self, values: Sequence[float] | None) -> None:
+        self._held_commands = None if values is None else tuple(values)
 
     def get_observations(self) -> TensorDict:
         return TensorDict(self._observations, batch_size=[self.num_envs], device=self.device)
@@ -110,6 +124,8 @@ class BatchedEnv:
             self._has_rewarded = True
         weighted = torch.stack([terms[name] for name in self.spec.rewards]) * self._weights
         self._reward_sums += weighted
+        if self._on_step:
+            self._seen["rewards"] = dict(zip(self.spec.rewards, weighted, strict=True))
         return weighted.sum(dim=0)
 
     def _check_terms(self, terms: Mapping[str, Tensor]) -> None:
@@ -127,6 +143,14 @@ class BatchedEnv:
                 "Give _weighted_rewards one term (N,) for each field of the dataclass reward_scales."
             )
 
+    def _show(self, terminations: Mapping[str, Tensor], measure: Callable[[], Mapping[str, Measurement]]) -> None:
+        """Tells who watches why episodes end in this step, each (N,) bool, and what the task came to.
+
+        To be called before anything is reset. `measure` is called only where somebody watches.
+        """
+        if self._on_step:
+            self._seen |= {"terminations": terminations, "measurements": measure()}
+
     def _end_episodes(self, ended: Tensor) -> Tensor:
         """Clears reward sums and lengths of the envs in `ended` (N,) bool; returns their sums, (K,) per second."""
         sums = torch.where(ended, self._reward_sums, 0.0).sum(dim=1) / self.cfg.episode_length_s
@@ -135,6 +159,10 @@ class BatchedEnv:
         return sums
 
     def _result(self, rewards: Tensor, dones: Tensor, time_outs: Tensor, episode_sums: Tensor) -> StepResult:
+        if self._on_step:
+            unnamed = {"time_out": time_outs, "terminated": dones & ~time_outs}
+            self._on_step(StepDetails(**{"terminations": unnamed, "measurements": {}} | self._seen))
+            self._seen = {}
         return StepResult(self.get_observations(), rewards, dones, time_outs, episode_sums)
 
     def _draw(self, low: Tensor, high: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from ppo_lab.config import ExperimentConfig, as_text
 from ppo_lab.config.overrides import RUN_DIR
 from ppo_lab.errors import ConfigError, ExitCode, StoppedError
 from ppo_lab.runs.config import as_yaml
-from ppo_lab.runs.files import numbered, read_json, write_text
+from ppo_lab.runs.files import damage, numbered, read_json, write_text
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,11 @@ class RunFolder:
         """A folder; `checkpoint_name`, BEST and `resumable` know its files."""
         return self.path / "checkpoints"
 
+    @property
+    def evaluation(self) -> Path:
+        """A folder: a JSON file for each evaluation of the run's policies."""
+        return self.path / "evaluation"
+
     def diff(self, goes_on_with: int | None = None) -> Path:
         """What the checkout had beyond its commit when the run began, or went on with that iteration."""
         return self.path / ("git.diff" if goes_on_with is None else f"git_{goes_on_with}.diff")
@@ -90,6 +95,48 @@ def resumable(checkpoints: Path) -> dict[int, tuple[Path, Path]]:
     """The checkpoints that have a state, the oldest first: iteration -> model and state."""
     models, states = (numbered(checkpoints, kind) for kind in ("model", "state"))
     return {iteration: (path, states[iteration]) for iteration, path in models.items() if iteration in states}
+
+
+SIX = 6
+WANTED = "best, last, all, six"
+
+
+def find_checkpoints(folder: Path, wanted: str) -> list[Path]:
+    """The files of the checkpoints that `wanted` names, the oldest first: best | last | all | six | an iteration.
+
+    six: up to six of the numbered ones, evenly spread, the first and the last among them.
+
+    Raises a ConfigError where there is none, or a file is damaged.
+    """
+    checkpoints = RunFolder(folder).checkpoints
+    models, best = numbered(checkpoints, "model"), checkpoints / BEST
+    if not models and not best.is_file():
+        raise ConfigError(f"{folder} has no checkpoint{_why_none(folder)}.")
+    by_name = {
+        "best": [best] if best.is_file() else [],
+        "last": list(models.values())[-1:],
+        "all": list(models.values()),
+        "six": _spread(list(models.values()), SIX),
+    }
+    found = by_name.get(wanted) or [models[number] for number in models if str(number) == wanted]
+    if not found:
+        there = ", ".join([*(name for name, files in by_name.items() if files), *map(str, models)])
+        raise ConfigError(f"checkpoint={as_text(wanted)}: {folder} has no such checkpoint. Allowed: {there}.")
+    for path in found:
+        if wrong := damage(path.read_bytes()):
+            raise ConfigError(f"{path} {wrong}. Choose another checkpoint of the run.")
+    return found
+
+
+def _spread(items: list[Path], count: int) -> list[Path]:
+    if len(items) <= count:
+        return items
+    return [items[round(index * (len(items) - 1) / (count - 1))] for index in range(count)]
+
+
+def _why_none(folder: Path) -> str:
+    status = read_json(RunFolder(folder).summary).get("status")
+    return f": its run is {as_text(status)}" if status else ": its run never began to train"
 
 
 def folder_of_checkpoint(checkpoint: Path) -> Path | None:

@@ -103,9 +103,14 @@ def describe_run(
         "seed": cfg.seed,
         "git": {"commit": checkout.commit, "dirty": checkout.is_dirty, "left_out": checkout.left_out},
         "env_package": env_package,
-        "packages": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "packages": packages(),
         "machine": describe_machine(device, cfg.device),
     }
+
+
+def packages() -> dict[str, str | None]:
+    """The versions that decide a run's numbers."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 
 def describe_env_package(env: str) -> dict[str, Any] | None:

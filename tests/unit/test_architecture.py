@@ -21,7 +21,7 @@ LAYERS = (
     {"runs"},
     {"memory"},
     {"learning"},
-    {"training", "probes", "importers"},
+    {"training", "probes", "importers", "deploy"},
     {"sweeps"},
     {"report"},
     {"cli"},

@@ -12,6 +12,7 @@ from genesis.utils.misc import qd_to_torch
 
 from ppo_lab.config import EnvConfig
 from ppo_lab.contracts import State
+from ppo_lab.envs import LOOKS
 from ppo_lab.envs.batched import BatchedEnv
 from ppo_lab.envs.genesis.start import ensure_started
 from ppo_lab.envs.genesis.state import restore_simulator, simulator_state
@@ -29,7 +30,7 @@ LOST = ErrorCode.INVALID_CONTACT_NAN | ErrorCode.INVALID_FORCE_NAN | ErrorCode.I
 
 
 class GenesisEnv(BatchedEnv):
-    """N envs in one scene. A subclass sets `self._scene`, a built gs.Scene, in `__init__`, and calls `_simulate`.
+    """N envs in one scene. A subclass makes `self._scene` with `_new_scene` in its `__init__`, and calls `_simulate`.
 
     The first env of a process starts the simulator.
     """
@@ -39,6 +40,7 @@ class GenesisEnv(BatchedEnv):
     def __init__(self, cfg: EnvConfig, num_envs: int, device: torch.device, seed: int) -> None:
         ensure_started(device, seed, cfg.performance_mode)
         super().__init__(cfg, num_envs, device, seed)
+        self._looks = LOOKS.get()
         self._simulator_errors = torch.zeros(2, dtype=torch.int64, device=device)  # too many contacts, lost
         self._has_warned_of_lost = False
 
@@ -65,6 +67,14 @@ class GenesisEnv(BatchedEnv):
         check_fits("the simulator", state["simulator"], simulator_state(self._scene))
         super().restore(state)
         restore_simulator(self._scene, state["simulator"])
+
+    def _new_scene(self, **options: Any) -> gs.Scene:
+        """A scene with the time step of `cfg` and, where the env is to be seen, a camera; `options` are Genesis'."""
+        sim_options = gs.options.SimOptions(dt=self.cfg.dt, substeps=self.cfg.substeps)
+        scene = gs.Scene(sim_options=sim_options, show_viewer=False, **options)
+        if self._looks and self._looks.width_px:
+            self._camera = scene.add_camera(res=(self._looks.width_px, self._looks.height_px), fov=40)
+        return scene
 
     def _simulate(self) -> None:
         """Steps the scene by `cfg.dt`. Raises a SimulatorError where Genesis does."""

@@ -6,13 +6,17 @@ from typing import Any
 
 import genesis as gs
 import torch
+from genesis.utils.geom import transform_by_quat
 from torch import Tensor
 
-from ppo_lab.envs.robots import JointedRobotConfig, asset, without_looks
+from ppo_lab.envs import LOOKS
+from ppo_lab.envs.robots import JointedRobotConfig, asset, feet, without_looks
 from ppo_lab.errors import SimulatorError
 
 BASE_DOFS = 6
 """Of a free base; the joints' come after."""
+TOUCH_N = 1.0
+"""A foot touches the ground where the force on its leg's last link is larger."""
 
 
 class JointedRobot:
@@ -21,15 +25,15 @@ class JointedRobot:
     Holds nothing that changes: the scene does.
     """
 
-    def __init__(self, scene: gs.Scene, cfg: JointedRobotConfig, device: torch.device, has_looks: bool = False) -> None:
+    def __init__(self, scene: gs.Scene, cfg: JointedRobotConfig, device: torch.device) -> None:
         """Adds the robot to a scene that is not built yet. Raises a SimulatorError where Genesis refuses its URDF.
 
-        `has_looks`: cameras see it as it is. Training has none, and saves reading its meshes.
+        An env that is not to be seen saves reading the robot's meshes.
         """
         self.cfg = cfg
         self.device = device
         urdf = asset(cfg.urdf)
-        file = str(urdf) if has_looks else without_looks(urdf)
+        file = str(urdf) if LOOKS.get() else without_looks(urdf)
         morph = gs.morphs.URDF(file=file, pos=cfg.base_init_pos, quat=cfg.base_init_quat)
         try:
             self.entity: Any = scene.add_entity(morph)
@@ -48,6 +52,10 @@ class JointedRobot:
         in_dof_order = [angles[joint.name] for joint in self.entity.joints if joint.name in angles]
         start = [*self.cfg.base_init_pos, *self.cfg.base_init_quat, *in_dof_order]
         self._init_qpos = torch.tensor(start, dtype=torch.float32, device=self.device)
+        ends = feet(asset(self.cfg.urdf)).values()
+        links = [self.entity.get_link(link).idx_local for link, _ in ends]
+        self._foot_links = torch.tensor(links, dtype=torch.int32, device=self.device)
+        self._foot_offsets = torch.tensor([offset for _, offset in ends], dtype=torch.float32, device=self.device)
 
     def joint_pos(self) -> Tensor:
         """Joint positions (N, J), rad."""
@@ -60,6 +68,22 @@ class JointedRobot:
     def control_joint_pos(self, target: Tensor) -> None:
         """Sets the targets (N, J), rad, of the position control."""
         self.entity.control_dofs_position(target[:, self._dof_order], self._joint_dofs)
+
+    def torque(self) -> Tensor:
+        """What the joints' control exerts (N, J), N m."""
+        return self.entity.get_dofs_control_force(self._motor_dofs)
+
+    def foot_slip(self) -> Tensor:
+        """Horizontal speed of the feet that touch something, summed up (N,), m/s; 0 where the URDF names no feet."""
+        links = self._foot_links
+        if not len(links):
+            return torch.zeros(self.entity.get_pos().shape[0], device=self.device)
+        arm = transform_by_quat(
+            self._foot_offsets.expand(self.entity.get_pos().shape[0], -1, -1), self.entity.get_links_quat(links)
+        )
+        velocity = self.entity.get_links_vel(links) + torch.linalg.cross(self.entity.get_links_ang(links), arm)
+        is_touching = self.entity.get_links_net_contact_force()[:, links].norm(dim=-1) > TOUCH_N
+        return (velocity[..., :2].norm(dim=-1) * is_touching).sum(dim=1)
 
     def reset(self, ended: Tensor) -> None:
         """Puts the envs in `ended` (N,) bool into the default pose, at rest."""

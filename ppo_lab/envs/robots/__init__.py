@@ -108,6 +108,18 @@ def without_looks(urdf: Path) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
+def feet(urdf: Path) -> dict[str, tuple[str, tuple[float, ...]]]:
+    """The feet that a URDF names as such: link -> the link that it is fixed to, which moves, and where on it, m."""
+    found = {}
+    for joint in ElementTree.parse(urdf).getroot().iter("joint"):
+        link, parent, origin = joint.find("child"), joint.find("parent"), joint.find("origin")
+        if joint.get("type") == "fixed" and link is not None and parent is not None:
+            name, offset = link.get("link", ""), (origin.get("xyz") if origin is not None else None) or "0 0 0"
+            if name.lower().endswith("foot"):
+                found[name] = (parent.get("link", ""), tuple(map(float, offset.split())))
+    return found
+
+
 def movable_joints(urdf: Path) -> set[str]:
     """Names of the joints in a URDF that are neither fixed nor the base's own."""
     joints = ElementTree.parse(urdf).getroot().iter("joint")

@@ -8,11 +8,13 @@ An episode ends when the base rolls or pitches too far or the simulator loses th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import genesis as gs
 import torch
 from torch import Tensor
 
-from ppo_lab.contracts import StepResult
+from ppo_lab.contracts import Measurement, StepResult
 from ppo_lab.envs import rewards
 from ppo_lab.envs.genesis.env import GenesisEnv
 from ppo_lab.envs.genesis.frames import euler_deg, in_frame
@@ -34,6 +36,8 @@ class Go2Env(GenesisEnv):
         ranges = [cfg.lin_vel_x_range, cfg.lin_vel_y_range, cfg.ang_vel_range]
         self._commands_low, self._commands_high = self._tensor(ranges).T.contiguous()
         self._resampling_steps = int(cfg.resampling_time_s / cfg.dt)
+        names = ("lin_vel_x_m_s", "lin_vel_y_m_s", "ang_vel_rad_s")
+        self.commands = {name: (low, high) for name, (low, high) in zip(names, ranges, strict=True)}
 
         self._gravity = self._tensor([0.0, 0.0, -1.0])
         self._init_quat = self._tensor(cfg.robot.base_init_quat)
@@ -59,9 +63,11 @@ class Go2Env(GenesisEnv):
         self._read_state()
 
         step_rewards = self._weighted_rewards(self._reward_terms())
+        terminations = self._terminations()
+        self._show(terminations, self._measurements)
         self._resample_commands(self.episode_length_buf % self._resampling_steps == 0)
-        time_outs = self.episode_length_buf > self.spec.max_episode_length
-        dones = time_outs | self._has_fallen() | self._scene.rigid_solver.get_error_envs_mask()
+        time_outs = terminations["time_out"]
+        dones = torch.stack(list(terminations.values())).any(dim=0)
         episode_sums = self._reset(dones)
         self._update_observations()
         self._last_actions = self._actions
@@ -79,14 +85,44 @@ class Go2Env(GenesisEnv):
             "similar_to_default": rewards.absolute_deviation(self._dof_pos, self._default_dof_pos),
         }
 
+    def _terminations(self) -> dict[str, Tensor]:
+        roll, pitch = self._base_euler_deg[:, 0].abs(), self._base_euler_deg[:, 1].abs()
+        return {
+            "time_out": self.episode_length_buf > self.spec.max_episode_length,
+            "roll": roll > self.cfg.termination_if_roll_greater_than,
+            "pitch": pitch > self.cfg.termination_if_pitch_greater_than,
+            "lost_by_simulator": self._scene.rigid_solver.get_error_envs_mask(),
+        }
+
+    def _measurements(self) -> dict[str, Measurement]:
+        error = self._commands - torch.cat([self._base_lin_vel[:, :2], self._base_ang_vel[:, 2:]], dim=1)
+        torque, speed = self._robot.torque(), torch.linalg.vector_norm(self._base_lin_vel[:, :2], dim=1)
+        return {
+            "speed_m_s": Measurement(speed, "mean"),
+            "velocity_error_m_s": Measurement(torch.linalg.vector_norm(error[:, :2], dim=1), "mean"),
+            "yaw_rate_error_rad_s": Measurement(error[:, 2].abs(), "mean"),
+            "distance_m": Measurement(speed * self.cfg.dt, "sum"),
+            "joint_torque_n_m": Measurement(torque.abs().mean(dim=1), "mean"),
+            "peak_torque_n_m": Measurement(torque.abs().amax(dim=1), "max"),
+            "joint_power_w": Measurement((torque * self._dof_vel).abs().sum(dim=1), "mean"),
+            "foot_slip_m_s": Measurement(self._robot.foot_slip(), "mean"),
+        }
+
+    def get_commands(self) -> Tensor:
+        return self._commands
+
+    def hold_commands(self, values: Sequence[float] | None) -> None:
+        super().hold_commands(values)
+        everyone = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+        self._resample_commands(everyone)
+        self._update_observations()
+
     def _build_scene(self) -> None:
         cfg = self.cfg
-        self._scene = gs.Scene(
-            sim_options=gs.options.SimOptions(dt=cfg.dt, substeps=cfg.substeps),
+        self._scene = self._new_scene(
             rigid_options=gs.options.RigidOptions(
                 enable_self_collision=False, tolerance=1e-5, max_collision_pairs=cfg.max_collision_pairs
-            ),
-            show_viewer=False,
+            )
         )
         self._scene.add_entity(gs.morphs.URDF(file="urdf/plane/plane.urdf", fixed=True))
         self._robot = JointedRobot(self._scene, cfg.robot, self.device)
@@ -103,14 +139,11 @@ class Go2Env(GenesisEnv):
         self._dof_pos = self._robot.joint_pos()
         self._dof_vel = self._robot.joint_vel()
 
-    def _has_fallen(self) -> Tensor:
-        roll, pitch = self._base_euler_deg[:, 0].abs(), self._base_euler_deg[:, 1].abs()
-        return (roll > self.cfg.termination_if_roll_greater_than) | (pitch > self.cfg.termination_if_pitch_greater_than)
-
     def _resample_commands(self, chosen: Tensor) -> None:
-        self._commands = torch.where(
-            chosen.unsqueeze(1), self._draw(self._commands_low, self._commands_high), self._commands
-        )
+        drawn = self._draw(self._commands_low, self._commands_high)
+        if self._held_commands:
+            drawn = self._tensor(self._held_commands).expand_as(drawn)
+        self._commands = torch.where(chosen.unsqueeze(1), drawn, self._commands)
 
     def _reset(self, ended: Tensor) -> Tensor:
         """Puts the envs in `ended` back to the start; returns the sums of the episodes that ended."""

@@ -8,11 +8,13 @@ An episode ends in a crash (too far from the target, too near to the ground) and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import genesis as gs
 import torch
 from torch import Tensor
 
-from ppo_lab.contracts import StepResult
+from ppo_lab.contracts import Measurement, StepResult
 from ppo_lab.envs import rewards
 from ppo_lab.envs.genesis.env import GenesisEnv
 from ppo_lab.envs.genesis.frames import euler_deg, in_frame
@@ -29,9 +31,10 @@ class HoverEnv(GenesisEnv):
         super().__init__(cfg, num_envs, device, seed)
         self._build_scene()
 
-        self._target_low, self._target_high = self._tensor(
-            [cfg.pos_x_range, cfg.pos_y_range, cfg.pos_z_range]
-        ).T.contiguous()
+        ranges = [cfg.pos_x_range, cfg.pos_y_range, cfg.pos_z_range]
+        self._target_low, self._target_high = self._tensor(ranges).T.contiguous()
+        names = ("target_x_m", "target_y_m", "target_z_m")
+        self.commands = {name: (low, high) for name, (low, high) in zip(names, ranges, strict=True)}
         self._init_pos = self._tensor(cfg.robot.base_init_pos)
         self._init_quat = self._tensor(cfg.robot.base_init_quat)
         self._init_qpos = torch.cat((self._init_pos, self._init_quat))
@@ -55,10 +58,13 @@ class HoverEnv(GenesisEnv):
         self.episode_length_buf += 1
         self._read_state()
 
-        at_target = torch.linalg.vector_norm(self._rel_pos, dim=1) < cfg.at_target_threshold
+        distance = torch.linalg.vector_norm(self._rel_pos, dim=1)
+        at_target = distance < cfg.at_target_threshold
+        terminations = self._terminations()
+        self._show(terminations, lambda: self._measurements(distance, at_target))
         self._resample_targets(at_target)  # seen from the next step on
-        time_outs = self.episode_length_buf > self.spec.max_episode_length
-        crashed = self._has_crashed()
+        time_outs = terminations["time_out"]
+        crashed = torch.stack([ended for name, ended in terminations.items() if name != "time_out"]).any(dim=0)
         dones = time_outs | crashed
         yaw_deg = self._euler_deg[:, 2]
         self._reset(dones)
@@ -78,13 +84,39 @@ class HoverEnv(GenesisEnv):
         self._last_actions = actions
         return self._result(step_rewards, dones, time_outs, episode_sums)
 
+    def _terminations(self) -> dict[str, Tensor]:
+        cfg = self.cfg
+        return {
+            "time_out": self.episode_length_buf > self.spec.max_episode_length,
+            "roll": self._euler_deg[:, 0].abs() > cfg.termination_if_roll_greater_than,
+            "pitch": self._euler_deg[:, 1].abs() > cfg.termination_if_pitch_greater_than,
+            "out_of_bounds": (self._rel_pos.abs() > self._max_rel_pos).any(dim=1),
+            "crashed": self._pos[:, 2] < cfg.termination_if_close_to_ground,
+        }
+
+    def _measurements(self, distance: Tensor, at_target: Tensor) -> dict[str, Measurement]:
+        """distance (N,), m, and at_target (N,) bool, before a new target is drawn."""
+        return {
+            "distance_to_target_m": Measurement(distance, "mean"),
+            "targets_reached": Measurement(at_target, "sum"),
+            "first_target_s": Measurement(at_target, "first_s"),
+            "speed_m_s": Measurement(torch.linalg.vector_norm(self._lin_vel, dim=1), "mean"),
+        }
+
+    def get_commands(self) -> Tensor:
+        return self._targets
+
+    def hold_commands(self, values: Sequence[float] | None) -> None:
+        super().hold_commands(values)
+        self._resample_targets(torch.ones(self.num_envs, dtype=torch.bool, device=self.device))
+        self._rel_pos = self._targets - self._pos
+        self._update_observations()
+
     def _build_scene(self) -> None:
-        self._scene = gs.Scene(
-            sim_options=gs.options.SimOptions(dt=self.cfg.dt, substeps=self.cfg.substeps),
+        self._scene = self._new_scene(
             rigid_options=gs.options.RigidOptions(
                 constraint_solver=gs.constraint_solver.Newton, enable_collision=True, enable_joint_limit=True
-            ),
-            show_viewer=False,
+            )
         )
         self._scene.add_entity(gs.morphs.Plane())
         self._drone = self._scene.add_entity(gs.morphs.Drone(file=str(asset(self.cfg.robot.urdf))))
@@ -99,17 +131,11 @@ class HoverEnv(GenesisEnv):
         self._lin_vel = in_frame(self._quat, self._drone.get_vel())
         self._ang_vel = in_frame(self._quat, self._drone.get_ang())
 
-    def _has_crashed(self) -> Tensor:
-        cfg = self.cfg
-        return (
-            (self._euler_deg[:, 0].abs() > cfg.termination_if_roll_greater_than)
-            | (self._euler_deg[:, 1].abs() > cfg.termination_if_pitch_greater_than)
-            | (self._rel_pos.abs() > self._max_rel_pos).any(dim=1)
-            | (self._pos[:, 2] < cfg.termination_if_close_to_ground)
-        )
-
     def _resample_targets(self, chosen: Tensor) -> None:
-        self._targets = torch.where(chosen.unsqueeze(1), self._draw(self._target_low, self._target_high), self._targets)
+        drawn = self._draw(self._target_low, self._target_high)
+        if self._held_commands:
+            drawn = self._tensor(self._held_commands).expand_as(drawn)
+        self._targets = torch.where(chosen.unsqueeze(1), drawn, self._targets)
 
     def _reset(self, ended: Tensor) -> None:
         """Puts the envs in `ended` back to the start, with new targets."""

@@ -1,0 +1,59 @@
+"""`ppo-lab evaluate RUN`: plays many episodes with a run's policies, and writes and shows what they came to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from ppo_lab.cli import on_run
+from ppo_lab.config import setting
+from ppo_lab.deploy.table import table
+from ppo_lab.deploy.trained import read_conditions
+from ppo_lab.errors import CheckpointError, ConfigError
+from ppo_lab.machine import devices, preflight
+from ppo_lab.machine.commands import relative_to_cwd
+from ppo_lab.runs.files import write_json
+from ppo_lab.runs.folder import RunFolder, cannot_write
+
+
+@dataclass
+class Evaluation:
+    """What is asked of a run. Values are in conf/evaluate.yaml."""
+
+    checkpoint: str = on_run.checkpoints()
+    episodes: int = setting(at_least=1, at_most=1_000_000)
+    actions: str = setting(choices=("mean", "sampled"))
+    seed: int = on_run.seed()
+    device: str = on_run.device()
+    conditions: str | None = setting()
+    policy: str | None = setting()
+    name: str | None = setting(pattern=r"[\w.-]+", examples=("best", "on_ice"))
+
+
+def main(argv: list[str]) -> None:
+    """Raises a ConfigError."""
+    trained, asked = on_run.read(argv, "evaluate", Evaluation)
+    conditions = read_conditions(trained, Path(asked.conditions) if asked.conditions else None)
+    files = trained.checkpoints(asked.checkpoint)
+    into = RunFolder(trained.folder).evaluation / f"{asked.name or asked.checkpoint}.json"
+    try:
+        into.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise cannot_write(trained.folder, error) from None
+    preflight.check_system_libraries()
+    from ppo_lab.deploy import evaluation  # loads torch
+
+    device = devices.resolve_device(asked.device)
+    plan = evaluation.Plan(asked.episodes, asked.actions == "sampled", asked.seed)
+    try:
+        candidates = evaluation.checkpoints(trained, files, device)
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from None
+    with on_run.progress() as say:
+        results = evaluation.evaluate(conditions, candidates, plan, device, say)
+    document = evaluation.document(trained, conditions, plan, device, results)
+    write_json(into, document)
+    Console().print(table(document))
+    print(f"written: {relative_to_cwd(into)}")

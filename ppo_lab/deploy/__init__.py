@@ -1,0 +1,1 @@
+"""What is done with a trained policy: evaluated, filmed, viewed, exported. Nothing here trains."""
