@@ -9,12 +9,12 @@ from rich.console import Console
 
 from ppo_lab.cli import on_run
 from ppo_lab.config import setting
-from ppo_lab.deploy.table import table
+from ppo_lab.deploy.table import notes, table
 from ppo_lab.deploy.trained import read_conditions
 from ppo_lab.errors import CheckpointError, ConfigError
 from ppo_lab.machine import devices, preflight
 from ppo_lab.machine.commands import relative_to_cwd
-from ppo_lab.runs.files import write_json
+from ppo_lab.runs.files import read_json, write_json
 from ppo_lab.runs.folder import RunFolder, cannot_write
 
 
@@ -53,7 +53,9 @@ def main(argv: list[str]) -> None:
         raise ConfigError(str(error)) from None
     with on_run.progress() as say:
         results = evaluation.evaluate(conditions, candidates, plan, device, say)
-    document = evaluation.document(trained, conditions, plan, device, results)
+    now = evaluation.document(trained, conditions, plan, device, results)
+    document = evaluation.added_to(read_json(into), now)
     write_json(into, document)
-    Console().print(table(document))
-    print(f"written: {relative_to_cwd(into)}")
+    evaluation.write_rows(into.with_suffix(""), document)
+    Console().print(table(now))
+    print("\n".join([*notes(now), f"written: {relative_to_cwd(into)}"]))

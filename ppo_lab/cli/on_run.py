@@ -30,7 +30,7 @@ Settings = TypeVar("Settings")
 
 def checkpoints() -> Any:
     """A field: which checkpoints."""
-    return setting(pattern=r"best|last|all|six|\d+", examples=("best", "last", "all", "six", "100"))
+    return setting(pattern=r"best|last|all|six|\d+(,\d+)*", examples=("best", "last", "all", "six", "100", "0,50,100"))
 
 
 def seed() -> Any:

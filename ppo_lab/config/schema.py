@@ -187,6 +187,8 @@ class ExperimentConfig:
     max_iterations: int = count()
     save_interval: int = count()
     """Iterations between checkpoints; see also checkpoint.every_seconds."""
+    evaluate_every: int | None = count()
+    """Iterations between evaluations, each of which needs a checkpoint; null: none."""
     seed: int = setting(at_least=0, at_most=2**32 - 1)
     device: str = setting(pattern=r"auto|cpu|cuda(:[0-9]{1,2})?", examples=("auto", "cpu", "cuda", "cuda:1"))
     deterministic: bool = setting()

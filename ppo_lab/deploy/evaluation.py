@@ -15,6 +15,7 @@ from ppo_lab.deploy.trained import Trained
 from ppo_lab.envs import make_env
 from ppo_lab.errors import ConfigError
 from ppo_lab.machine import loading
+from ppo_lab.runs.folder import RunFolder
 from ppo_lab.runs.manifest import describe_machine, packages, read_checkout
 
 if TYPE_CHECKING:
@@ -127,3 +128,51 @@ def checkpoints(trained: Trained, files: Sequence[Path], device: torch.device) -
 def _candidate(trained: Trained, path: Path, device: torch.device) -> Candidate:
     policy = trained.policy(path, device)
     return Candidate(path.name, policy.iteration, policy)
+
+
+def added_to(earlier: Mapping[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """`now` with those results of `earlier` that were got in the same way, and that it has not anew.
+
+    Both are documents; `earlier` is empty where there is none.
+    """
+    same = ("version", "run", "env", "episodes", "actions", "seed", "conditions", "commit", "packages")
+    if any(earlier.get(key) != now[key] for key in same):
+        return now
+    try:
+        by_key = {_key(result): result for result in [*earlier["results"], *now["results"]]}
+    except (KeyError, TypeError):  # somebody has changed the file
+        return now
+    return now | {"results": sorted(by_key.values(), key=lambda result: (result["iteration"] or 0, result["policy"]))}
+
+
+def _key(result: Mapping[str, Any]) -> tuple[str, int | None, str]:
+    return result["policy"], result["iteration"], result["condition"]
+
+
+def scalars(document: Mapping[str, Any]) -> dict[int, dict[str, float]]:
+    """What TensorBoard shows of a document: iteration -> tag -> value; docs/glossary.md has the tags."""
+    found: dict[int, dict[str, float]] = {}
+    for result in document["results"]:
+        if result["iteration"] is None:
+            continue
+        prefix = "Evaluation" if len(document["conditions"]) == 1 else f"Evaluation {result['condition']}"
+        means = {"return": result["return"], "episode_length_s": result["episode_length_s"], **result["measured"]}
+        means |= {f"reward_{name}": of for name, of in result["rewards"].items()}
+        rows = {name: of["mean"] for name, of in means.items() if of["mean"] is not None}
+        rows |= {f"ended_{name}": of["rate"] for name, of in result["endings"].items()}
+        found.setdefault(result["iteration"], {}).update({f"{prefix}/{name}": value for name, value in rows.items()})
+    return dict(sorted(found.items()))
+
+
+def write_rows(folder: Path, document: Mapping[str, Any]) -> None:
+    """Writes the document's scalars as TensorBoard's file in `folder`, in place of the one that is there."""
+    from ppo_lab.runs.metrics import TensorBoardWriter
+
+    folder.mkdir(exist_ok=True)
+    before = RunFolder(folder).event_files()
+    writer = TensorBoardWriter(folder, 0)
+    for iteration, rows in scalars(document).items():
+        writer.write(iteration, rows)
+    writer.close()
+    for path in before:
+        path.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,9 @@ from rich import box
 from rich.table import Table
 
 UNKNOWN = "-"
+EXACT = 1e-9
+"""Relative to the mean: a smaller interval is rounding."""
+MAX_DECIMALS = 5
 
 
 def table(document: Mapping[str, Any]) -> Table:
@@ -30,18 +34,38 @@ def table(document: Mapping[str, Any]) -> Table:
     return shown
 
 
+def notes(document: Mapping[str, Any]) -> list[str]:
+    """What a reader of the table must know beside it."""
+    if document["episodes"] > 1 and not any(_has_spread(result) for result in document["results"]):
+        return [
+            f"All {document['episodes']} episodes are alike: this env starts each in the same state with the same "
+            "command, and the policy's actions are not sampled. Vary them: actions=sampled, or env.KEY=VALUE."
+        ]
+    return []
+
+
+def _has_spread(result: Mapping[str, Any]) -> bool:
+    found = result["return"]
+    return found["std"] is not None and found["std"] > EXACT * max(1.0, abs(found["mean"]))
+
+
 def _title(result: Mapping[str, Any], has_conditions: bool) -> str:
     name = result["policy"].removesuffix(".pt").replace("model_", "iteration ")
     return f"{name}\n{result['condition']}" if has_conditions else name
 
 
 def _mean(found: Mapping[str, Any]) -> str:
-    """Mean and half of its interval."""
-    if found["mean"] is None:
+    """Mean and half of its interval, as 2.02±0.04; the mean alone where there is no spread."""
+    mean, interval = found["mean"], found["ci95"]
+    if mean is None:
         return UNKNOWN
-    if found["ci95"] is None:
-        return f"{found['mean']:.4g}"
-    return f"{found['mean']:.4g} ± {(found['ci95'][1] - found['ci95'][0]) / 2:.2g}"
+    half = (interval[1] - interval[0]) / 2 if interval else 0.0
+    if half <= abs(mean) * EXACT:
+        return f"{mean:.4g}"
+    decimals = 1 - math.floor(math.log10(half))  # two digits of the interval
+    if not 0 <= decimals <= MAX_DECIMALS:
+        return f"{mean:.3g}±{half:.1g}"
+    return f"{mean:.{decimals}f}±{half:.{decimals}f}"
 
 
 def _rate(found: Mapping[str, Any]) -> str:

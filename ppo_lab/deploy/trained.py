@@ -14,7 +14,7 @@ from ppo_lab.config import ExperimentConfig, as_text, did_you_mean, flat
 from ppo_lab.config.overrides import first_line
 from ppo_lab.errors import ConfigError
 from ppo_lab.runs.config import read_experiment, read_plain, to_experiment
-from ppo_lab.runs.folder import RunFolder, find_checkpoints
+from ppo_lab.runs.folder import AS_TRAINED, RunFolder, find_checkpoints
 
 if TYPE_CHECKING:
     import torch
@@ -36,9 +36,7 @@ class Trained:
     def read(cls, folder: Path, changes: Mapping[str, Any] | None = None) -> Trained:
         """The run in `folder`; the present conf/ plays no part. Raises a ConfigError."""
         if not folder.is_dir():
-            raise ConfigError(
-                f"{as_text(folder)}: there is no such folder. Name a run; ppo-lab runs lists them."
-            )
+            raise ConfigError(f"{as_text(folder)}: there is no such folder. Name a run; ppo-lab runs lists them.")
         if not RunFolder(folder).config.is_file():
             raise ConfigError(
                 f"{as_text(folder)} is no run folder: it has no config.yaml. Name a run; ppo-lab runs lists them."
@@ -72,18 +70,19 @@ class Trained:
         return load_policy(self.cfg, checkpoint, device)
 
 
-AS_TRAINED = "as trained"
-"""The condition that changes nothing."""
-
-
 def read_conditions(trained: Trained, file: Path | None) -> dict[str, Trained]:
     """Name -> the run in an env with those settings; without a file the run as it is. Raises a ConfigError.
 
     The file is YAML: {name: {"env.KEY": value, ...}, ...}; {} changes nothing.
     """
     if file is None:
-        return {AS_TRAINED: trained}
-    found = read_plain(file)
+        changed = ", ".join(f"{key}={as_text(value)}" for key, value in trained.changes.items())
+        return {changed or AS_TRAINED: trained}
+    try:
+        found = read_plain(file)
+    except ConfigError as error:
+        why = str(error).partition(" Allowed:")[0]
+        raise ConfigError(f"conditions={as_text(file)} {why} {AS_CONDITIONS}") from None
     if not found:
         raise ConfigError(f"{file} has no condition. {AS_CONDITIONS}")
     for name, changes in found.items():

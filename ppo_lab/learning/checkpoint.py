@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +32,15 @@ from ppo_lab.runs.files import damage, numbered, seal, write_atomically
 from ppo_lab.runs.folder import BEST, checkpoint_name, resumable
 
 log = logging.getLogger(__name__)
+
+
+class Evaluations(Protocol):
+    """What is to be done with checkpoints while training goes on."""
+
+    def is_due(self, iteration: int) -> bool: ...
+    def add(self, iteration: int) -> None:
+        """The checkpoint of `iteration` is on the disk."""
+        ...
 
 
 class Checkpoints:
@@ -48,8 +57,12 @@ class Checkpoints:
         keep_state: int = 2,
         every_seconds: float | None = None,
         before_saving: Callable[[], None] = lambda: None,
+        evaluations: Evaluations | None = None,
     ) -> None:
-        """`before_saving` is called before each save, to flush the metrics that the checkpoint refers to."""
+        """`before_saving` is called before each save, to flush the metrics that the checkpoint refers to.
+
+        `evaluations` are told of each checkpoint that is on the disk, and say for which iterations they need one.
+        """
         folder.mkdir(exist_ok=True)
         self.folder = folder
         self.save_interval = save_interval
@@ -57,13 +70,16 @@ class Checkpoints:
         self.every_seconds = every_seconds or math.inf
         self.best_reward = -math.inf
         self._before_saving = before_saving
+        self._evaluations = evaluations
         self._best: State | None = None  # the model as `_held` has it, until it is on the disk
         self._saved_s = time.monotonic()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
     def is_due(self, iteration: int) -> bool:
-        return iteration % self.save_interval == 0 or time.monotonic() >= self._saved_s + self.every_seconds
+        is_needed = self._evaluations is not None and self._evaluations.is_due(iteration)
+        is_late = time.monotonic() >= self._saved_s + self.every_seconds
+        return iteration % self.save_interval == 0 or is_needed or is_late
 
     def maybe_save(
         self,
@@ -137,6 +153,8 @@ class Checkpoints:
         states = [path for number, path in numbered(self.folder, "state").items() if number <= iteration]
         for path in states[: -self.keep_state]:
             path.unlink()
+        if self._evaluations:
+            self._evaluations.add(iteration)
 
     def _write_file(self, name: str, content: bytes) -> None:
         try:

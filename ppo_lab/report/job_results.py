@@ -19,7 +19,7 @@ from ppo_lab.memory.measure import measured
 from ppo_lab.memory.rows import MIB
 from ppo_lab.runs.config import LABELS, START_KEYS
 from ppo_lab.runs.folder import RunFolder, find_runs
-from ppo_lab.runs.record import iteration_s, number, read
+from ppo_lab.runs.record import iteration_s, newest_evaluation, number, read
 from ppo_lab.sweeps import jobs as sweeps
 from ppo_lab.sweeps.jobs import Job
 
@@ -44,6 +44,8 @@ class RunFigures:
     """Memory row -> highest value."""
     damages: tuple[str, ...]
     """What could not be read."""
+    evaluated: Mapping[str, Any]
+    """The evaluation of the latest iteration under the training's conditions, see docs/evaluate.md; or empty."""
 
     @property
     def transitions_per_iteration(self) -> int | None:
@@ -103,6 +105,15 @@ class JobResult:
     @property
     def best_reward(self) -> float | None:
         return float(self._rewards.max()) if self._rewards.size else None
+
+    @property
+    def evaluated_return(self) -> float | None:
+        """The mean return of the run's evaluated policy."""
+        return number(self.run.evaluated.get("return", {}).get("mean"))
+
+    @property
+    def evaluated_iteration(self) -> int | None:
+        return self.run.evaluated.get("iteration")
 
     def time_to_s(self, reward: float) -> float | None:
         """When the mean reward first was at least so high; None where it never was."""
@@ -221,6 +232,7 @@ def _read_run(folder: Path) -> RunFigures:
             if not tag.startswith("Memory/predicted_")
         },
         tuple(damages),
+        newest_evaluation(folder),
     )
 
 

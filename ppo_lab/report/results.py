@@ -184,6 +184,8 @@ def _row(job: JobResult, results: Results) -> dict[str, Any]:
         "status": job.status,
         "final_reward": job.final_reward,
         "best_reward": job.best_reward,
+        "evaluated_return": job.evaluated_return,
+        "evaluated_iteration": job.evaluated_iteration,
         "time_to_threshold_s": results.time_to_threshold_s(job),
         "steps_per_s": job.steps_per_s,
         "wall_s": job.wall_s,

@@ -37,7 +37,7 @@ LABELS = ("quiet", "run_name")
 ON_REQUEST = ("max_iterations", "device")
 """Settings that a run may go on with changed where it is named; resume=auto takes a run that has the same."""
 
-MAY_CHANGE = (*ON_REQUEST, "save_interval", "checkpoint", "memory", "quiet")
+MAY_CHANGE = (*ON_REQUEST, "save_interval", "evaluate_every", "checkpoint", "memory", "quiet")
 """Settings that a run may go on with changed: none of them touches what is learned, but for another kind of device."""
 
 
@@ -59,7 +59,8 @@ def to_experiment(cfg: DictConfig) -> ExperimentConfig:
 def from_older_version(content: dict[Any, Any]) -> dict[Any, Any]:
     """The settings that an older version may have written into a run folder, as they are now."""
     num_envs = content.get("num_envs")
-    content = {"processes": 1, "envs_per_scene": num_envs} | content  # before 2026-11-26 there was one of each
+    one_of_each = {"processes": 1, "envs_per_scene": num_envs}  # before 2026-11-26
+    content = one_of_each | {"evaluate_every": None} | content
     env = content.get("env")
     if not isinstance(env, dict) or env.get("name") not in envs.names():
         return content

@@ -97,12 +97,13 @@ def resumable(checkpoints: Path) -> dict[int, tuple[Path, Path]]:
     return {iteration: (path, states[iteration]) for iteration, path in models.items() if iteration in states}
 
 
+AS_TRAINED = "as trained"
+"""In an evaluation: the condition that changes nothing of the env."""
 SIX = 6
-WANTED = "best, last, all, six"
 
 
 def find_checkpoints(folder: Path, wanted: str) -> list[Path]:
-    """The files of the checkpoints that `wanted` names, the oldest first: best | last | all | six | an iteration.
+    """The files of the checkpoints that `wanted` names, the oldest first: best | last | all | six, or iterations: 0,50.
 
     six: up to six of the numbered ones, evenly spread, the first and the last among them.
 
@@ -118,8 +119,9 @@ def find_checkpoints(folder: Path, wanted: str) -> list[Path]:
         "all": list(models.values()),
         "six": _spread(list(models.values()), SIX),
     }
-    found = by_name.get(wanted) or [models[number] for number in models if str(number) == wanted]
-    if not found:
+    numbers = wanted.split(",")
+    found = by_name.get(wanted) or [path for number, path in models.items() if str(number) in numbers]
+    if not found or (wanted not in by_name and len(found) < len(numbers)):
         there = ", ".join([*(name for name, files in by_name.items() if files), *map(str, models)])
         raise ConfigError(f"checkpoint={as_text(wanted)}: {folder} has no such checkpoint. Allowed: {there}.")
     for path in found:

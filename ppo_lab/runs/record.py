@@ -11,8 +11,8 @@ from typing import Any
 
 from ppo_lab.errors import ConfigError
 from ppo_lab.runs.config import read_plain
-from ppo_lab.runs.files import from_json
-from ppo_lab.runs.folder import RunFolder
+from ppo_lab.runs.files import from_json, read_json
+from ppo_lab.runs.folder import AS_TRAINED, RunFolder
 
 TAIL_BYTES = 65536
 """Of metrics.jsonl: dozens of rows."""
@@ -64,6 +64,21 @@ def tail(folder: Path) -> list[dict[str, Any]]:
     except OSError:
         return []
     return [row for row in map(_row, lines) if row is not None]
+
+
+def newest_evaluation(folder: Path) -> dict[str, Any]:
+    """Of all evaluations of the run, the result of the latest iteration under the training's own conditions.
+
+    Empty where there is none that can be read. docs/evaluate.md has its keys.
+    """
+    found = []
+    for path in sorted(RunFolder(folder).evaluation.glob("*.json")):
+        results = read_json(path).get("results")
+        for result in results if isinstance(results, list) else []:
+            is_usable = isinstance(result, dict) and isinstance(result.get("return"), dict)
+            if is_usable and result.get("condition") == AS_TRAINED and isinstance(result.get("iteration"), int):
+                found.append(result)
+    return max(found, key=lambda result: result["iteration"], default={})
 
 
 def number(value: object) -> float | None:

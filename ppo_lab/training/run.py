@@ -37,6 +37,7 @@ from ppo_lab.runs.files import write_json
 from ppo_lab.runs.folder import Run, RunFolder, has_rows
 from ppo_lab.training import budget, console
 from ppo_lab.training.build import build_loop, orders
+from ppo_lab.training.evaluations import Evaluations
 from ppo_lab.training.recording import Recording
 from ppo_lab.training.reproduction import compare
 from ppo_lab.training.stopping import StopSignals
@@ -75,11 +76,12 @@ def train(run: Run, estimated: Future[Estimate], others: OtherRanks | None = Non
     saved = None if run.checkpoint is None else _load(kept, run.checkpoint)
     rename_newer(kept, after=run.first_iteration - 1)  # before their rows go: a checkpoint has its rows
     record = Recording(run, device)
+    evaluations = Evaluations(folder, cfg.evaluate_every, cfg.max_iterations)
     checkpoints = Checkpoints(
-        kept, cfg.save_interval, cfg.checkpoint.keep_state, cfg.checkpoint.every_seconds, before_saving=record.sync
+        kept, cfg.save_interval, cfg.checkpoint.keep_state, cfg.checkpoint.every_seconds, record.sync, evaluations
     )
     with StopSignals() as stop, _failures_explained(folder, record, checkpoints, room_bytes):
-        with record:
+        with record, evaluations:
             envs.preload(cfg.env.name)  # while the estimate is made
             record.predict(budget.check_budget(cfg, estimated, room_bytes, device.type == "cuda"))
             _train(run, record, checkpoints, saved, stop, others)

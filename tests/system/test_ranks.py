@@ -77,14 +77,17 @@ class Lab:
 
     def start(self, *words: str, program: tuple[str, ...] = (), **variables: str) -> subprocess.Popen[str]:
         """train.py with these words; `program`: what starts it."""
-        path = os.pathsep.join([str(REPOSITORY), str(self.site)])
-        environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | variables
+        environment = self.environment() | variables
         train = str(REPOSITORY / "train.py")
         command = [*(program or (sys.executable,)), *([] if "replay" in program else [train]), *words]
         pipe = subprocess.PIPE
         process = subprocess.Popen(command, cwd=self.site.parent, env=environment, stdout=pipe, stderr=pipe, text=True)
         self.started.append(process)
         return process
+
+    def environment(self) -> dict[str, str]:
+        path = os.pathsep.join([str(REPOSITORY), str(self.site)])
+        return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
     def train(self, *words: str, **variables: str) -> tuple[int, str, str]:
         return ended(self.start(*words, program=(), **variables))

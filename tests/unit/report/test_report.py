@@ -153,6 +153,8 @@ def test_the_numbers_are_those_of_the_metrics(tmp_path: Path) -> None:
         "status": "completed",
         "final_reward": 3.0,
         "best_reward": 4.0,
+        "evaluated_return": None,
+        "evaluated_iteration": None,
         "time_to_threshold_s": 6.0,
         "steps_per_s": 4.0,
         "wall_s": 100.0,
