@@ -27,8 +27,8 @@ class ActorPolicy:
     def __init__(self, cfg: ExperimentConfig, model: State, device: torch.device) -> None:
         """`model`: what a checkpoint `model_<iteration>.pt` holds. Raises a ValueError where it does not fit `cfg`."""
         self.spec = cfg.env.spec()
-        self.iteration: int = model["iter"]
-        """The last one that it was trained in, counted from 0."""
+        self.iteration: int | None = model.get("iter")
+        """The last one that it was trained in, counted from 0; None where the checkpoint does not say."""
         example = {group: torch.zeros(1, self.spec.width(group)) for group in self.spec.observations}
         settings = {key: value for key, value in actor_config(cfg).items() if key != "class_name"}
         groups, actions = obs_groups(self.spec), len(self.spec.actions)
