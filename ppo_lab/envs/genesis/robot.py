@@ -52,10 +52,9 @@ class JointedRobot:
         in_dof_order = [angles[joint.name] for joint in self.entity.joints if joint.name in angles]
         start = [*self.cfg.base_init_pos, *self.cfg.base_init_quat, *in_dof_order]
         self._init_qpos = torch.tensor(start, dtype=torch.float32, device=self.device)
-        ends = feet(asset(self.cfg.urdf)).values()
-        links = [self.entity.get_link(link).idx_local for link, _ in ends]
-        self._foot_links = torch.tensor(links, dtype=torch.int32, device=self.device)
-        self._foot_offsets = torch.tensor([offset for _, offset in ends], dtype=torch.float32, device=self.device)
+        self._feet = [
+            (self.entity.get_link(link).idx_local, offset) for link, offset in feet(asset(self.cfg.urdf)).values()
+        ]
 
     def joint_pos(self) -> Tensor:
         """Joint positions (N, J), rad."""
@@ -75,12 +74,12 @@ class JointedRobot:
 
     def foot_slip(self) -> Tensor:
         """Horizontal speed of the feet that touch something, summed up (N,), m/s; 0 where the URDF names no feet."""
-        links = self._foot_links
-        if not len(links):
-            return torch.zeros(self.entity.get_pos().shape[0], device=self.device)
-        arm = transform_by_quat(
-            self._foot_offsets.expand(self.entity.get_pos().shape[0], -1, -1), self.entity.get_links_quat(links)
-        )
+        num_envs = self.entity.get_pos().shape[0]
+        if not self._feet:
+            return torch.zeros(num_envs, device=self.device)
+        links = torch.tensor([link for link, _ in self._feet], dtype=torch.int32, device=self.device)
+        offsets = torch.tensor([offset for _, offset in self._feet], device=self.device)
+        arm = transform_by_quat(offsets.expand(num_envs, -1, -1), self.entity.get_links_quat(links))
         velocity = self.entity.get_links_vel(links) + torch.linalg.cross(self.entity.get_links_ang(links), arm)
         is_touching = self.entity.get_links_net_contact_force()[:, links].norm(dim=-1) > TOUCH_N
         return (velocity[..., :2].norm(dim=-1) * is_touching).sum(dim=1)
