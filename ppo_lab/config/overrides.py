@@ -27,6 +27,7 @@ OTHER_NAMES = {
     "steps n_steps num_steps horizon horizon_length rollouts": "num_steps_per_env",
     "iterations num_iterations max_epochs total_timesteps timesteps": "max_iterations",
     "checkpoint_path load_run load_checkpoint restore": "resume",
+    "pretrained pretrained_path finetune finetune_from load_weights init_weights warm_start": "init_from",
     "name experiment_name": "run_name",
     "environment task": "env",
     "gpu": "cuda device",

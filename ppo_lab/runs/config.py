@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import typing
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -58,12 +59,21 @@ def to_experiment(cfg: DictConfig) -> ExperimentConfig:
 
 def from_older_version(content: dict[Any, Any]) -> dict[Any, Any]:
     """The settings that an older version may have written into a run folder, as they are now."""
-    num_envs = content.get("num_envs")
-    content = {"processes": 1, "envs_per_scene": num_envs} | content  # before 2026-11-26 there was one of each
+    content = with_newer_keys(content)
     env = content.get("env")
     if not isinstance(env, dict) or env.get("name") not in envs.names():
         return content
     return content | {"env": envs.config_class(env["name"]).from_older_version(env)}
+
+
+def with_newer_keys(content: Mapping[Any, Any]) -> dict[Any, Any]:
+    """`content` of a config.yaml, with the keys that came later: what a run did that has none of them."""
+    num_envs = content.get("num_envs")
+    return {
+        **{"processes": 1, "envs_per_scene": num_envs},  # before 2026-11-26 there was one of each
+        **{"init_from": None, "init": {"critic": True, "optimizer": False, "std": True}},
+        **content,
+    }
 
 
 def without_start(cfg: DictConfig) -> DictConfig:
@@ -101,14 +111,19 @@ def read_experiment(path: Path) -> ExperimentConfig:
         ConfigError: the file cannot be read, or is not an experiment of this version.
     """
     try:
-        content = read_plain(path)
-        try:
-            cfg = DictConfig(from_older_version(content))
-        except (OmegaConfBaseException, ValueError) as error:
-            raise ConfigError(f"is not plain YAML: {first_line(error)}. {AS_WRITTEN}") from None
-        return to_experiment(cfg)
+        return from_plain(read_plain(path))
     except ConfigError as error:
         raise ConfigError(f"{as_text(path)}: {error}") from None
+
+
+def from_plain(content: dict[str, Any]) -> ExperimentConfig:
+    """The experiment that an older version may have written, of which nothing is looked up. Raises a ConfigError."""
+    try:
+        _refuse_lookups(content)
+        cfg = DictConfig(from_older_version(content))
+    except (OmegaConfBaseException, ValueError, RecursionError) as error:
+        raise ConfigError(f"is not plain YAML: {first_line(error)}. {AS_WRITTEN}") from None
+    return to_experiment(cfg)
 
 
 def read_plain(path: Path) -> dict[str, Any]:
@@ -128,9 +143,7 @@ def read_plain(path: Path) -> dict[str, Any]:
         content = LOADER(text).get_single_data()
         if not isinstance(content, dict):
             raise ConfigError(f"the file does not hold keys with values. {AS_WRITTEN}")
-        for key, value in leaves(content):
-            if isinstance(value, str) and "${" in value:
-                raise ConfigError(f"{key}={as_text(value)} would be looked up. Allowed: plain values.")
+        _refuse_lookups(content)
         return content
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}. {AS_WRITTEN}") from None
@@ -138,6 +151,12 @@ def read_plain(path: Path) -> dict[str, Any]:
         raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"is not plain YAML: {first_line(error)}. {AS_WRITTEN}") from None
+
+
+def _refuse_lookups(content: dict[Any, Any]) -> None:
+    for key, value in leaves(content):
+        if isinstance(value, str) and "${" in value:
+            raise ConfigError(f"{key}={as_text(value)} would be looked up. Allowed: plain values.")
 
 
 def refuse_key(key: str, known: set[str]) -> NoReturn:

@@ -6,18 +6,22 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, TYPE_CHECKING, Literal
 
 from ppo_lab.config import ExperimentConfig, as_text
 from ppo_lab.config.overrides import RUN_DIR
 from ppo_lab.errors import ConfigError, ExitCode, StoppedError
+from ppo_lab.machine.commands import relative_to_cwd
 from ppo_lab.runs.config import as_yaml
 from ppo_lab.runs.files import numbered, read_json, write_text
+
+if TYPE_CHECKING:
+    from ppo_lab.runs.ancestry import Ancestor
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,28 @@ def resumable(checkpoints: Path) -> dict[int, tuple[Path, Path]]:
     return {iteration: (path, states[iteration]) for iteration, path in models.items() if iteration in states}
 
 
+def find_checkpoint(folder: Path, name: str) -> Path:
+    """The checkpoint that `name` means in the run `folder`: "last", "best", or an iteration in digits.
+
+    Raises a ConfigError that lists what there is.
+    """
+    checkpoints, shown = RunFolder(folder).checkpoints, as_text(relative_to_cwd(folder))
+    models, best = numbered(checkpoints, "model"), checkpoints / BEST
+    if not models and not best.is_file():
+        raise ConfigError(f"{shown} has no checkpoint: nothing was saved yet. Allowed: a run that has one.")
+    found = models.get(int(name)) if name.isdecimal() and len(name) < 20 else None
+    if name == "last" and models:
+        found = models[max(models)]
+    if name == "best" and best.is_file():
+        found = best
+    if found is None:
+        there = [*(["last"] if models else []), *(["best"] if best.is_file() else []), *models]
+        raise ConfigError(
+            f"{shown} has no checkpoint {as_text(name)}. Allowed: {as_text(there)[1:-1].replace(',', ', ')}."
+        )
+    return found
+
+
 def folder_of_checkpoint(checkpoint: Path) -> Path | None:
     """The run folder of a checkpoint's file; None where it lies elsewhere."""
     folder = RunFolder(checkpoint.parent.parent)
@@ -131,6 +157,10 @@ class Run:
     """The iteration after which it goes on; None: from the start."""
     reproduces: Path | None = None
     """The run folder to be compared with at the end."""
+    ancestor: Ancestor | None = None
+    """The checkpoint whose weights it begins with; None also where it goes on from one of its own."""
+    new_run_from: Callable[[int], str] = lambda iteration: ""
+    """The command that begins a new run with the weights after an iteration of this one; "" where there is none."""
     notes: list[str] = field(default_factory=list)
     """What to say of it at the start."""
     warnings: list[str] = field(default_factory=list)

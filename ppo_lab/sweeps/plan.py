@@ -229,13 +229,14 @@ def _predicted(jobs: list[Job], experiments: list[ExperimentConfig], settings: S
     planned = [job for job in jobs if job.status == "planned"]
     each = f" for each of {settings.jobs_per_device} at a time" if settings.jobs_per_device > 1 else ""
     say(f"plan: {len(planned)} jobs, {free_bytes / MIB:,.0f} MiB free on {machine.name}{each}")
-    but_for_seed: dict[str, list[Job]] = {}
+    alike: dict[str, list[Job]] = {}  # in what they need
     for job in planned:
-        but_for_seed.setdefault(config.to_json(dataclasses.replace(experiments[job.number], seed=0)), []).append(job)
+        experiment = dataclasses.replace(experiments[job.number], seed=0, init_from=None)
+        alike.setdefault(config.to_json(experiment), []).append(job)
     jobs, too_large = [*jobs], []
-    for number, (text, group) in enumerate(but_for_seed.items(), 1):
+    for number, (text, group) in enumerate(alike.items(), 1):
         found = _predict(from_json(text), machine, free_bytes)
-        count, outcome = f"  prediction {number} of {len(but_for_seed)}", f"{found.reason}; fits: {found.fits}"
+        count, outcome = f"  prediction {number} of {len(alike)}", f"{found.reason}; fits: {found.fits}"
         say(" | ".join(part for part in (count, _numbers(group), _name_of(group), outcome) if part))
         for job in group:
             jobs[job.number] = found.applied_to(job, settings.over_budget == "skip")
