@@ -212,8 +212,9 @@ def _begin(start: _Start | None, cfg: DictConfig, overrides: list[str], notes: l
     if start is None:
         experiment, ancestor = ancestry.with_ancestor(to_experiment(cfg))
         if ancestor:
-            init_from = f"init_from={quoted(relative_to_cwd(ancestor.checkpoint))}"  # RUN:last may soon be another one
-            overrides = [init_from if _key(text) == "init_from" else text for text in overrides]
+            as_found = f"init_from={relative_to_cwd(ancestor.checkpoint)}"  # RUN:last may soon be another one
+            overrides = [*map(lambda text: as_found if _key(text) == "init_from" else text, overrides)]
+            overrides = command_line.as_overrides(overrides)
     else:
         if not RunFolder(start.folder).metrics.is_file():
             raise ConfigError(f"{start.asked}: it has no metrics.jsonl, and so nothing to compare with.")

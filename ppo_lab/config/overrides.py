@@ -87,6 +87,11 @@ def quoted(path: Path | str) -> str:
     return f"'{text}'"
 
 
+def shown(key: str, value: str) -> str:
+    """A value for people: a checkpoint without the quotes that only Hydra needs."""
+    return value[1:-1] if key == "init_from" and re.fullmatch(r"'[^'\\]+'", value) else value
+
+
 def leaves(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Each value in nested dicts and lists, with its dotted key."""
     if isinstance(content, dict | list):

@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppo_lab.config import flat
+from ppo_lab.config.overrides import shown
 from ppo_lab.errors import ConfigError
 from ppo_lab.memory.measure import measured
 from ppo_lab.memory.rows import MIB
 from ppo_lab.runs import ancestry
-from ppo_lab.runs.config import LABELS, START_KEYS, with_newer_keys
+from ppo_lab.runs.config import FROM_SCRATCH, LABELS, START_KEYS
 from ppo_lab.runs.folder import RunFolder, find_runs
 from ppo_lab.runs.record import iteration_s, number, read
 from ppo_lab.sweeps import jobs as sweeps
@@ -186,7 +187,7 @@ def _job_result(sweep: sweeps.Sweep, job: Job) -> JobResult:
         raise ConfigError(f"the folder of job {job.number}, {folder}, lies outside the sweep. Remove the link.")
     run = _read_run(folder)
     overrides = dict(override.lstrip("+").partition("=")[::2] for override in job.overrides)
-    settings = _settings(run) | {key: _value(text) for key, text in overrides.items()}
+    settings = _settings(run) | {key: _value(shown(key, text)) for key, text in overrides.items()}
     return JobResult(
         job.number,
         job.name,
@@ -250,9 +251,9 @@ def _differing(runs: list[dict[str, Value]]) -> list[str]:
 
 def _settings(run: RunFigures) -> dict[str, Value]:
     """Dotted key -> value; what is not a number or text is written as JSON."""
-    found = flat(with_newer_keys(run.config)) if run.config else {}
+    found = flat(FROM_SCRATCH | {**run.config}) if run.config else {}
     if run.ancestry:
-        found["init_from"] = run.ancestry.partition(" ")[0]
+        found["init_from"] = run.ancestry.partition(" < ")[0]
     return {key: value if _is_plain(value) else json.dumps(value, default=str) for key, value in found.items()}
 
 

@@ -151,7 +151,8 @@ def named(text: str) -> tuple[Path, str | None]:
     text = os.path.expanduser(text)  # noqa: PTH111, which raises where there is no such user
     before, _, name = text.rpartition(":")
     is_name = name in (LAST, "best") or name.isdecimal()
-    if before and not _exists(Path(text)) and (is_name or _exists(Path(before))):
+    may_be_name = "," not in name and "/" not in name and _exists(Path(before))
+    if before and not _exists(Path(text)) and (is_name or may_be_name):
         return Path(before), name
     return Path(text), None
 
@@ -191,7 +192,7 @@ def _file(path: Path, name: str | None) -> Path:
     """The checkpoint, in a folder without symbolic links. `path`: absolute. Raises a ConfigError or an OSError."""
     if path.is_dir():
         _refuse_other_folder(path)
-        return find_checkpoint(path.resolve(), name or LAST)
+        return find_checkpoint(path.resolve(), LAST if name is None else name)
     if not path.is_file():
         raise ConfigError(f"there is no such folder or file. {ALLOWED}")
     folder = folder_of_checkpoint(path)
@@ -199,7 +200,7 @@ def _file(path: Path, name: str | None) -> Path:
     if folder is None or not is_model:
         raise ConfigError(f"it is no checkpoint with weights in a run folder, which says what they are of. {ALLOWED}")
     _refuse_other_folder(folder)
-    if name:
+    if name is not None:
         raise ConfigError(f"it names a checkpoint already. Leave out :{as_text(name)}.")
     return path.parent.resolve() / path.name
 

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import re
 import typing
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -42,6 +41,10 @@ MAY_CHANGE = (*ON_REQUEST, "save_interval", "checkpoint", "memory", "quiet")
 """Settings that a run may go on with changed: none of them touches what is learned, but for another kind of device."""
 
 
+FROM_SCRATCH: dict[str, Any] = {"init_from": None, "init": {"critic": True, "optimizer": False, "std": True}}
+"""Of a run folder whose config.yaml says nothing of `init_from`."""
+
+
 def to_experiment(cfg: DictConfig) -> ExperimentConfig:
     """The typed and checked experiment of a composed configuration. Raises a ConfigError."""
     cfg = without_start(cfg)
@@ -59,21 +62,13 @@ def to_experiment(cfg: DictConfig) -> ExperimentConfig:
 
 def from_older_version(content: dict[Any, Any]) -> dict[Any, Any]:
     """The settings that an older version may have written into a run folder, as they are now."""
-    content = with_newer_keys(content)
+    num_envs = content.get("num_envs")
+    content = {"processes": 1, "envs_per_scene": num_envs} | content  # before 2026-11-26 there was one of each
+    content = FROM_SCRATCH | content
     env = content.get("env")
     if not isinstance(env, dict) or env.get("name") not in envs.names():
         return content
     return content | {"env": envs.config_class(env["name"]).from_older_version(env)}
-
-
-def with_newer_keys(content: Mapping[Any, Any]) -> dict[Any, Any]:
-    """`content` of a config.yaml, with the keys that came later: what a run did that has none of them."""
-    num_envs = content.get("num_envs")
-    return {
-        **{"processes": 1, "envs_per_scene": num_envs},  # before 2026-11-26 there was one of each
-        **{"init_from": None, "init": {"critic": True, "optimizer": False, "std": True}},
-        **content,
-    }
 
 
 def without_start(cfg: DictConfig) -> DictConfig:

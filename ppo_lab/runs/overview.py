@@ -37,7 +37,7 @@ class Overview:
     """Collecting and learning, of all processes of the run."""
     training_s_is_estimated: bool
     """The run has not summed it up: it is the completed iterations at the rate of the newest ones."""
-    init_from: str | None
+    ancestry: str | None
     """The run and iteration that it began with, and those before, as "RUN:99 < EARLIER:49"; None: from scratch."""
     damages: tuple[str, ...]
     """What could not be read."""
@@ -65,7 +65,7 @@ def overview(folder: Path) -> Overview:
         episode_length=_newest(record, "Train/mean_episode_length", "final_episode_length"),
         training_s=training_s,
         training_s_is_estimated=is_estimated,
-        init_from=ancestry.in_short(record.manifest) or None,
+        ancestry=ancestry.in_short(record.manifest) or None,
         damages=record.damages,
     )
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ppo_lab import config
 from ppo_lab.config import ExperimentConfig, SweepConfig
-from ppo_lab.config.overrides import SWEEP_DIR, short_names
+from ppo_lab.config.overrides import SWEEP_DIR, short_names, shown
 from ppo_lab.errors import ConfigError, OverBudgetError
 from ppo_lab.machine import preflight
 from ppo_lab.memory.predict import hardware
@@ -98,7 +98,7 @@ def job_names(combinations: list[tuple[str, ...]]) -> list[str]:
 
     def shortened(override: str) -> str:
         key, value = _split_override(override)
-        return f"{short[key]}={value}"
+        return f"{short[key]}={shown(key, value)}"
 
     return [" ".join(shortened(combination[position]) for position in positions) for combination in combinations]
 

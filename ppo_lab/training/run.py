@@ -241,7 +241,7 @@ def _keep_evidence(found: NonFiniteError, run: Run, checkpoints: Checkpoints) ->
     last_good = "there is none yet" if good is None else f"iteration {good}"
     hint = guard.HINTS[found.fault.group]
     if good is not None and (command := run.new_run_from(good)):
-        hint += f"; other settings go on with those weights in a new run: {command}"
+        hint += f"; to begin a new run with that checkpoint and other settings: {command}"
     return f"{found}; {replay}; last good checkpoint: {last_good}; {hint}"
 
 

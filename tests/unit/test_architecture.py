@@ -106,6 +106,7 @@ TORCH_FREE = [
     *("runs.config", "runs.folder", "runs.hparams", "runs.record", "runs.metrics", "runs.manifest", "cli.runs"),
     *("memory.predict.estimate", "memory.predict.largest", "memory.measure.measured", "memory.measure.growth"),
     *("memory.show.table", "training.budget", "sweeps.plan", "report", "cli.choose_run", "cli.estimate"),
+    *("runs.ancestry",),
 ]
 
 
