@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -154,9 +155,9 @@ class _Start:
 def _start(asked: str, path: Path, source: Source) -> _Start:
     try:
         folder, at = path, None
-        is_checkpoint = path.is_file() and (found := folder_of_checkpoint(path)) is not None
-        if is_checkpoint and found:
-            folder = found
+        of_checkpoint = folder_of_checkpoint(path) if path.is_file() else None
+        if of_checkpoint:
+            folder = of_checkpoint
             at = next(
                 (n for kind in ("model", "state") for n, p in numbered(path.parent, kind).items() if p == path), None
             )
@@ -169,7 +170,7 @@ def _start(asked: str, path: Path, source: Source) -> _Start:
     if not RunFolder(folder).config.is_file():
         raise ConfigError(f"{asked}: {folder} is not a run folder: it has no config.yaml.")
     start = _Start(asked, folder, read_unchanged(folder, asked), at, source)
-    if is_checkpoint and at is None:
+    if of_checkpoint and at is None:
         new = _or_begin(_new_run(start, [], path.stem))
         raise ConfigError(f"{asked}: {path.name} is no checkpoint to go on from. {_resumable(folder)}{new}")
     return start
@@ -212,9 +213,8 @@ def _begin(start: _Start | None, cfg: DictConfig, overrides: list[str], notes: l
     if start is None:
         experiment, ancestor = ancestry.with_ancestor(to_experiment(cfg))
         if ancestor:
-            as_found = f"init_from={relative_to_cwd(ancestor.checkpoint)}"  # RUN:last may soon be another one
-            overrides = [*map(lambda text: as_found if _key(text) == "init_from" else text, overrides)]
-            overrides = command_line.as_overrides(overrides)
+            found = command_line.as_overrides([f"init_from={relative_to_cwd(ancestor.checkpoint)}"])
+            overrides = [text for text in overrides if _key(text) != "init_from"] + found  # RUN:last may change
     else:
         if not RunFolder(start.folder).metrics.is_file():
             raise ConfigError(f"{start.asked}: it has no metrics.jsonl, and so nothing to compare with.")
@@ -402,7 +402,8 @@ def _begun_with(start: _Start) -> list[str]:
     defaults, saved = _settings(compose(env[-1:], start.source)), flat(asdict(start.saved))
     changed = {key: value for key, value in saved.items() if key not in defaults or defaults[key] != value}
     left_out = [f"~{key}" for key in defaults.keys() - saved.keys()]
-    return [*env, *left_out, *(f"++{key}={_as_override(value)}" for key, value in changed.items())]
+    words = (f"{'' if key in defaults else '++'}{key}={_as_override(value)}" for key, value in changed.items())
+    return [*env, *left_out, *words]
 
 
 def _settings_begun_with(cfg: ExperimentConfig) -> dict[str, Any]:
@@ -415,7 +416,8 @@ def _as_override(value: Any) -> str:
     """A value as Hydra reads it."""
     if isinstance(value, list):
         return f"[{','.join(map(_as_override, value))}]"
-    return quoted(value) if isinstance(value, str) else as_text(value)
+    is_word = isinstance(value, str) and re.fullmatch(r"[a-z]{2,}", value) and value not in ("true", "false", "null")
+    return quoted(value) if isinstance(value, str) and not is_word else as_text(value)
 
 
 def _newest_whole(start: _Start, warnings: list[str]) -> int | None:
@@ -434,7 +436,10 @@ def _newest_whole(start: _Start, warnings: list[str]) -> int | None:
         if not flaws:
             return number
         warnings += flaws
-    raise ConfigError(f"{asked}: {'; '.join(warnings) or 'no state to go on from'}. {_resumable(folder, warnings)}")
+    raise ConfigError(
+        f"{asked}: {'; '.join(warnings) or 'no state to go on from'}. {_resumable(folder, warnings)}"
+        f"{_or_begin(_new_run(start, [], None))}"
+    )
 
 
 def _resumable(folder: Path, broken: list[str] | None = None) -> str:
