@@ -14,8 +14,9 @@ from hydra.core.override_parser.types import Override
 from ppo_lab.config import as_text
 from ppo_lab.config.overrides import RUN_DIR, SWEEP_DIR, quoted
 from ppo_lab.errors import ConfigError
+from ppo_lab.runs import ancestry
 
-PATHS = ("resume", "reproduce", "hydra.run.dir", "hydra.sweep.dir", "sweep.resume", "run", "plot")
+PATHS = ("resume", "reproduce", "init_from", "hydra.run.dir", "hydra.sweep.dir", "sweep.resume", "run", "plot")
 """The settings that are paths, of train.py and of estimate.py."""
 OPTIONS = {
     "--config-dir": "--config-dir",
@@ -142,7 +143,8 @@ def _with_literal_path(argument: str) -> str:
     is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
     if key.lstrip("+") not in PATHS or value in ("", "null", "auto") or is_quoted:
         return argument
-    return f"{key}={quoted(os.path.expanduser(value))}"  # noqa: PTH111
+    values = ancestry.several(value) if key.lstrip("+") == "init_from" else [value]
+    return f"{key}={','.join(v if v == 'null' else quoted(os.path.expanduser(v)) for v in values)}"  # noqa: PTH111
 
 
 def parse(text: str, several: bool = False) -> Override:

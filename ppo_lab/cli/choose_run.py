@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,15 +20,17 @@ from ppo_lab.cli import automatic
 from ppo_lab.cli.argv import Source, parse
 from ppo_lab.cli.compose import compose, folder_of
 from ppo_lab.config import ExperimentConfig, as_text, flat
-from ppo_lab.config.overrides import RUN_DIR, SWEEP_DIR, first_line
+from ppo_lab.config.overrides import RUN_DIR, SWEEP_DIR, first_line, quoted
 from ppo_lab.errors import ConfigError, NothingToDo, StoppedError
 from ppo_lab.machine import commands, devices, preflight
 from ppo_lab.machine.commands import relative_to_cwd
 from ppo_lab.machine.launch import place_by_launcher
+from ppo_lab.runs import ancestry
 from ppo_lab.runs.config import (
     LABELS,
     MAY_CHANGE,
     ON_REQUEST,
+    START_KEYS,
     as_yaml,
     from_older_version,
     read_experiment,
@@ -150,13 +155,12 @@ class _Start:
 def _start(asked: str, path: Path, source: Source) -> _Start:
     try:
         folder, at = path, None
-        if path.is_file() and (found := folder_of_checkpoint(path)):
-            folder = found
+        of_checkpoint = folder_of_checkpoint(path) if path.is_file() else None
+        if of_checkpoint:
+            folder = of_checkpoint
             at = next(
                 (n for kind in ("model", "state") for n, p in numbered(path.parent, kind).items() if p == path), None
             )
-            if at is None:
-                raise ConfigError(f"{asked}: {path.name} is no checkpoint to go on from. {_resumable(folder)}")
         elif not path.is_dir():
             raise ConfigError(
                 f"{asked}: there is no such folder or file. Allowed: a run folder, a checkpoint in one, auto."
@@ -165,7 +169,11 @@ def _start(asked: str, path: Path, source: Source) -> _Start:
         raise ConfigError(f"{asked}: {error.strerror}. Allowed: a run folder.") from None
     if not RunFolder(folder).config.is_file():
         raise ConfigError(f"{asked}: {folder} is not a run folder: it has no config.yaml.")
-    return _Start(asked, folder, read_unchanged(folder, asked), at, source)
+    start = _Start(asked, folder, read_unchanged(folder, asked), at, source)
+    if of_checkpoint and at is None:
+        new = _or_begin(_new_run(start, [], path.stem))
+        raise ConfigError(f"{asked}: {path.name} is no checkpoint to go on from. {_resumable(folder)}{new}")
+    return start
 
 
 def read_unchanged(folder: Path, asked: str) -> ExperimentConfig:
@@ -180,6 +188,8 @@ def read_unchanged(folder: Path, asked: str) -> ExperimentConfig:
         return saved
     was = flat(from_older_version(began))
     now = {key: value for key, value in _settings_that_matter(saved).items() if key not in ON_REQUEST}
+    if saved.init_from and was.get("init_from"):
+        del now["init_from"]  # the place of a file whose sha256 the manifest has
     changed = {key: value for key, value in now.items() if was.get(key, value) != value}
     if not changed:
         return saved
@@ -201,11 +211,15 @@ def _missing_package(manifest: dict[str, Any]) -> str:
 
 def _begin(start: _Start | None, cfg: DictConfig, overrides: list[str], notes: list[str], may_be_renamed: bool) -> Run:
     if start is None:
-        experiment = to_experiment(cfg)
+        experiment, ancestor = ancestry.with_ancestor(to_experiment(cfg))
+        if ancestor:
+            found = command_line.as_overrides([f"init_from={relative_to_cwd(ancestor.checkpoint)}"])
+            overrides = [text for text in overrides if _key(text) != "init_from"] + found  # RUN:last may change
     else:
         if not RunFolder(start.folder).metrics.is_file():
             raise ConfigError(f"{start.asked}: it has no metrics.jsonl, and so nothing to compare with.")
         experiment = _with_changes(start, cfg, overrides, LABELS)
+        ancestor = ancestry.find_again(start.asked, start.folder, experiment)
     _take_device(experiment)
     folder = make_new_folder(folder_of(cfg), may_be_renamed)
     try:
@@ -217,7 +231,19 @@ def _begin(start: _Start | None, cfg: DictConfig, overrides: list[str], notes: l
     except (KeyboardInterrupt, StoppedError):
         shutil.rmtree(folder)
         raise
-    return Run(experiment, folder, overrides, held, reproduces=start.folder if start else None, notes=notes)
+
+    def new_run_from(iteration: int) -> str:
+        begun = overrides if start is None else _begun_with(start)
+        return commands.train(*_begin_with_weights(begun, folder, str(iteration)))
+
+    return Run(
+        *(experiment, folder, overrides, held),
+        reproduces=start.folder if start else None,
+        notes=notes,
+        warnings=ancestor.warnings(experiment) if ancestor else [],
+        ancestor=ancestor,
+        new_run_from=new_run_from,
+    )
 
 
 def _continue(start: _Start, cfg: DictConfig, overrides: list[str], notes: list[str]) -> Run:
@@ -227,7 +253,8 @@ def _continue(start: _Start, cfg: DictConfig, overrides: list[str], notes: list[
     warnings: list[str] = []
     held = lock(folder)
     try:
-        checkpoint = _newest_whole(folder, start.at, asked, warnings)
+        checkpoint = _newest_whole(start, warnings)
+        ancestor = ancestry.find_again(asked, folder, experiment) if checkpoint is None else None
         done = 0 if checkpoint is None else checkpoint + 1
         left = experiment.max_iterations - done
         more = f"max_iterations={2 * done}"
@@ -248,7 +275,13 @@ def _continue(start: _Start, cfg: DictConfig, overrides: list[str], notes: list[
     except OSError as error:
         held.close()
         raise cannot_write(folder, error) from None
-    return Run(experiment, folder, overrides, held, True, checkpoint, notes=notes, warnings=warnings)
+    return Run(
+        *(experiment, folder, overrides, held, True, checkpoint),
+        notes=notes,
+        warnings=warnings,
+        ancestor=ancestor,
+        new_run_from=lambda iteration: _new_run(start, [], str(iteration)),
+    )
 
 
 def _newest(asked: ExperimentConfig, folder: Path, is_folder_named: bool) -> tuple[Path | None, str]:
@@ -266,9 +299,12 @@ def _newest(asked: ExperimentConfig, folder: Path, is_folder_named: bool) -> tup
     why = f"there is no run in {outputs}"
     for run in sorted(folder.parent.iterdir(), key=started_s) if folder.parent.is_dir() else ():
         try:
-            settings = _settings_that_matter(read_experiment(RunFolder(run).config))
+            saved = read_experiment(RunFolder(run).config)
         except ConfigError:
             continue
+        settings = _settings_that_matter(saved)
+        if ancestry.same_start(asked.init_from, saved, run):
+            settings["init_from"] = asked.init_from
         if settings != wanted:
             differing = ", ".join(key for key in wanted if settings.get(key) != wanted[key])
             why = f"none in {outputs} has these settings; the newest, {run.name}, differs in {differing}"
@@ -292,16 +328,21 @@ def _with_changes(
 ) -> ExperimentConfig:
     """What was saved, with what `overrides` request and may. Requesting what was saved changes nothing."""
     requested, defaults = _settings(cfg), _settings(compose([f"env={start.saved.env.name}"], start.source))
-    named = tuple(override.lstrip("+~").partition("=")[0] for override in overrides)
+    named = tuple(map(_key, overrides))
     settings, changes = flat(asdict(start.saved)), {}
     for key, value in sorted(requested.items(), key=lambda item: item[0] in automatic.ALLOWED):  # which follow others
         is_requested = value != defaults.get(key) or _is_among(key, named)
         if not is_requested or (key in settings and value == settings[key]):
             continue
+        if key == "init_from":
+            changes[key] = _same_start(start, value)
+            continue
         if not _is_among(key, may_change):
+            goes_on = may_change == MAY_CHANGE
+            new = _or_begin(_new_run(start, overrides, None if start.at is None else str(start.at))) if goes_on else ""
             raise ConfigError(
                 f"{start.asked}: {key}={as_text(value)} would change the run, which has {as_text(settings.get(key))}. "
-                f"Leave it out. Allowed to change: {', '.join(may_change)}."
+                f"Leave it out. Allowed to change: {', '.join(may_change)}.{new}"
             )
         changes[key] = value
     merged = OmegaConf.create(asdict(start.saved))
@@ -310,8 +351,78 @@ def _with_changes(
     return to_experiment(merged)
 
 
-def _newest_whole(folder: Path, at: int | None, asked: str, warnings: list[str]) -> int | None:
-    """The newest iteration of which model and state are whole, or `at`. None where nothing was saved yet."""
+def _same_start(start: _Start, init_from: str | None) -> str:
+    """Where the checkpoint is now that the run began with. Raises a ConfigError where `init_from` is another one."""
+    same = ancestry.same_start(init_from, start.saved, start.folder)
+    if same is None:
+        raise ConfigError(
+            f"{start.asked}: init_from={as_text(init_from)} begins a new run, and this one began with "
+            f"{'random weights' if start.saved.init_from is None else as_text(start.saved.init_from)}. "
+            "Leave out one of the two."
+        )
+    return same
+
+
+def _new_run(start: _Start, changes: list[str], name: str | None) -> str:
+    """The command that begins a new run with the weights of `start`, its settings and `changes`; "" if none does.
+
+    `name`: of the checkpoint, last where there is none.
+    """
+    with suppress(ConfigError):
+        words = _begin_with_weights(_begun_with(start), start.folder, name, changes)
+        overrides, source = command_line.read(words)
+        ancestry.with_ancestor(to_experiment(compose(overrides, source)))
+        return commands.train(*words)
+    return ""
+
+
+def _begin_with_weights(overrides: list[str], folder: Path, name: str | None, changes: Sequence[str] = ()) -> list[str]:
+    """The overrides of a run that began so, and `changes`, each key once, to begin with a checkpoint of `folder`."""
+    kept: dict[str, str] = {}
+    for text in (*(text for text in overrides if not _is_among(_key(text), ("init",))), *changes):
+        if not _is_among(_key(text), (*START_KEYS, "init_from")):
+            kept.pop(_key(text), None)
+            kept[_key(text)] = text
+    return [*kept.values(), f"init_from={relative_to_cwd(folder)}{f':{name}' if name else ''}"]
+
+
+def _or_begin(command: str) -> str:
+    return f" Or begin a new run with its weights: {command}" if command else ""
+
+
+def _begun_with(start: _Start) -> list[str]:
+    """The overrides that make the settings of `start`: those that it began with, or else each that is no default."""
+    given = read_json(RunFolder(start.folder).manifest).get("overrides")
+    if isinstance(given, list) and all(isinstance(text, str) and text.isprintable() for text in given):
+        with suppress(ConfigError):
+            overrides, source = command_line.read(given)
+            if _settings_begun_with(to_experiment(compose(overrides, source))) == _settings_begun_with(start.saved):
+                return given
+    env = [*start.source.options, f"env={start.saved.env.name}"]
+    defaults, saved = _settings(compose(env[-1:], start.source)), flat(asdict(start.saved))
+    changed = {key: value for key, value in saved.items() if key not in defaults or defaults[key] != value}
+    left_out = [f"~{key}" for key in defaults.keys() - saved.keys()]
+    words = (f"{'' if key in defaults else '++'}{key}={_as_override(value)}" for key, value in changed.items())
+    return [*env, *left_out, *words]
+
+
+def _settings_begun_with(cfg: ExperimentConfig) -> dict[str, Any]:
+    """Those that make a new run the same, but for its weights at the start."""
+    may_differ = (*ON_REQUEST, "init_from", "init")
+    return {key: value for key, value in _settings_that_matter(cfg).items() if not _is_among(key, may_differ)}
+
+
+def _as_override(value: Any) -> str:
+    """A value as Hydra reads it."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_as_override, value))}]"
+    is_word = isinstance(value, str) and re.fullmatch(r"[a-z]{2,}", value) and value not in ("true", "false", "null")
+    return quoted(value) if isinstance(value, str) and not is_word else as_text(value)
+
+
+def _newest_whole(start: _Start, warnings: list[str]) -> int | None:
+    """The newest iteration of which model and state are whole, or the one named. None where nothing was saved yet."""
+    folder, at, asked = start.folder, start.at, start.asked
     saved = resumable(RunFolder(folder).checkpoints)
     if at is None and not numbered(RunFolder(folder).checkpoints, "model"):
         return None
@@ -319,12 +430,16 @@ def _newest_whole(folder: Path, at: int | None, asked: str, warnings: list[str])
         if number not in saved:
             raise ConfigError(
                 f"{asked}: iteration {number} has weights alone, no state to go on from. {_resumable(folder)}"
+                f"{_or_begin(_new_run(start, [], str(number)))}"
             )
         flaws = [f"{path} {why}" for path in saved[number] if (why := damage(path.read_bytes()))]
         if not flaws:
             return number
         warnings += flaws
-    raise ConfigError(f"{asked}: {'; '.join(warnings) or 'no state to go on from'}. {_resumable(folder, warnings)}")
+    raise ConfigError(
+        f"{asked}: {'; '.join(warnings) or 'no state to go on from'}. {_resumable(folder, warnings)}"
+        f"{_or_begin(_new_run(start, [], None))}"
+    )
 
 
 def _resumable(folder: Path, broken: list[str] | None = None) -> str:
@@ -346,6 +461,10 @@ def _settings(cfg: DictConfig) -> dict[str, Any]:
     content = OmegaConf.to_container(without_start(cfg), resolve=True)
     assert isinstance(content, dict)
     return flat(content)
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
 
 
 def _is_among(key: str, names: tuple[str, ...]) -> bool:

@@ -25,6 +25,7 @@ from ppo_lab.errors import (
 from ppo_lab.learning.checkpoint import NoCheckpoints, load, load_both
 from ppo_lab.learning.guard import Fault, NonFiniteError
 from ppo_lab.machine import commands, devices, preflight
+from ppo_lab.runs import ancestry
 from ppo_lab.runs.config import read_experiment
 from ppo_lab.runs.folder import RunFolder
 
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> None:
     show(fault, dump)
     folder, good = path.resolve().parent, dump["last_good"]
     try:
-        saved = None if good is None else load_both(RunFolder(folder).checkpoints, good)
+        model, state = (None, None) if good is None else load_both(RunFolder(folder).checkpoints, good)
     except CheckpointError as error:
         print(f"not repeated, as there is no full state to go on from: {error}")
         return
@@ -52,7 +53,14 @@ def main(argv: list[str]) -> None:
     if cfg.processes > 1:
         print(f"not repeated: the run has {cfg.processes} ranks, and this is one process")
         return
-    again = repeat(cfg, fault.iteration, saved)
+    if good is None:
+        try:
+            ancestor = ancestry.find_again(f"replay of {folder}", folder, cfg)
+            model = load(ancestor.checkpoint, ancestor.sha256) if ancestor else None
+        except (CheckpointError, ConfigError) as error:
+            print(f"not repeated: {error}")
+            return
+    again = repeat(cfg, fault.iteration, model, state)
     start = "the start" if good is None else f"the checkpoint of iteration {good}"
     if again is None:
         raise NotReproducedError(f"from {start} on, all was finite up to iteration {fault.iteration}")
@@ -87,22 +95,21 @@ def show(fault: Fault, dump: State) -> None:
             rich.print(_steps_of(dump, row, f"env {env}", fault.step))
 
 
-def repeat(cfg: ExperimentConfig, iteration: int, saved: tuple[State, State] | None) -> NonFiniteError | None:
-    """Trains in memory as the run of `cfg` did, on from `saved` (model, state) or from the start.
+def repeat(cfg: ExperimentConfig, iteration: int, model: State | None, state: State | None) -> NonFiniteError | None:
+    """Trains in memory as the run of `cfg` did, on from `model` and `state`, or from the start, which `model` is of.
 
     Returns what stopped it; None where nothing did. Raises a RunFailedError where something else broke.
     """
     from ppo_lab.memory.measure.monitor import MemoryMonitor
-    from ppo_lab.training.build import build_loop
+    from ppo_lab.training.build import build_loop, obey
 
     preflight.check_system_libraries()
     device = devices.resolve_device(cfg.device)
     with MemoryMonitor(device) as monitor:
         loop = build_loop(cfg, device, monitor, NoCheckpoints(), lambda *_: None)
         try:
-            if saved:
-                loop.restore(*saved)
-            loop.learn(iteration + 1 - loop.next_iteration, init_at_random_ep_len=saved is None)
+            obey(loop, cfg, {"model": model, "state": state})
+            loop.learn(iteration + 1 - loop.next_iteration, init_at_random_ep_len=state is None)
         except NonFiniteError as found:
             return found
         except Exception as error:

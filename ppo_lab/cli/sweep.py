@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from ppo_lab.config.overrides import SWEEP_DIR
 from ppo_lab.errors import ConfigError
 from ppo_lab.machine import commands
 from ppo_lab.machine.launch import place_by_launcher
+from ppo_lab.runs import ancestry
 from ppo_lab.runs.config import to_experiment, to_settings
 from ppo_lab.sweeps import plan
 from ppo_lab.sweeps.plan import SweepRequest, job_names
@@ -45,7 +47,7 @@ def prepare(argv: list[str]) -> Path:
     overrides, source = command_line.read([argument for argument in argv if not is_multirun(argument)])
     of_jobs, own = _split(overrides)
     combinations = expand(of_jobs, source)
-    experiments = _experiments(combinations, source)
+    experiments = _of_each(combinations, lambda one: to_experiment(compose(one, source)))
     cfg = compose([*combinations[0], *own], source)
     settings: SweepConfig = to_settings(OmegaConf.masked_copy(cfg, ["sweep"]), OmegaConf.structured(_Own)).sweep
     if settings.resume is None and not any(parse(text, several=True).is_sweep_override() for text in of_jobs):
@@ -53,6 +55,9 @@ def prepare(argv: list[str]) -> Path:
             "-m asks for a sweep, and no key has several values. Give some, as in: python train.py -m seed=1,2; "
             "or leave out -m to train once."
         )
+    if settings.resume is None:  # or else a job may have begun long ago, with what is there no more
+        composed = dict(zip(combinations, experiments, strict=True))
+        experiments = _of_each(combinations, lambda one: ancestry.with_ancestor(composed[one])[0])
     return plan.prepare(
         SweepRequest(
             combinations=[(*source.options, *combination) for combination in combinations],
@@ -129,12 +134,14 @@ def _split(overrides: list[str]) -> tuple[list[str], list[str]]:
     return of_jobs, own
 
 
-def _experiments(combinations: list[tuple[str, ...]], source: Source) -> list[ExperimentConfig]:
-    """Each combination's experiment. Raises a ConfigError; it names the combination where others are right."""
+def _of_each(
+    combinations: list[tuple[str, ...]], make: Callable[[tuple[str, ...]], ExperimentConfig]
+) -> list[ExperimentConfig]:
+    """What `make` gives of each. Raises its ConfigError, which names the combination where others are right."""
     experiments, refused = [], []
     for combination in combinations:
         try:
-            experiments.append(to_experiment(compose(combination, source)))
+            experiments.append(make(combination))
         except ConfigError as error:
             refused.append((combination, str(error)))
     if refused:

@@ -27,6 +27,7 @@ OTHER_NAMES = {
     "steps n_steps num_steps horizon horizon_length rollouts": "num_steps_per_env",
     "iterations num_iterations max_epochs total_timesteps timesteps": "max_iterations",
     "checkpoint_path load_run load_checkpoint restore": "resume",
+    "pretrained pretrained_path finetune finetune_from load_weights init_weights warm_start": "init_from",
     "name experiment_name": "run_name",
     "environment task": "env",
     "gpu": "cuda device",
@@ -84,6 +85,11 @@ def quoted(path: Path | str) -> str:
     """A path as a value for Hydra, which would read commas, brackets and others in it."""
     text = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + found[2].replace("'", r"\'"), str(path))
     return f"'{text}'"
+
+
+def shown(key: str, value: str) -> str:
+    """A value for people: a checkpoint without the quotes that only Hydra needs."""
+    return value[1:-1] if key == "init_from" and re.fullmatch(r"'[^'\\]+'", value) else value
 
 
 def leaves(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:

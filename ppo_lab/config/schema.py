@@ -154,6 +154,18 @@ class CheckpointConfig:
 
 
 @dataclass
+class InitConfig:
+    """What a run that begins with `init_from` takes beside the actor with its normalizer."""
+
+    critic: bool = setting()
+    """The critic, with its normalizer."""
+    optimizer: bool = setting()
+    """The optimizer's moments; the learning rate is never taken."""
+    std: bool = setting()
+    """The deviations of the actions; without them they begin with network.actor.init_std."""
+
+
+@dataclass
 class SweepConfig:
     """How train.py -m runs its jobs. No part of an experiment."""
 
@@ -176,6 +188,9 @@ class ExperimentConfig:
     network: NetworkConfig = setting()
     memory: MemoryConfig = setting()
     checkpoint: CheckpointConfig = setting()
+    init_from: str | None = setting()
+    """The checkpoint whose weights the run begins with: as typed, RUN[:NAME] or a file; of a run, its absolute path."""
+    init: InitConfig = setting()
     num_envs: int = count()
     """Of all ranks together."""
     processes: int = setting(at_least=1, at_most=4096)
@@ -296,6 +311,8 @@ def _impossible_combinations(cfg: ExperimentConfig) -> Iterator[str]:
             f"got {rollout} in {cfg.algorithm.num_mini_batches}. "
             f"Try algorithm.num_mini_batches={cfg.transitions // 2}."
         )
+    if cfg.init.optimizer and not cfg.init.critic:
+        yield "init.optimizer=true takes the moments of actor and critic. Try init.optimizer=false or init.critic=true."
     yield from cfg.env.too_long("episode_length_s")
     yield from cfg.env.problems()
 

@@ -12,6 +12,7 @@ reads them, on a machine without a GPU too: their tensors are on the CPU.
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import logging
 import math
@@ -190,13 +191,18 @@ def save(path: Path, state: State) -> None:
     _write_sealed(path, _to_bytes(state))
 
 
-def load(path: Path) -> State:
-    """What was saved at `path`, on the CPU. Raises a CheckpointError, and runs nothing that the file might hold."""
+def load(path: Path, sha256: str | None = None) -> State:
+    """What was saved at `path`, on the CPU. Raises a CheckpointError, and runs nothing that the file might hold.
+
+    `sha256`: of the file, where only one that is unchanged will do.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     wrong = damage(content)
+    if not wrong and sha256 not in (None, hashlib.sha256(content).hexdigest()):
+        wrong = "has just been changed"
     if wrong:
         raise CheckpointError(f"{path} {wrong}")
     try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from ppo_lab.config import ExperimentConfig
+from ppo_lab.config import STD_PARAMETERS, ExperimentConfig, InitConfig
 from ppo_lab.envs.scenes import added_up
 from ppo_lab.learning import guard
 from ppo_lab.learning.episodes import EpisodeStatistics
@@ -166,6 +166,28 @@ class Loop:
         }
         states = self.ranks.gather(own)
         return own if self.ranks.world_size == 1 else {"iteration": own["iteration"], "ranks": states}
+
+    def begin_with(self, model: State, parts: InitConfig) -> None:
+        """Begins with the weights and normalizers of another run's `model`, and with what else `parts` says.
+
+        The learning rate stays the configured one. Raises a ValueError that names what does not fit, before anything is
+        changed.
+        """
+        own = self.alg.actor.state_dict()
+        actor = dict(model["actor_state_dict"])
+        if not parts.std:
+            is_std = {f"distribution.{name}" for name in STD_PARAMETERS.values()}
+            actor = {name: value for name, value in actor.items() if name not in is_std}
+            actor |= {name: value for name, value in own.items() if name in is_std}
+        check_fits("the actor", actor, own)
+        if parts.critic:
+            check_fits("the critic", model["critic_state_dict"], self.alg.critic.state_dict())
+        if parts.optimizer:
+            self._check_optimizer(model["optimizer_state_dict"])
+        self.alg.load(model | {"actor_state_dict": actor}, {"actor": True, "critic": parts.critic}, strict=True)
+        if parts.optimizer:
+            moments = {"state": model["optimizer_state_dict"]["state"]}
+            self.alg.optimizer.load_state_dict(self.alg.optimizer.state_dict() | moments)
 
     def restore(self, model: State, state: State) -> None:
         """Goes on where `model` and this rank's `state` were saved, identically. Nothing may be drawn before `learn`.

@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppo_lab.config import flat
+from ppo_lab.config.overrides import shown
 from ppo_lab.errors import ConfigError
 from ppo_lab.memory.measure import measured
 from ppo_lab.memory.rows import MIB
-from ppo_lab.runs.config import LABELS, START_KEYS
+from ppo_lab.runs import ancestry
+from ppo_lab.runs.config import FROM_SCRATCH, LABELS, START_KEYS
 from ppo_lab.runs.folder import RunFolder, find_runs
 from ppo_lab.runs.record import iteration_s, newest_evaluation, number, read
 from ppo_lab.sweeps import jobs as sweeps
@@ -42,6 +44,8 @@ class RunFigures:
     """Memory row -> figure."""
     measured_bytes: Mapping[str, int]
     """Memory row -> highest value."""
+    ancestry: str
+    """The run and iteration that it began with, and those before: see `ancestry.in_short`."""
     damages: tuple[str, ...]
     """What could not be read."""
     evaluated: Mapping[str, Any]
@@ -194,7 +198,7 @@ def _job_result(sweep: sweeps.Sweep, job: Job) -> JobResult:
         raise ConfigError(f"the folder of job {job.number}, {folder}, lies outside the sweep. Remove the link.")
     run = _read_run(folder)
     overrides = dict(override.lstrip("+").partition("=")[::2] for override in job.overrides)
-    settings = _settings(run) | {key: _value(text) for key, text in overrides.items()}
+    settings = _settings(run) | {key: _value(shown(key, text)) for key, text in overrides.items()}
     return JobResult(
         job.number,
         job.name,
@@ -231,6 +235,7 @@ def _read_run(folder: Path) -> RunFigures:
             for tag, mib in highest.items()
             if not tag.startswith("Memory/predicted_")
         },
+        ancestry.in_short(record.manifest),
         tuple(damages),
         newest_evaluation(folder),
     )
@@ -258,9 +263,10 @@ def _differing(runs: list[dict[str, Value]]) -> list[str]:
 
 def _settings(run: RunFigures) -> dict[str, Value]:
     """Dotted key -> value; what is not a number or text is written as JSON."""
-    return {
-        key: value if _is_plain(value) else json.dumps(value, default=str) for key, value in flat(run.config).items()
-    }
+    found = flat(FROM_SCRATCH | {**run.config}) if run.config else {}
+    if run.ancestry:
+        found["init_from"] = run.ancestry.partition(" < ")[0]
+    return {key: value if _is_plain(value) else json.dumps(value, default=str) for key, value in found.items()}
 
 
 def _is_plain(value: object) -> bool:

@@ -45,6 +45,7 @@ def render(results: Results, pictures: Mapping[str, Picture], folder: Path) -> s
         jobs=[
             (job, row, _links(job, folder)) for job, row in zip(results.sweep.jobs, numbers.rows(results), strict=True)
         ],
+        has_ancestry=any(job.run.ancestry for job in results.sweep.jobs),
         status_class=lambda status: status if status in STATUSES else "other",
         style=Markup((HERE / "page.css").read_text()),
         script=Markup(script),

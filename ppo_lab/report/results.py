@@ -182,6 +182,7 @@ def _row(job: JobResult, results: Results) -> dict[str, Any]:
         "name": job.name,
         **job.settings,
         "status": job.status,
+        "ancestry": job.run.ancestry or None,
         "final_reward": job.final_reward,
         "best_reward": job.best_reward,
         "evaluated_return": job.evaluated_return,

@@ -41,6 +41,10 @@ MAY_CHANGE = (*ON_REQUEST, "save_interval", "evaluate_every", "checkpoint", "mem
 """Settings that a run may go on with changed: none of them touches what is learned, but for another kind of device."""
 
 
+FROM_SCRATCH: dict[str, Any] = {"init_from": None, "init": {"critic": True, "optimizer": False, "std": True}}
+"""Of a run folder whose config.yaml says nothing of `init_from`."""
+
+
 def to_experiment(cfg: DictConfig) -> ExperimentConfig:
     """The typed and checked experiment of a composed configuration. Raises a ConfigError."""
     cfg = without_start(cfg)
@@ -59,8 +63,8 @@ def to_experiment(cfg: DictConfig) -> ExperimentConfig:
 def from_older_version(content: dict[Any, Any]) -> dict[Any, Any]:
     """The settings that an older version may have written into a run folder, as they are now."""
     num_envs = content.get("num_envs")
-    one_of_each = {"processes": 1, "envs_per_scene": num_envs}  # before 2026-11-26
-    content = one_of_each | {"evaluate_every": None} | content
+    content = {"processes": 1, "envs_per_scene": num_envs} | content  # before 2026-11-26 there was one of each
+    content = FROM_SCRATCH | {"evaluate_every": None} | content
     env = content.get("env")
     if not isinstance(env, dict) or env.get("name") not in envs.names():
         return content
@@ -102,14 +106,19 @@ def read_experiment(path: Path) -> ExperimentConfig:
         ConfigError: the file cannot be read, or is not an experiment of this version.
     """
     try:
-        content = read_plain(path)
-        try:
-            cfg = DictConfig(from_older_version(content))
-        except (OmegaConfBaseException, ValueError) as error:
-            raise ConfigError(f"is not plain YAML: {first_line(error)}. {AS_WRITTEN}") from None
-        return to_experiment(cfg)
+        return from_plain(read_plain(path))
     except ConfigError as error:
         raise ConfigError(f"{as_text(path)}: {error}") from None
+
+
+def from_plain(content: dict[str, Any]) -> ExperimentConfig:
+    """The experiment that an older version may have written, of which nothing is looked up. Raises a ConfigError."""
+    try:
+        _refuse_lookups(content)
+        cfg = DictConfig(from_older_version(content))
+    except (OmegaConfBaseException, ValueError, RecursionError) as error:
+        raise ConfigError(f"is not plain YAML: {first_line(error)}. {AS_WRITTEN}") from None
+    return to_experiment(cfg)
 
 
 def read_plain(path: Path) -> dict[str, Any]:
@@ -129,9 +138,7 @@ def read_plain(path: Path) -> dict[str, Any]:
         content = LOADER(text).get_single_data()
         if not isinstance(content, dict):
             raise ConfigError(f"the file does not hold keys with values. {AS_WRITTEN}")
-        for key, value in leaves(content):
-            if isinstance(value, str) and "${" in value:
-                raise ConfigError(f"{key}={as_text(value)} would be looked up. Allowed: plain values.")
+        _refuse_lookups(content)
         return content
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}. {AS_WRITTEN}") from None
@@ -139,6 +146,12 @@ def read_plain(path: Path) -> dict[str, Any]:
         raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"is not plain YAML: {first_line(error)}. {AS_WRITTEN}") from None
+
+
+def _refuse_lookups(content: dict[Any, Any]) -> None:
+    for key, value in leaves(content):
+        if isinstance(value, str) and "${" in value:
+            raise ConfigError(f"{key}={as_text(value)} would be looked up. Allowed: plain values.")
 
 
 def refuse_key(key: str, known: set[str]) -> NoReturn:

@@ -6,18 +6,22 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, TYPE_CHECKING, Literal
 
 from ppo_lab.config import ExperimentConfig, as_text
 from ppo_lab.config.overrides import RUN_DIR
 from ppo_lab.errors import ConfigError, ExitCode, StoppedError
+from ppo_lab.machine.commands import relative_to_cwd
 from ppo_lab.runs.config import as_yaml
 from ppo_lab.runs.files import damage, numbered, read_json, write_text
+
+if TYPE_CHECKING:
+    from ppo_lab.runs.ancestry import Ancestor
 
 
 @dataclass(frozen=True)
@@ -103,27 +107,18 @@ SIX = 6
 
 
 def find_checkpoints(folder: Path, wanted: str) -> list[Path]:
-    """The files of the checkpoints that `wanted` names, the oldest first: best | last | all | six, or iterations: 0,50.
+    """The files of the checkpoints that `wanted` names: all | six, or what `find_checkpoint` takes, by commas: 0,50.
 
     six: up to six of the numbered ones, evenly spread, the first and the last among them.
 
-    Raises a ConfigError where there is none, or a file is damaged.
+    Raises a ConfigError where one is not there, or is damaged.
     """
-    checkpoints = RunFolder(folder).checkpoints
-    models, best = numbered(checkpoints, "model"), checkpoints / BEST
-    if not models and not best.is_file():
-        raise ConfigError(f"{folder} has no checkpoint{_why_none(folder)}.")
-    by_name = {
-        "best": [best] if best.is_file() else [],
-        "last": list(models.values())[-1:],
-        "all": list(models.values()),
-        "six": _spread(list(models.values()), SIX),
-    }
-    numbers = wanted.split(",")
-    found = by_name.get(wanted) or [path for number, path in models.items() if str(number) in numbers]
-    if not found or (wanted not in by_name and len(found) < len(numbers)):
-        there = ", ".join([*(name for name, files in by_name.items() if files), *map(str, models)])
-        raise ConfigError(f"checkpoint={as_text(wanted)}: {folder} has no such checkpoint. Allowed: {there}.")
+    models = list(numbered(RunFolder(folder).checkpoints, "model").values())
+    if wanted in ("all", "six") and models:
+        found = models if wanted == "all" or len(models) <= SIX else _spread(models, SIX)
+    else:
+        names = wanted.split(",") if wanted not in ("all", "six") else ["last"]
+        found = [find_checkpoint(folder, name) for name in names]
     for path in found:
         if wrong := damage(path.read_bytes()):
             raise ConfigError(f"{path} {wrong}. Choose another checkpoint of the run.")
@@ -131,14 +126,29 @@ def find_checkpoints(folder: Path, wanted: str) -> list[Path]:
 
 
 def _spread(items: list[Path], count: int) -> list[Path]:
-    if len(items) <= count:
-        return items
     return [items[round(index * (len(items) - 1) / (count - 1))] for index in range(count)]
 
 
-def _why_none(folder: Path) -> str:
-    status = read_json(RunFolder(folder).summary).get("status")
-    return f": its run is {as_text(status)}" if status else ": its run never began to train"
+def find_checkpoint(folder: Path, name: str) -> Path:
+    """The checkpoint that `name` means in the run `folder`: "last", "best", or an iteration in digits.
+
+    Raises a ConfigError that lists what there is.
+    """
+    checkpoints, shown = RunFolder(folder).checkpoints, as_text(relative_to_cwd(folder))
+    models, best = numbered(checkpoints, "model"), checkpoints / BEST
+    if not models and not best.is_file():
+        raise ConfigError(f"{shown} has no checkpoint: nothing was saved yet. Allowed: a run that has one.")
+    found = models.get(int(name)) if name.isdecimal() and len(name) < 20 else None
+    if name == "last" and models:
+        found = models[max(models)]
+    if name == "best" and best.is_file():
+        found = best
+    if found is None:
+        there = [*(["last"] if models else []), *(["best"] if best.is_file() else []), *models]
+        raise ConfigError(
+            f"{shown} has no checkpoint {as_text(name)}. Allowed: {as_text(there)[1:-1].replace(',', ', ')}."
+        )
+    return found
 
 
 def folder_of_checkpoint(checkpoint: Path) -> Path | None:
@@ -180,6 +190,10 @@ class Run:
     """The iteration after which it goes on; None: from the start."""
     reproduces: Path | None = None
     """The run folder to be compared with at the end."""
+    ancestor: Ancestor | None = None
+    """The checkpoint whose weights it begins with; None also where it goes on from one of its own."""
+    new_run_from: Callable[[int], str] = lambda iteration: ""
+    """The command that begins a new run with the weights after an iteration of this one; "" where there is none."""
     notes: list[str] = field(default_factory=list)
     """What to say of it at the start."""
     warnings: list[str] = field(default_factory=list)

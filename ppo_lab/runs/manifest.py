@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
@@ -88,15 +88,26 @@ def _kept(repository: Path, names: Iterable[str]) -> Iterator[str]:
 
 
 def describe_run(
-    overrides: list[str], cfg: ExperimentConfig, device: torch.device, folder: Path, checkout: Checkout
+    overrides: list[str],
+    cfg: ExperimentConfig,
+    device: torch.device,
+    folder: Path,
+    checkout: Checkout,
+    ancestry: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """The content of manifest.json; docs/run_folder.md lists the keys. `folder`: the run's, as one would type it."""
+    """The content of manifest.json; docs/run_folder.md lists the keys.
+
+    Args:
+        folder: the run's, as one would type it.
+        ancestry: what it began with, see `Ancestor.ancestry`.
+    """
     env_package = describe_env_package(cfg.env.name)
     return {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": commands.portable("train", *overrides),
         "overrides": overrides,
         "config": asdict(cfg),
+        "ancestry": list(ancestry),
         "repeat": how_to_repeat(overrides, checkout, RunFolder(folder).diff(), env_package),
         "reproduce": commands.portable("train", f"reproduce={folder}"),
         "exact": _exactness(cfg, device),

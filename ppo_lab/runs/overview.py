@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from ppo_lab.runs import ancestry
 from ppo_lab.runs.folder import RunFolder, is_locked, started_s
 from ppo_lab.runs.record import RunRecord, iteration_s, number, read
 
@@ -36,6 +37,8 @@ class Overview:
     """Collecting and learning, of all processes of the run."""
     training_s_is_estimated: bool
     """The run has not summed it up: it is the completed iterations at the rate of the newest ones."""
+    ancestry: str | None
+    """The run and iteration that it began with, and those before, as "RUN:99 < EARLIER:49"; None: from scratch."""
     damages: tuple[str, ...]
     """What could not be read."""
 
@@ -62,6 +65,7 @@ def overview(folder: Path) -> Overview:
         episode_length=_newest(record, "Train/mean_episode_length", "final_episode_length"),
         training_s=training_s,
         training_s_is_estimated=is_estimated,
+        ancestry=ancestry.in_short(record.manifest) or None,
         damages=record.damages,
     )
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ppo_lab import config
 from ppo_lab.config import ExperimentConfig, SweepConfig
-from ppo_lab.config.overrides import SWEEP_DIR, short_names
+from ppo_lab.config.overrides import SWEEP_DIR, short_names, shown
 from ppo_lab.errors import ConfigError, OverBudgetError
 from ppo_lab.machine import preflight
 from ppo_lab.memory.predict import hardware
@@ -98,7 +98,7 @@ def job_names(combinations: list[tuple[str, ...]]) -> list[str]:
 
     def shortened(override: str) -> str:
         key, value = _split_override(override)
-        return f"{short[key]}={value}"
+        return f"{short[key]}={shown(key, value)}"
 
     return [" ".join(shortened(combination[position]) for position in positions) for combination in combinations]
 
@@ -229,13 +229,14 @@ def _predicted(jobs: list[Job], experiments: list[ExperimentConfig], settings: S
     planned = [job for job in jobs if job.status == "planned"]
     each = f" for each of {settings.jobs_per_device} at a time" if settings.jobs_per_device > 1 else ""
     say(f"plan: {len(planned)} jobs, {free_bytes / MIB:,.0f} MiB free on {machine.name}{each}")
-    but_for_seed: dict[str, list[Job]] = {}
+    alike: dict[str, list[Job]] = {}  # in what they need
     for job in planned:
-        but_for_seed.setdefault(config.to_json(dataclasses.replace(experiments[job.number], seed=0)), []).append(job)
+        experiment = dataclasses.replace(experiments[job.number], seed=0, init_from=None)
+        alike.setdefault(config.to_json(experiment), []).append(job)
     jobs, too_large = [*jobs], []
-    for number, (text, group) in enumerate(but_for_seed.items(), 1):
+    for number, (text, group) in enumerate(alike.items(), 1):
         found = _predict(from_json(text), machine, free_bytes)
-        count, outcome = f"  prediction {number} of {len(but_for_seed)}", f"{found.reason}; fits: {found.fits}"
+        count, outcome = f"  prediction {number} of {len(alike)}", f"{found.reason}; fits: {found.fits}"
         say(" | ".join(part for part in (count, _numbers(group), _name_of(group), outcome) if part))
         for job in group:
             jobs[job.number] = found.applied_to(job, settings.over_budget == "skip")

@@ -50,17 +50,29 @@ def build_loop(
     return Loop(env, own, phases, checkpoints, report, should_stop, ranks)
 
 
-def orders(cfg: ExperimentConfig, first_iteration: int, saved: tuple[State, State] | None) -> list[State]:
+def orders(
+    cfg: ExperimentConfig, first_iteration: int, saved: tuple[State, State] | None, ancestor: State | None = None
+) -> list[State]:
     """What each rank is to train: the experiment, and the learner and its own state as saved before `first_iteration`.
+
+    `ancestor`: the learner of another run, to begin with where nothing was saved; then there is no state.
 
     Raises a ValueError where another number of ranks has saved them.
     """
-    model, state = saved or (None, {"ranks": [None] * cfg.processes})
+    model, state = saved or (ancestor, {"ranks": [None] * cfg.processes})
     states = state.get("ranks", [state])
     if len(states) != cfg.processes:
         raise ValueError(f"{len(states)} ranks have saved it, and processes={cfg.processes}")
     order = {"cfg": to_json(cfg), "first_iteration": first_iteration, "model": model}
     return [order | {"state": state} for state in states]
+
+
+def obey(loop: Loop, cfg: ExperimentConfig, order: State) -> None:
+    """Puts into `loop` what its rank's order brings. Raises what `Loop.restore` and `Loop.begin_with` raise."""
+    if order["state"]:
+        loop.restore(order["model"], order["state"])
+    elif order["model"]:
+        loop.begin_with(order["model"], cfg.init)
 
 
 def be_deterministic() -> None:

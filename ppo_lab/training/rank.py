@@ -18,7 +18,7 @@ from ppo_lab.machine import devices
 from ppo_lab.machine.launch import ENV, Place
 from ppo_lab.memory.measure.monitor import MemoryMonitor
 from ppo_lab.runs.config import from_json
-from ppo_lab.training.build import build_loop
+from ppo_lab.training.build import build_loop, obey
 from ppo_lab.training.stopping import StopRequest
 
 
@@ -47,6 +47,5 @@ def _train(ranks: TorchRanks, order: State, should_stop: Callable[[], bool]) -> 
     device = devices.resolve_device("cpu" if cfg.device == "cpu" else "auto")  # its card is the only one to be seen
     with MemoryMonitor(device, cfg.memory.count_tensors) as monitor:
         loop = build_loop(cfg, device, monitor, NoCheckpoints(), lambda *_: None, should_stop, ranks)
-        if order["model"]:
-            loop.restore(order["model"], order["state"])
+        obey(loop, cfg, order)
         loop.learn(cfg.max_iterations - order["first_iteration"], init_at_random_ep_len=order["first_iteration"] == 0)

@@ -20,7 +20,7 @@ from ppo_lab.memory.measure.monitor import free_bytes
 from ppo_lab.memory.predict.estimate import Estimate
 from ppo_lab.memory.rows import MIB, ROWS, name_of, predicted_tag
 from ppo_lab.memory.show import table
-from ppo_lab.runs import hparams, manifest
+from ppo_lab.runs import ancestry, hparams, manifest
 from ppo_lab.runs.config import as_yaml
 from ppo_lab.runs.files import read_json, write_atomically, write_json
 from ppo_lab.runs.folder import Run, RunFolder
@@ -38,7 +38,8 @@ class Recording:
     the exception: none is completed, a signal's is interrupted, any other is failed.
     """
 
-    def __init__(self, run: Run, device: torch.device) -> None:
+    def __init__(self, run: Run, device: torch.device, ancestor_iteration: int | None = None) -> None:
+        """`ancestor_iteration`: the iteration of the checkpoint that the run begins with, where it does."""
         self.run = run
         self.device = device
         self.is_training = False
@@ -47,8 +48,12 @@ class Recording:
         self.progress = ProgressDisplay(run.cfg.max_iterations, run.cfg.quiet, run.first_iteration)
         self._files = RunFolder(run.folder)
         self._checkout = manifest.read_checkout()
+        if run.ancestor and ancestor_iteration is not None:
+            begun_with = run.ancestor.ancestry(ancestor_iteration)
+        else:
+            begun_with = ancestry.recorded(read_json(self._files.manifest))  # of a run that goes on
         self._description = manifest.describe_run(
-            run.overrides, run.cfg, device, relative_to_cwd(run.folder), self._checkout
+            run.overrides, run.cfg, device, relative_to_cwd(run.folder), self._checkout, begun_with
         )
         self._metrics = MetricsWriter(run.folder, run.first_iteration)
         self._summary = Summary(self._files.summary, run.cfg.transitions, self._metrics.earlier)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -33,10 +33,11 @@ from ppo_lab.machine.launch import OtherRanks, place_by_launcher
 from ppo_lab.memory.measure.monitor import MemoryMonitor, of_all_ranks
 from ppo_lab.memory.measure.out_of_memory import free_memory_held_by, ran_out_of_memory
 from ppo_lab.memory.predict.estimate import Estimate
+from ppo_lab.runs.ancestry import Ancestor
 from ppo_lab.runs.files import write_json
 from ppo_lab.runs.folder import Run, RunFolder, has_rows
 from ppo_lab.training import budget, console
-from ppo_lab.training.build import build_loop, orders
+from ppo_lab.training.build import build_loop, obey, orders
 from ppo_lab.training.evaluations import Evaluations
 from ppo_lab.training.recording import Recording
 from ppo_lab.training.reproduction import compare
@@ -74,8 +75,9 @@ def train(run: Run, estimated: Future[Estimate], others: OtherRanks | None = Non
         log.info("device: %s", devices.card(cfg.device) or device)
     kept = RunFolder(folder).checkpoints
     saved = None if run.checkpoint is None else _load(kept, run.checkpoint)
+    ancestor = None if run.ancestor is None else _load_ancestor(run.ancestor)
     rename_newer(kept, after=run.first_iteration - 1)  # before their rows go: a checkpoint has its rows
-    record = Recording(run, device)
+    record = Recording(run, device, ancestor["iter"] if ancestor else None)
     evaluations = Evaluations(folder, cfg.evaluate_every, cfg.max_iterations)
     checkpoints = Checkpoints(
         kept, cfg.save_interval, cfg.checkpoint.keep_state, cfg.checkpoint.every_seconds, record.sync, evaluations
@@ -84,7 +86,7 @@ def train(run: Run, estimated: Future[Estimate], others: OtherRanks | None = Non
         with record, evaluations:
             envs.preload(cfg.env.name)  # while the estimate is made
             record.predict(budget.check_budget(cfg, estimated, room_bytes, device.type == "cuda"))
-            _train(run, record, checkpoints, saved, stop, others)
+            _train(run, record, checkpoints, saved, ancestor, stop, others)
         log.info("see it:   %s", commands.module("dashboard", str(relative_to_cwd(folder))))
         if run.reproduces:
             _compare(run.reproduces, folder)
@@ -95,26 +97,31 @@ def _train(
     record: Recording,
     checkpoints: Checkpoints,
     saved: tuple[State, State] | None,
+    ancestor: State | None,
     stop: StopSignals,
     others: OtherRanks | None,
 ) -> None:
     """Builds and trains. Only this call holds the loop, so that its memory is free once the call has failed."""
     cfg, first = run.cfg, run.first_iteration
     with (
-        _evidence_kept(run.folder, checkpoints),
+        _evidence_kept(run, checkpoints),
         _connected(cfg, record.device, others) as ranks,
         MemoryMonitor(record.device, cfg.memory.count_tensors) as monitor,
     ):
-        order = ranks.scatter(_orders(cfg, first, saved, checkpoints.folder))
+        order = ranks.scatter(_orders(cfg, first, saved, ancestor, checkpoints.folder))
         record.describe(of_all_ranks([monitor.scalars()] * cfg.processes).keys())
         with console.compiling_shown(cfg.quiet):
             loop = build_loop(cfg, record.device, monitor, checkpoints, record.add, stop.requested, ranks)
+        _obey(loop, run, order)
         if saved:
             checkpoints.best_reward = saved[1]["best_reward"]
-            _restore(loop, order["model"], order["state"], checkpoints.folder)
             log.info("goes on after iteration %d", first)
         elif run.continues:
             log.info("nothing was saved yet: the run starts over")
+        if run.ancestor:
+            taken = ", ".join(["actor", *(f.name for f in fields(cfg.init) if getattr(cfg.init, f.name))])
+            iteration, rate = order["model"]["iter"], cfg.algorithm.learning_rate
+            log.info("%s: begins with %s of iteration %d; learning rate %g", run.ancestor, taken, iteration, rate)
         if run.continues:
             run.keep_device()
         record.begin_training()
@@ -159,21 +166,27 @@ def _failure_of_another(cfg: ExperimentConfig, ranks: TorchRanks, others: OtherR
     return RunFailedError(f"the run failed: {how}")
 
 
-def _orders(cfg: ExperimentConfig, first: int, saved: tuple[State, State] | None, checkpoints: Path) -> list[State]:
+def _orders(
+    cfg: ExperimentConfig,
+    first: int,
+    saved: tuple[State, State] | None,
+    ancestor: State | None,
+    checkpoints: Path,
+) -> list[State]:
     try:
-        return orders(cfg, first, saved)
+        return orders(cfg, first, saved, ancestor)
     except ValueError as error:
         raise RunFailedError(f"{checkpoints}/state_{first - 1}.pt does not fit this run: {error}") from error
 
 
 @contextmanager
-def _evidence_kept(folder: Path, checkpoints: Checkpoints) -> Iterator[None]:
+def _evidence_kept(run: Run, checkpoints: Checkpoints) -> Iterator[None]:
     """Writes what led to a NaN or Inf, and says where it is in a RunFailedError."""
     try:
         yield
     except NonFiniteError as found:
         log.debug("the run failed", exc_info=True)
-        raise RunFailedError(_keep_evidence(found, folder, checkpoints)) from found
+        raise RunFailedError(_keep_evidence(found, run, checkpoints)) from found
 
 
 @contextmanager
@@ -218,9 +231,9 @@ def _out_of_memory(record: Recording, checkpoints: Checkpoints, room_bytes: int)
     return f"out of memory {when}{safe}. {budget.advice_after(cfg, predicted, room_bytes, record.is_training)}"
 
 
-def _keep_evidence(found: NonFiniteError, folder: Path, checkpoints: Checkpoints) -> str:
+def _keep_evidence(found: NonFiniteError, run: Run, checkpoints: Checkpoints) -> str:
     """Writes the dump, and says in one line what happened, where the dump is, and from where one can go on."""
-    dump, good = RunFolder(folder).dump(found.fault.iteration), checkpoints.newest()
+    dump, good = RunFolder(run.folder).dump(found.fault.iteration), checkpoints.newest()
     try:
         checkpoint.save(dump, found.evidence | {"last_good": good})
         checkpoints.write_best()
@@ -228,7 +241,10 @@ def _keep_evidence(found: NonFiniteError, folder: Path, checkpoints: Checkpoints
     except OSError as error:
         replay = f"its dump {relative_to_cwd(dump)} was not written: {error.strerror}"
     last_good = "there is none yet" if good is None else f"iteration {good}"
-    return f"{found}; {replay}; last good checkpoint: {last_good}; {guard.HINTS[found.fault.group]}"
+    hint = guard.HINTS[found.fault.group]
+    if good is not None and (command := run.new_run_from(good)):
+        hint += f"; to begin a new run with that checkpoint and other settings: {command}"
+    return f"{found}; {replay}; last good checkpoint: {last_good}; {hint}"
 
 
 def _load(checkpoints: Path, iteration: int) -> tuple[State, State]:
@@ -239,13 +255,25 @@ def _load(checkpoints: Path, iteration: int) -> tuple[State, State]:
         raise RunFailedError(str(error)) from error
 
 
-def _restore(loop: Loop, model: State, state: State, checkpoints: Path) -> None:
+def _load_ancestor(ancestor: Ancestor) -> State:
     try:
-        loop.restore(model, state)
+        model = checkpoint.load(ancestor.checkpoint, ancestor.sha256)
+    except CheckpointError as error:
+        raise RunFailedError(str(error)) from error
+    if not isinstance(model, dict) or not isinstance(model.get("iter"), int):
+        raise RunFailedError(f"{relative_to_cwd(ancestor.checkpoint)} is not a model that a run has saved")
+    return model
+
+
+def _obey(loop: Loop, run: Run, order: State) -> None:
+    try:
+        obey(loop, run.cfg, order)
     except (KeyError, ValueError, RuntimeError) as error:
         if ran_out_of_memory(error):
             raise
-        name = f"{checkpoints}/model_{model['iter']}.pt or its state"
+        name = f"{RunFolder(run.folder).checkpoints}/model_{run.checkpoint}.pt or its state"
+        if run.ancestor:
+            name = str(relative_to_cwd(run.ancestor.checkpoint))
         raise RunFailedError(f"{name} does not fit this run: {' '.join(str(error).split())}") from error
 
 

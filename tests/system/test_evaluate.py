@@ -181,7 +181,7 @@ def test_the_report_shows_the_evaluation_of_the_latest_iteration(
         (["."], "is no run folder"),
         (["a run", "a run"], "name one run folder; got 2"),
         (["a run", "--all"], "unknown option --all"),
-        (["a run", "checkpoint=7"], "Allowed: best, last, all, six, 0, 5, 10"),
+        (["a run", "checkpoint=7"], "has no checkpoint 7. Allowed: last, best, 0, 5, 10"),
         (["a run", "episods=3"], r"Did you mean episodes\?"),
         (["a run", "episodes=0"], "episodes=0 is out of range"),
         (["a run", "env.push=-1"], "env.push=-1.0 is out of range"),

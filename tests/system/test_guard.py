@@ -464,7 +464,9 @@ def test_a_nan_reward_ends_the_run_with_one_line_that_names_step_envs_replay_and
     message = (
         "rewards are not finite in iteration 2: nan first at step 5 in 2 envs: 3, 11; "
         f"{commands.module('replay', f'{folder}/nan_2.pt')} shows and repeats it; last good checkpoint: iteration 1; "
-        "look at the env's reward terms; a larger env.substeps steadies a simulation"
+        "look at the env's reward terms; a larger env.substeps steadies a simulation; "
+        "to begin a new run with that checkpoint and other settings: "
+        + commands.train("experiment=smoke", "env=hover", "max_iterations=5", f"init_from={folder}:1")
     )
     assert printed == f"error: {message}\n"
     summary = json.loads((folder / "summary.json").read_text())

@@ -107,6 +107,7 @@ TORCH_FREE = [
     *("memory.predict.estimate", "memory.predict.largest", "memory.measure.measured", "memory.measure.growth"),
     *("memory.show.table", "training.budget", "sweeps.plan", "report", "cli.choose_run", "cli.estimate"),
     *("deploy.trained", "deploy.table", "cli.evaluate"),
+    *("runs.ancestry",),
 ]
 
 

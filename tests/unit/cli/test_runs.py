@@ -88,8 +88,19 @@ def test_a_completed_run_has_its_own_sum_of_the_training_time(listed: Listed) ->
         "episode_length": 102.0,
         "training_s": 61.0,
         "training_s_is_estimated": False,
+        "ancestry": None,
         "damages": [],
     }
+
+
+def test_a_run_that_began_with_the_weights_of_another_names_it_and_those_before(listed: Listed) -> None:
+    run = write_run(Path("outputs/a"), "2026-11-20T10:00:00+00:00")
+    before = [
+        {"folder": f"/x/{name}", "checkpoint": "model_9.pt", "iteration": 9, "sha256": ""}
+        for name in ("parent", "first")
+    ]
+    (run / "manifest.json").write_text(json.dumps({"ancestry": before}))
+    assert [run["ancestry"] for run in as_json(listed)] == ["parent:9 < first:9"]
 
 
 def test_a_run_that_no_process_trains_was_killed_and_one_whose_lock_is_held_is_running(listed: Listed) -> None:

@@ -151,6 +151,7 @@ def test_the_numbers_are_those_of_the_metrics(tmp_path: Path) -> None:
         "name": "seed=1",
         "seed": 1,
         "status": "completed",
+        "ancestry": None,
         "final_reward": 3.0,
         "best_reward": 4.0,
         "evaluated_return": None,
@@ -547,6 +548,19 @@ def test_runs_that_were_no_sweep_are_told_apart_by_what_differs(tmp_path: Path) 
     ]
     assert [job.status for job in found.jobs] == ["completed", "completed", "running"]
     assert found.jobs[2].message == "no end is recorded: it still goes, or was killed"
+
+
+def test_a_run_that_began_with_the_weights_of_another_is_told_from_one_that_did_not(tmp_path: Path) -> None:
+    write_run(tmp_path / "scratch", [1.0])  # of an older version, which had no such key
+    config = {"init_from": "/x/a run/checkpoints/model_9.pt", "init": {"critic": True, "optimizer": False, "std": True}}
+    begun = write_run(tmp_path / "begun", [2.0], config=config)
+    entry = {"folder": "/x/a <b>run", "checkpoint": "model_9.pt", "iteration": 9, "sha256": "ab"}
+    (begun / "manifest.json").write_text(json.dumps({"ancestry": [entry]}))
+    found = results.of(read_runs([tmp_path / "scratch", begun]))
+    assert found.sweep.swept == ("init_from",)
+    assert [row["init_from"] for row in results.rows(found)] == ["null", "a <b>run:9"]
+    assert [row["ancestry"] for row in results.rows(found)] == [None, "a <b>run:9"]
+    assert page.render(found, {}, tmp_path).count("a &lt;b&gt;run:9") >= 2
 
 
 def test_another_env_is_one_difference(tmp_path: Path) -> None:
