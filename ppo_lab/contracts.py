@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    import numpy as np
     import torch
     from tensordict import TensorDict
     from torch import Tensor
@@ -144,6 +145,8 @@ class Looks(NamedTuple):
     width_px: int = 0
     """Of the camera's pictures; 0: no camera, and no need for OpenGL."""
     height_px: int = 0
+    field_of_view_deg: float = 40.0
+    """From the lower to the upper edge of a picture."""
 
 
 class WatchedEnv(Env, Protocol):
@@ -162,6 +165,22 @@ class WatchedEnv(Env, Protocol):
 
     def hold_commands(self, values: Sequence[float] | None) -> None:
         """From now on every env has these C commands, instead of those that are drawn; None: they are drawn again."""
+        ...
+
+
+class FilmedEnv(WatchedEnv, Protocol):
+    """An env whose looks have a camera. Where it was reset or restored, robot and camera may show it a step later."""
+
+    def robot_box(self) -> Tensor:
+        """(N, 2, 3), m: the lowest and the highest corner of the box around the robot."""
+        ...
+
+    def get_targets(self) -> Tensor:
+        """(N, P, 3), m: the places that the robot is to reach, which pictures mark; P is 0 where there are none."""
+        ...
+
+    def picture(self, position: Sequence[float], look_at: Sequence[float]) -> np.ndarray:
+        """(height, width, 3) uint8: env 0 as it is now, from `position` towards `look_at`, both in m; up is up."""
         ...
 
 

@@ -7,16 +7,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionStartInfo
-from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ppo_lab.config import ExperimentConfig, flat
-from ppo_lab.runs.files import write_atomically
+from ppo_lab.runs.events import replace_events
 
 log = logging.getLogger(__name__)
 
@@ -85,16 +83,7 @@ def write_hparams(
         ),
     ]
 
-    def write(file: IO[bytes]) -> None:
-        records = RecordWriter(file)
-        records.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
-        records.write(Event(wall_time=time.time(), summary=Summary(value=values)).SerializeToString())
-
-    before = list(run_folder.glob(EVENT_FILES))
-    name = EVENT_FILES.replace("*", str(time.time_ns()))  # a new one each time: an open TensorBoard reads it
-    write_atomically(run_folder / name, write)
-    for path in before:
-        path.unlink()
+    replace_events(run_folder, EVENT_FILES, values)
 
 
 def _plugin_value(tag: str, data: HParamsPluginData) -> Summary.Value:

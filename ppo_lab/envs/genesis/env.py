@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import genesis as gs
+import numpy as np
 import torch
 from genesis.utils.array_class import ErrorCode
+from genesis.utils.geom import trans_to_T
 from genesis.utils.misc import qd_to_torch
+from torch import Tensor
 
 from ppo_lab.config import EnvConfig
 from ppo_lab.contracts import State
@@ -28,6 +32,10 @@ TOO_MANY_CONTACTS = (
 LOST = ErrorCode.INVALID_CONTACT_NAN | ErrorCode.INVALID_FORCE_NAN | ErrorCode.INVALID_ACC_NAN
 """What Genesis flags when an env's state is no longer finite."""
 
+AMBIENT_LIGHT = (0.3, 0.3, 0.3)
+MARK_RADIUS_M, MARK_COLOR = 0.03, (1.0, 0.3, 0.1, 1.0)
+"""Of a target, in pictures."""
+
 
 class GenesisEnv(BatchedEnv):
     """N envs in one scene. A subclass makes `self._scene` with `_new_scene` in its `__init__`, and calls `_simulate`.
@@ -41,6 +49,7 @@ class GenesisEnv(BatchedEnv):
         ensure_started(device, seed, cfg.performance_mode)
         super().__init__(cfg, num_envs, device, seed)
         self._looks = LOOKS.get()
+        self._marks: tuple[Any, ...] = ()
         self._simulator_errors = torch.zeros(2, dtype=torch.int64, device=device)  # too many contacts, lost
         self._has_warned_of_lost = False
 
@@ -68,12 +77,40 @@ class GenesisEnv(BatchedEnv):
         super().restore(state)
         restore_simulator(self._scene, state["simulator"])
 
+    def robot_box(self) -> Tensor:
+        return self._robot_entity().get_AABB()
+
+    def get_targets(self) -> Tensor:
+        return torch.zeros(self.num_envs, 0, 3, device=self.device)
+
+    def picture(self, position: Sequence[float], look_at: Sequence[float]) -> np.ndarray:
+        self._mark_targets()
+        self._camera.set_pose(pos=position, lookat=look_at, up=(0.0, 0.0, 1.0))
+        seen, *_ = self._camera.render(force_render=True)  # or it would not see that a state was restored
+        return np.ascontiguousarray(seen)
+
+    def _robot_entity(self) -> Any:
+        """The first entity that moves."""
+        return next(entity for entity in self._scene.entities if entity.n_dofs)
+
+    def _mark_targets(self) -> None:
+        """Draws a ball at each target of env 0. The simulator does not know of it."""
+        targets = self.get_targets()[0].cpu().numpy()
+        if len(self._marks) != len(targets):
+            draw = self._scene.draw_debug_sphere
+            self._marks = tuple(draw(target, radius=MARK_RADIUS_M, color=MARK_COLOR) for target in targets)
+        self._scene.update_debug_objects(self._marks, tuple(trans_to_T(target) for target in targets))
+
     def _new_scene(self, **options: Any) -> gs.Scene:
         """A scene with the time step of `cfg` and, where the env is to be seen, a camera; `options` are Genesis'."""
         sim_options = gs.options.SimOptions(dt=self.cfg.dt, substeps=self.cfg.substeps)
-        scene = gs.Scene(sim_options=sim_options, show_viewer=False, **options)
-        if self._looks and self._looks.width_px:
-            self._camera = scene.add_camera(res=(self._looks.width_px, self._looks.height_px), fov=40)
+        looks = self._looks
+        if not looks or not looks.width_px:
+            return gs.Scene(sim_options=sim_options, show_viewer=False, **options)
+        vis_options = gs.options.VisOptions(rendered_envs_idx=[0], ambient_light=AMBIENT_LIGHT)
+        scene = gs.Scene(sim_options=sim_options, show_viewer=False, vis_options=vis_options, **options)
+        resolution = looks.width_px, looks.height_px
+        self._camera = scene.add_camera(res=resolution, fov=looks.field_of_view_deg, debug=True)  # it sees the marks
         return scene
 
     def _simulate(self) -> None:

@@ -10,6 +10,7 @@ from genesis.utils.geom import transform_by_quat
 from torch import Tensor
 
 from ppo_lab.envs import LOOKS
+from ppo_lab.envs.genesis.looks import simplified
 from ppo_lab.envs.robots import JointedRobotConfig, asset, feet, without_looks
 from ppo_lab.errors import SimulatorError
 
@@ -33,12 +34,13 @@ class JointedRobot:
         self.cfg = cfg
         self.device = device
         urdf = asset(cfg.urdf)
-        file = str(urdf) if LOOKS.get() else without_looks(urdf)
+        looks = LOOKS.get()
+        file = without_looks(urdf) if looks is None else simplified(urdf) if looks.width_px else str(urdf)
         morph = gs.morphs.URDF(file=file, pos=cfg.base_init_pos, quat=cfg.base_init_quat)
         try:
             self.entity: Any = scene.add_entity(morph)
         except gs.GenesisException as error:  # it quotes the whole text
-            raise SimulatorError(str(error).replace(file, str(urdf))) from error
+            raise SimulatorError(str(error).replace(str(file), str(urdf))) from error
 
     def set_gains(self) -> None:
         """Called once, when the scene is built."""

@@ -106,6 +106,9 @@ class HoverEnv(GenesisEnv):
     def get_commands(self) -> Tensor:
         return self._targets
 
+    def get_targets(self) -> Tensor:
+        return self._targets.unsqueeze(1)
+
     def hold_commands(self, values: Sequence[float] | None) -> None:
         super().hold_commands(values)
         self._resample_targets(torch.ones(self.num_envs, dtype=torch.bool, device=self.device))
