@@ -104,7 +104,7 @@ def film(
         raise RunFailedError(f"no film: {error}") from error
     for gif in (path for path in made.files if path.suffix == ".gif"):
         with Image.open(gif) as image:
-            show_film(into.parent, into.name, gif, image.size, policies[-1].iteration)
+            show_film(into.parent, into.name, gif, image.size, policies[-1].iteration or 0)
     return made
 
 
