@@ -22,7 +22,7 @@ from ppo_lab.learning.ppo import build_ppo
 from ppo_lab.learning.random_state import kind_of_device, random_state, reseed, set_random_state
 from ppo_lab.learning.ranks import SingleProcess
 from ppo_lab.learning.rollout import Rollout
-from ppo_lab.learning.update import LeanUpdate
+from ppo_lab.learning.update import LeanUpdate, network_input
 from ppo_lab.memory.measure.monitor import of_all_ranks
 from ppo_lab.states import check_fits
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ALONE = SingleProcess()
+FAR = 20.0
+"""Deviations from the mean of an observation that a policy can hardly have learned from."""
 
 
 class Iteration(NamedTuple):
@@ -188,6 +190,19 @@ class Loop:
         if parts.optimizer:
             moments = {"state": model["optimizer_state_dict"]["state"]}
             self.alg.optimizer.load_state_dict(self.alg.optimizer.state_dict() | moments)
+
+    @torch.no_grad()
+    def unfamiliar_observations(self) -> dict[str, float]:
+        """The actor's terms that are now far from what its normalizer has seen: name -> deviations from the mean.
+
+        A term that never varied has a deviation of 0, and the smallest other value of it looks huge.
+        """
+        if not self.alg.actor.obs_normalization:
+            return {}
+        terms = self.env.spec.observations["policy"]
+        normalized = network_input(self.alg.actor, [self.env.get_observations()["policy"]]).abs().amax(dim=0)
+        furthest = zip(terms, normalized.split([*terms.values()]), strict=True)
+        return {term: far for term, values in furthest if (far := values.max().item()) > FAR}
 
     def restore(self, model: State, state: State) -> None:
         """Goes on where `model` and this rank's `state` were saved, identically. Nothing may be drawn before `learn`.

@@ -86,11 +86,11 @@ def with_ancestor(cfg: ExperimentConfig) -> tuple[ExperimentConfig, Ancestor | N
 def find(text: str) -> Ancestor:
     """The checkpoint that `init_from=text` means, and that it is whole. Raises a ConfigError."""
     asked = f"init_from={as_text(text)}"
-    if not text or not text.isprintable() or "${" in text:
-        raise ConfigError(f"{asked}: it must be printable, without ${{. {ALLOWED}")
     try:
+        _refuse_unreadable(text)
         path, name = named(text)
         checkpoint = _file(Path(os.path.abspath(path)), name)  # noqa: PTH100
+        _refuse_unreadable(str(checkpoint))
         content = checkpoint.read_bytes()
         if why := damage(content):
             where = as_text(relative_to_cwd(checkpoint))
@@ -134,9 +134,9 @@ def same_start(text: str | None, cfg: ExperimentConfig, folder: Path) -> str | N
         return None
     path, name = named(text)
     began = Path(cfg.init_from)
-    iterations = [str(number) for number, file in numbered(began.parent, "model").items() if file == began]
-    names = ["best"] if began.name == BEST else [LAST, *iterations]
-    if path.resolve() == began or (path.resolve() == began.parent.parent and (name or LAST) in names):
+    may_be_last = name in (None, LAST) and began.name != BEST
+    is_named = name is not None and began.name in (f"{name}.pt", f"model_{name}.pt")
+    if path.resolve() == began or (path.resolve() == began.parent.parent and (may_be_last or is_named)):
         return cfg.init_from
     before = recorded(read_json(RunFolder(folder).manifest))
     try:
@@ -186,6 +186,12 @@ def recorded(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
 def in_short(manifest: Mapping[str, Any]) -> str:
     """The ancestry in a manifest as "RUN:99 < EARLIER_RUN:49"; empty where the run began from scratch."""
     return " < ".join(f"{Path(entry['folder']).name}:{entry['iteration']}" for entry in recorded(manifest))
+
+
+def _refuse_unreadable(text: str) -> None:
+    """What config.yaml could not hold."""
+    if not text or not text.isprintable() or "${" in text:
+        raise ConfigError(f"{as_text(text)!r} must be printable, without ${{. {ALLOWED}")
 
 
 def _file(path: Path, name: str | None) -> Path:

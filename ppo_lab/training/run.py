@@ -122,6 +122,12 @@ def _train(
             taken = ", ".join(["actor", *(f.name for f in fields(cfg.init) if getattr(cfg.init, f.name))])
             iteration, rate = order["model"]["iter"], cfg.algorithm.learning_rate
             log.info("%s: begins with %s of iteration %d; learning rate %g", run.ancestor, taken, iteration, rate)
+            for term, deviations in loop.unfamiliar_observations().items():
+                log.warning(
+                    "observation policy.%s is %.0f deviations from the mean that the other run has seen, so the policy "
+                    "may fail at first; a run that varies it more begins better",
+                    *(term, deviations),
+                )
         if run.continues:
             run.keep_device()
         record.begin_training()

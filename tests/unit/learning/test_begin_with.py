@@ -104,3 +104,21 @@ def test_what_does_not_fit_is_refused_before_anything_is_changed(
         loop.begin_with(model, cfg.init)
     for network in ("actor_state_dict", "critic_state_dict"):
         assert equal(loop.model()[network], before[network])
+
+
+def test_an_observation_that_the_normalizer_never_saw_vary_is_named(
+    experiment: Experiment, model: dict[str, Any]
+) -> None:
+    normalizer = {name: model["actor_state_dict"][f"obs_normalizer.{name}"] for name in ("_mean", "_std")}
+    normalizer["_mean"].zero_()
+    normalizer["_std"].fill_(1.0)
+    assert begun(experiment, model).unfamiliar_observations() == {}
+    loop = begun(experiment, model)
+    terms = loop.env.spec.observations["policy"]
+    assert [*terms][:3] == ["base_ang_vel", "projected_gravity", "commands"]
+    normalizer["_mean"][0, 7] = -0.5  # the second command, here 0
+    normalizer["_std"][0, 7] = 0.0
+    loop.begin_with(model, experiment(*WORDS).init)
+    assert loop.unfamiliar_observations() == {"commands": pytest.approx(50.0)}  # 0.5 / (0 + 0.01)
+    plain = looping(experiment("experiment=smoke", "network.hidden_dims=[8]"))
+    assert plain.unfamiliar_observations() == {}

@@ -103,9 +103,10 @@ REFUSED = {
     "run/config.yaml": r"it is no checkpoint with weights in a run folder",
     "run/checkpoints/state_11.pt": r"it is no checkpoint with weights in a run folder",
     "run/checkpoints/model_5.pt:best": r"it names a checkpoint already\. Leave out :best\.",
-    "": r"init_from=: it must be printable",
-    "a\nb": r"it must be printable",
-    "${seed}": r"it must be printable, without \$\{",
+    "": r"init_from=: '' must be printable",
+    "a\nb": r"must be printable",
+    "${seed}": r"must be printable, without \$\{",
+    "linked": r"\$\{x\}/checkpoints/model_5\.pt' must be printable, without \$\{",
     "a/" + "b" * 300: r"there is no such folder or file|File name too long",
 }
 
@@ -113,6 +114,8 @@ REFUSED = {
 @pytest.mark.parametrize("text", REFUSED, ids=lambda text: text[:20])
 def test_what_names_no_whole_checkpoint_of_a_run_is_refused(text: str, here: Path, experiment: Experiment) -> None:
     Path("empty").mkdir()
+    write_run(Path("${x}"), HOVER, iterations=(5,))
+    Path("linked").symlink_to("${x}")
     write_run(Path("unsaved"), HOVER, iterations=())
     write_run(Path("no_best"), HOVER, iterations=(3,)).joinpath("checkpoints", BEST).unlink()
     shutil.copy("run/checkpoints/model_5.pt", "loose.pt")
@@ -289,7 +292,9 @@ def test_last_may_be_what_a_run_began_with_although_its_ancestor_went_on(here: P
     assert ancestry.same_start("run:last", cfg, child) == ancestry.same_start("run", cfg, child) == cfg.init_from
     assert ancestry.same_start("run:12", cfg, child) is None
     shutil.rmtree("run")
-    assert ancestry.same_start("run", cfg, child) == cfg.init_from, "nothing of it need be left"
+    for text in ("run", "run:11", "run/checkpoints/model_11.pt"):
+        assert ancestry.same_start(text, cfg, child) == cfg.init_from, "nothing of it need be left"
+    assert ancestry.same_start("run:12", cfg, child) is None
 
 
 def test_several_with_commas_between_are_told_from_a_path_with_commas(here: Path) -> None:
