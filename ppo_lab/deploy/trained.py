@@ -36,9 +36,7 @@ class Trained:
     def read(cls, folder: Path, changes: Mapping[str, Any] | None = None) -> Trained:
         """The run in `folder`; the present conf/ plays no part. Raises a ConfigError."""
         if not folder.is_dir():
-            raise ConfigError(
-                f"{as_text(folder)}: there is no such folder. Name a run; ppo-lab runs lists them."
-            )
+            raise ConfigError(f"{as_text(folder)}: there is no such folder. Name a run; ppo-lab runs lists them.")
         if not RunFolder(folder).config.is_file():
             raise ConfigError(
                 f"{as_text(folder)} is no run folder: it has no config.yaml. Name a run; ppo-lab runs lists them."
