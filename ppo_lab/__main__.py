@@ -23,6 +23,7 @@ COMMANDS = {
     "import": "an old run of rsl-rl-lib 2.2.4 becomes a run folder",
     "evaluate": "how good a trained policy is: statistics over many episodes",
     "film": "a film of what a run trained, or of six of its policies side by side",
+    "export": "a policy for a robot: ONNX, TorchScript, manifest, and a program that runs it",
     "runs": "the runs there are: env, status, reward, time, folder",
 }
 """Command -> what it does. Its module is `ppo_lab.cli.<command>`, whose `main` takes the arguments."""
@@ -58,7 +59,7 @@ def run(name: str, argv: list[str]) -> NoReturn:
         sys.exit(0)
     exit_on_wrong_packages()  # before the imports that would fail
     yield_busy_cores()
-    if name in ("train", "replay", "evaluate", "film"):  # they load the simulator
+    if name in ("train", "replay", "evaluate", "film", "export"):  # they load the simulator
         loading.begin()
     from ppo_lab.cli.exits import exit_codes
 

@@ -20,22 +20,48 @@ State = dict[str, Any]
 """Tensors on the CPU, numbers, strings and None alone, in dicts, lists and tuples: what `weights_only=True` reads."""
 
 
+class ObservationTerm(NamedTuple):
+    """How a term of the group "policy" is made of what a robot measures: clip((raw - offset) * scale), in float32."""
+
+    name: str
+    source: str
+    """The quantity: a key of `WatchedEnv.sensors`; or "actions", the policy's own, clipped."""
+    unit: str
+    """Of the quantity; "1" where it has none."""
+    meaning: str
+    """In which frame, directions and order."""
+    scale: tuple[float, ...]
+    """Of each number of the term."""
+    offset: tuple[float, ...] = ()
+    """Of each number, in the quantity's unit; empty: 0."""
+    clip: float | None = None
+    """The scaled numbers are clipped to +- this."""
+    actions_ago: int = 0
+    """Of the policy's own actions: 1 is the newest that was given, 2 the one before; at first they are 0.
+    0: the term is measured."""
+
+
 class Deployment(NamedTuple):
-    """What a policy needs on a robot: how actions become targets, and in which conventions it was trained."""
+    """What a policy needs on a robot: how observations are made, how actions become targets, in which conventions."""
 
     joints: tuple[str, ...]
     """The actuated joints, or rotors, in the order of the actions."""
     default_pose: tuple[float, ...]
-    """Joint positions for an action of 0, rad. Empty for rotors."""
+    """Targets for an action of 0: joint positions, or speeds of rotors, in `unit`."""
     kp: float | None
     """Of the joints' position control, N m / rad."""
     kd: float | None
     """N m s / rad."""
     action_scale: float
+    """A target is default_pose + action_scale * the clipped action."""
     clip_actions: float
     latency_steps: int
     """Control steps until an action takes effect."""
     quaternion: str = "w x y z"
+    unit: str = "rad"
+    """Of the targets: rad | rpm."""
+    observations: tuple[ObservationTerm, ...] = ()
+    """The terms of the group "policy", in order. Empty where nobody has described them: no export then."""
 
 
 class EnvSpec(NamedTuple):
@@ -137,6 +163,8 @@ class StepDetails(NamedTuple):
     """Name -> (N,) bool; "time_out" is among them. An episode may end by several in one step."""
     measurements: Mapping[str, Measurement]
     """With the unit in the name: speed_m_s."""
+    targets: Tensor | None = None
+    """(N, A): what the actuators were told in this step, in `Deployment.unit`. None where the env does not say."""
 
 
 class Looks(NamedTuple):
@@ -157,6 +185,13 @@ class WatchedEnv(Env, Protocol):
 
     def watch(self, on_step: Callable[[StepDetails], None] | None) -> None:
         """From now on calls `on_step` in every step; None: no longer."""
+        ...
+
+    def sensors(self) -> Mapping[str, Tensor]:
+        """What a robot would measure or be told, unscaled, at the time of the newest observations.
+
+        Source of an `ObservationTerm` -> (N, D) float32. Empty where the env does not say. Changes nothing.
+        """
         ...
 
     def get_commands(self) -> Tensor:

@@ -27,7 +27,7 @@ class NothingToDo(Exception):
 
 
 class NotReproducedError(RuntimeError):
-    """A run was repeated and came out different; the text says where."""
+    """A run was repeated, or its policy exported, and came out different; the text says where."""
 
 
 class OverBudgetError(RuntimeError):

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from ppo_lab.cli import on_run
-from ppo_lab.config import setting
+from ppo_lab.config import as_text, setting
 from ppo_lab.deploy.table import notes, table
-from ppo_lab.deploy.trained import read_conditions
+from ppo_lab.deploy.trained import Trained, read_conditions
 from ppo_lab.errors import CheckpointError, ConfigError
 from ppo_lab.machine import devices, preflight
 from ppo_lab.machine.commands import relative_to_cwd
 from ppo_lab.runs.files import read_json, write_json
 from ppo_lab.runs.folder import RunFolder, cannot_write
+
+if TYPE_CHECKING:
+    from ppo_lab.deploy.exported import RunnerPolicy
 
 
 @dataclass
@@ -36,14 +42,17 @@ def main(argv: list[str]) -> None:
     """Raises a ConfigError."""
     trained, asked = on_run.read(argv, "evaluate", Evaluation)
     conditions = read_conditions(trained, Path(asked.conditions) if asked.conditions else None)
-    files = trained.checkpoints(asked.checkpoint)
-    into = RunFolder(trained.folder).evaluation / f"{asked.name or asked.checkpoint}.json"
+    exported = _check_policy(asked, argv, conditions) if asked.policy else None
+    files = [] if asked.policy else trained.checkpoints(asked.checkpoint)
+    name = re.sub(r"[^\w.-]", "_", Path(asked.policy).resolve().name) if asked.policy else asked.checkpoint
+    into = RunFolder(trained.folder).evaluation / f"{asked.name or name}.json"
     try:
         into.parent.mkdir(exist_ok=True)
     except OSError as error:
         raise cannot_write(trained.folder, error) from None
     preflight.check_system_libraries()
     from ppo_lab.deploy import evaluation  # loads torch
+    from ppo_lab.deploy.script import ScriptPolicy
 
     device = devices.resolve_device(asked.device)
     plan = evaluation.Plan(asked.episodes, asked.actions == "sampled", asked.seed)
@@ -51,6 +60,9 @@ def main(argv: list[str]) -> None:
         candidates = evaluation.checkpoints(trained, files, device)
     except CheckpointError as error:
         raise ConfigError(str(error)) from None
+    if asked.policy:
+        policy = exported or ScriptPolicy(Path(asked.policy), trained.cfg.env.spec(), device)
+        candidates = [evaluation.Candidate(policy.name, policy.iteration, policy)]
     with on_run.progress() as say:
         results = evaluation.evaluate(conditions, candidates, plan, device, say)
     now = evaluation.document(trained, conditions, plan, device, results)
@@ -59,3 +71,22 @@ def main(argv: list[str]) -> None:
     evaluation.write_rows(into.with_suffix(""), document)
     Console().print(table(now))
     print("\n".join([*notes(now), f"written: {relative_to_cwd(into)}"]))
+
+
+def _check_policy(asked: Evaluation, argv: list[str], conditions: Mapping[str, Trained]) -> RunnerPolicy | None:
+    """The exported folder that `asked.policy` names; None for a file. Raises a ConfigError where it does not fit."""
+    path = Path(str(asked.policy))
+    if any(word.startswith("checkpoint=") for word in argv):
+        raise ConfigError("checkpoint= names a policy of the run, policy= another. Give one of them.")
+    if asked.actions == "sampled":
+        raise ConfigError("actions=sampled: a policy from a file gives its mean alone. Allowed with policy=: mean.")
+    if not path.exists():
+        raise ConfigError(f"policy={as_text(path)}: there is no such file or folder.")
+    if not path.is_dir():
+        return None
+    from ppo_lab.deploy.exported import RunnerPolicy  # loads onnxruntime
+
+    policy = RunnerPolicy(path)
+    for condition in conditions.values():
+        policy.check_fits(condition.cfg.env)
+    return policy

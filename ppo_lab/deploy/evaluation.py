@@ -11,6 +11,8 @@ import torch
 
 from ppo_lab.config import EnvConfig
 from ppo_lab.deploy.episodes import Episodes, play, rate, statistics
+from ppo_lab.deploy.exported import RunnerPolicy
+from ppo_lab.deploy.script import ScriptPolicy
 from ppo_lab.deploy.trained import Trained
 from ppo_lab.envs import make_env
 from ppo_lab.errors import ConfigError
@@ -19,6 +21,9 @@ from ppo_lab.runs.folder import RunFolder
 from ppo_lab.runs.manifest import describe_machine, packages, read_checkout
 
 if TYPE_CHECKING:
+    from tensordict import TensorDict
+    from torch import Tensor
+
     from ppo_lab.contracts import Policy, WatchedEnv
 
 VERSION = 1
@@ -42,7 +47,7 @@ class Candidate(NamedTuple):
     """The checkpoint's file, or the policy's."""
     iteration: int | None
     """The number of updates it had, less one; None where it comes from elsewhere."""
-    policy: Policy
+    policy: Policy | RunnerPolicy | ScriptPolicy
 
 
 @torch.inference_mode()
@@ -66,11 +71,19 @@ def evaluate(
             where = f", {condition}" if len(conditions) > 1 else ""
             say(f"evaluating {candidate.name}{where}")
             torch.manual_seed(plan.seed)
-            act = candidate.policy.act if plan.is_sampled else candidate.policy.mean
+            act = _acting(candidate.policy, env, plan.is_sampled)
             results.append(result_of(play(env, act), candidate, condition, env.spec.dt))
             if candidate is not candidates[-1]:
                 env.restore(start)
     return results
+
+
+def _acting(
+    policy: Policy | RunnerPolicy | ScriptPolicy, env: WatchedEnv, is_sampled: bool
+) -> Callable[[TensorDict], Tensor]:
+    if isinstance(policy, RunnerPolicy | ScriptPolicy):
+        return policy.on(env)
+    return policy.act if is_sampled else policy.mean
 
 
 def watched_env(cfg: EnvConfig, num_envs: int, device: torch.device, seed: int) -> WatchedEnv:

@@ -55,6 +55,9 @@ class BatchedEnv:
     def watch(self, on_step: Callable[[StepDetails], None] | None) -> None:
         self._on_step = on_step
 
+    def sensors(self) -> Mapping[str, Tensor]:
+        return {}
+
     def get_commands(self) -> Tensor:
         return torch.zeros(self.num_envs, 0, device=self.device)
 
@@ -143,13 +146,19 @@ class BatchedEnv:
                 "Give _weighted_rewards one term (N,) for each field of the dataclass reward_scales."
             )
 
-    def _show(self, terminations: Mapping[str, Tensor], measure: Callable[[], Mapping[str, Measurement]]) -> None:
+    def _show(
+        self,
+        terminations: Mapping[str, Tensor],
+        measure: Callable[[], Mapping[str, Measurement]],
+        targets: Tensor | None = None,
+    ) -> None:
         """Tells who watches why episodes end in this step, each (N,) bool, and what the task came to.
 
-        To be called before anything is reset. `measure` is called only where somebody watches.
+        To be called before anything is reset. `measure` is called only where somebody watches. `targets`: (N, A), what
+        the actuators were told.
         """
         if self._on_step:
-            self._seen |= {"terminations": terminations, "measurements": measure()}
+            self._seen |= {"terminations": terminations, "measurements": measure(), "targets": targets}
 
     def _end_episodes(self, ended: Tensor) -> Tensor:
         """Clears reward sums and lengths of the envs in `ended` (N,) bool; returns their sums, (K,) per second."""

@@ -16,7 +16,7 @@ from ppo_lab.learning.ppo import actor_config, obs_groups
 from ppo_lab.states import check_fits
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from ppo_lab.contracts import State
 
@@ -44,6 +44,13 @@ class ActorPolicy:
     @torch.inference_mode()
     def mean(self, observations: TensorDict) -> Tensor:
         return self._actor(observations)
+
+    def network(self) -> nn.Module:
+        """A copy of the actor alone, on the CPU: observations (N, width) in, mean actions (N, A) out.
+
+        Its normalizer is in it, and TorchScript and ONNX can be made of it.
+        """
+        return self._actor.as_jit().cpu().eval()
 
 
 def load_policy(cfg: ExperimentConfig, checkpoint: Path, device: torch.device) -> ActorPolicy:

@@ -79,6 +79,11 @@ class RunFolder:
         """A folder: films of the run's policies."""
         return self.path / "films"
 
+    @property
+    def export(self) -> Path:
+        """A folder: a policy of the run as a robot takes it. `ppo_lab.deploy.runner` knows its files."""
+        return self.path / "export"
+
     def diff(self, goes_on_with: int | None = None) -> Path:
         """What the checkout had beyond its commit when the run began, or went on with that iteration."""
         return self.path / ("git.diff" if goes_on_with is None else f"git_{goes_on_with}.diff")

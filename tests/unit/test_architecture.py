@@ -86,6 +86,8 @@ def test_only_cli_imports_hydra() -> None:
     assert all(name.startswith("cli/") for name in users_of("hydra"))
 
 
+LEAVES_THE_PACKAGE = PACKAGE / "deploy" / "runner.py"
+"""Copied into each export, as its run.py: it knows that folder alone."""
 RUN_FILES = ("config.yaml", "metrics.jsonl", "summary.json", "manifest.json", "estimate.json", "reproduction.json")
 
 
@@ -93,7 +95,7 @@ def test_only_runs_spells_the_file_names_of_a_run_folder() -> None:
     spelled = {
         f"{path.relative_to(PACKAGE)}: {node.value}"
         for path in SOURCES
-        if package_of(path) != "runs"
+        if package_of(path) != "runs" and path != LEAVES_THE_PACKAGE
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Constant) and node.value in RUN_FILES
     }
@@ -103,6 +105,7 @@ def test_only_runs_spells_the_file_names_of_a_run_folder() -> None:
 TORCH_FREE = [
     *("config", "errors", "states", "machine.devices", "machine.commands"),
     *("envs", "envs.tasks.go2", "envs.tasks.hover"),
+    *("cli.export", "cli.evaluate", "deploy.trained", "deploy.interface", "deploy.exported"),
     *("runs.config", "runs.folder", "runs.hparams", "runs.record", "runs.metrics", "runs.manifest", "cli.runs"),
     *("memory.predict.estimate", "memory.predict.largest", "memory.measure.measured", "memory.measure.growth"),
     *("memory.show.table", "training.budget", "sweeps.plan", "report", "cli.choose_run", "cli.estimate"),
@@ -116,6 +119,12 @@ def test_what_only_needs_a_config_loads_neither_torch_nor_the_simulator(name: st
     code = f"import sys, ppo_lab.{name}; print('torch' in sys.modules or 'genesis' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_the_program_for_robots_needs_numpy_and_onnxruntime_alone_and_runs_on_python_3_8() -> None:
+    others = {name.partition(".")[0] for name in imports(LEAVES_THE_PACKAGE)} - sys.stdlib_module_names
+    assert others == {"numpy", "onnxruntime"}
+    ast.parse(LEAVES_THE_PACKAGE.read_text(), feature_version=(3, 8))
 
 
 def test_nothing_unpickles_or_evaluates() -> None:

@@ -7,13 +7,21 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ppo_lab.config import EnvConfig, count, setting
-from ppo_lab.contracts import Deployment, EnvSpec
+from ppo_lab.contracts import Deployment, EnvSpec, ObservationTerm
 from ppo_lab.envs.robots import JointedRobotConfig, with_robot
 
 if TYPE_CHECKING:
     import torch
 
     from ppo_lab.envs.tasks.go2.env import Go2Env
+
+
+SPIN = "angular velocity of the base, in its own frame: x forward, y left, z up"
+GRAVITY = "direction of gravity, of length 1, in the base's frame: 0 0 -1 where it stands level"
+COMMANDS = "velocity wanted of the base, in its own frame: forward, left, yaw rate"
+POSITIONS = "positions of the joints, in their order"
+VELOCITIES = "velocities of the joints, in their order"
+ACTIONS = "the clipped actions given last; 0 before the first"
 
 
 @dataclass
@@ -62,26 +70,34 @@ class Config(EnvConfig):
         return with_robot(settings, JointedRobotConfig, urdf="urdf/go2/urdf/go2.urdf")
 
     def spec(self) -> EnvSpec:
-        joints = tuple(self.robot.default_joint_angles)
-        policy = {
-            "base_ang_vel": 3,
-            "projected_gravity": 3,
-            "commands": 3,
-            "dof_pos": len(joints),
-            "dof_vel": len(joints),
-            "actions": len(joints),
-        }
+        joints, pose = tuple(self.robot.default_joint_angles), tuple(self.robot.default_joint_angles.values())
+        observations = self._observations(pose)
+        policy = {term.name: len(term.scale) for term in observations}
         deployment = Deployment(
             joints=joints,
-            default_pose=tuple(self.robot.default_joint_angles.values()),
+            default_pose=pose,
             kp=self.robot.kp,
             kd=self.robot.kd,
             action_scale=self.action_scale,
             clip_actions=self.clip_actions,
             latency_steps=int(self.simulate_action_latency),
+            observations=observations,
         )
         rewards = tuple(asdict(self.reward_scales))
         return EnvSpec({"policy": policy}, joints, rewards, self.dt, self.max_episode_length, deployment)
+
+    def _observations(self, pose: tuple[float, ...]) -> tuple[ObservationTerm, ...]:
+        """As `Go2Env` observes."""
+        scales, joints = self.obs_scales, len(pose)
+        commands = (scales.lin_vel, scales.lin_vel, scales.ang_vel)
+        return (
+            ObservationTerm("base_ang_vel", "base_ang_vel", "rad/s", SPIN, (scales.ang_vel,) * 3),
+            ObservationTerm("projected_gravity", "projected_gravity", "1", GRAVITY, (1.0,) * 3),
+            ObservationTerm("commands", "commands", "m/s, m/s, rad/s", COMMANDS, commands),
+            ObservationTerm("dof_pos", "joint_pos", "rad", POSITIONS, (scales.dof_pos,) * joints, pose),
+            ObservationTerm("dof_vel", "joint_vel", "rad/s", VELOCITIES, (scales.dof_vel,) * joints),
+            ObservationTerm("actions", "actions", "1", ACTIONS, (1.0,) * joints, actions_ago=1),
+        )
 
     def problems(self) -> Iterator[str]:
         yield from self.unordered_ranges("lin_vel_x_range", "lin_vel_y_range", "ang_vel_range")

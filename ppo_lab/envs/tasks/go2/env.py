@@ -64,7 +64,7 @@ class Go2Env(GenesisEnv):
 
         step_rewards = self._weighted_rewards(self._reward_terms())
         terminations = self._terminations()
-        self._show(terminations, self._measurements)
+        self._show(terminations, self._measurements, target)
         self._resample_commands(self.episode_length_buf % self._resampling_steps == 0)
         time_outs = terminations["time_out"]
         dones = torch.stack(list(terminations.values())).any(dim=0)
@@ -106,6 +106,15 @@ class Go2Env(GenesisEnv):
             "peak_torque_n_m": Measurement(torque.abs().amax(dim=1), "max"),
             "joint_power_w": Measurement((torque * self._dof_vel).abs().sum(dim=1), "mean"),
             "foot_slip_m_s": Measurement(self._robot.foot_slip(), "mean"),
+        }
+
+    def sensors(self) -> dict[str, Tensor]:
+        return {
+            "base_ang_vel": self._base_ang_vel,
+            "projected_gravity": self._projected_gravity,
+            "commands": self._commands,
+            "joint_pos": self._dof_pos,
+            "joint_vel": self._dof_vel,
         }
 
     def get_commands(self) -> Tensor:

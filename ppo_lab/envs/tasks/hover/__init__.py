@@ -7,13 +7,20 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ppo_lab.config import EnvConfig, setting
-from ppo_lab.contracts import Deployment, EnvSpec
+from ppo_lab.contracts import Deployment, EnvSpec, ObservationTerm
 from ppo_lab.envs.robots import DroneConfig, with_robot
 
 if TYPE_CHECKING:
     import torch
 
     from ppo_lab.envs.tasks.hover.env import HoverEnv
+
+
+TO_TARGET = "the target's position less the drone's, in the world's frame: z up"
+ORIENTATION = "orientation of the drone in the world, a quaternion w x y z of length 1"
+VELOCITY = "velocity of the drone, in its own frame: z up"
+SPIN = "angular velocity of the drone, in its own frame"
+ACTIONS = "the clipped actions given before the last ones; 0 before there were any"
 
 
 @dataclass
@@ -61,19 +68,33 @@ class Config(EnvConfig):
         return with_robot(settings, DroneConfig, urdf="urdf/drones/cf2x.urdf")
 
     def spec(self) -> EnvSpec:
-        policy = {"rel_pos": 3, "quat": 4, "lin_vel": 3, "ang_vel": 3, "last_actions": 4}
+        observations = self._observations()
+        policy = {term.name: len(term.scale) for term in observations}
         rotors = tuple(f"rotor_{number}" for number in range(4))
         deployment = Deployment(
             joints=rotors,
-            default_pose=(),
+            default_pose=(self.robot.hover_rpm,) * 4,
             kp=None,
             kd=None,
-            action_scale=self.action_scale,
+            action_scale=self.action_scale * self.robot.hover_rpm,
             clip_actions=self.clip_actions,
             latency_steps=0,
+            unit="rpm",
+            observations=observations,
         )
         rewards = tuple(asdict(self.reward_scales))
         return EnvSpec({"policy": policy}, rotors, rewards, self.dt, self.max_episode_length, deployment)
+
+    def _observations(self) -> tuple[ObservationTerm, ...]:
+        """As `HoverEnv` observes."""
+        scales = self.obs_scales
+        return (
+            ObservationTerm("rel_pos", "rel_pos", "m", TO_TARGET, (scales.rel_pos,) * 3, clip=1.0),
+            ObservationTerm("quat", "quat", "1", ORIENTATION, (1.0,) * 4),
+            ObservationTerm("lin_vel", "lin_vel", "m/s", VELOCITY, (scales.lin_vel,) * 3, clip=1.0),
+            ObservationTerm("ang_vel", "ang_vel", "rad/s", SPIN, (scales.ang_vel,) * 3, clip=1.0),
+            ObservationTerm("last_actions", "actions", "1", ACTIONS, (1.0,) * 4, actions_ago=2),
+        )
 
     def problems(self) -> Iterator[str]:
         yield from self.unordered_ranges("pos_x_range", "pos_y_range", "pos_z_range")

@@ -53,7 +53,8 @@ class HoverEnv(GenesisEnv):
     def step(self, actions: Tensor) -> StepResult:
         cfg = self.cfg
         actions = actions.clip(-cfg.clip_actions, cfg.clip_actions)
-        self._drone.set_propellers_rpm((1 + actions * cfg.action_scale) * cfg.robot.hover_rpm)
+        speeds_rpm = (1 + actions * cfg.action_scale) * cfg.robot.hover_rpm
+        self._drone.set_propellers_rpm(speeds_rpm)
         self._simulate()
         self.episode_length_buf += 1
         self._read_state()
@@ -61,7 +62,7 @@ class HoverEnv(GenesisEnv):
         distance = torch.linalg.vector_norm(self._rel_pos, dim=1)
         at_target = distance < cfg.at_target_threshold
         terminations = self._terminations()
-        self._show(terminations, lambda: self._measurements(distance, at_target))
+        self._show(terminations, lambda: self._measurements(distance, at_target), speeds_rpm)
         self._resample_targets(at_target)  # seen from the next step on
         time_outs = terminations["time_out"]
         crashed = torch.stack([ended for name, ended in terminations.items() if name != "time_out"]).any(dim=0)
@@ -102,6 +103,9 @@ class HoverEnv(GenesisEnv):
             "first_target_s": Measurement(at_target, "first_s"),
             "speed_m_s": Measurement(torch.linalg.vector_norm(self._lin_vel, dim=1), "mean"),
         }
+
+    def sensors(self) -> dict[str, Tensor]:
+        return {"rel_pos": self._rel_pos, "quat": self._quat, "lin_vel": self._lin_vel, "ang_vel": self._ang_vel}
 
     def get_commands(self) -> Tensor:
         return self._targets

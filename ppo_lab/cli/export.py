@@ -1,0 +1,53 @@
+"""`ppo-lab export RUN`: a policy of a run as files for a robot, written only where they act as the policy does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ppo_lab.cli import on_run
+from ppo_lab.config import setting
+from ppo_lab.deploy.interface import deployment
+from ppo_lab.errors import CheckpointError, ConfigError
+from ppo_lab.machine import devices, preflight
+from ppo_lab.machine.commands import relative_to_cwd
+from ppo_lab.runs.folder import RunFolder
+
+
+@dataclass
+class Export:
+    """What is asked of a run. Values are in conf/export.yaml."""
+
+    checkpoint: str = setting(pattern=r"best|last|\d+", examples=("best", "last", "100"))
+    seed: int = on_run.seed()
+    device: str = on_run.device()
+
+
+def main(argv: list[str]) -> None:
+    """Raises a ConfigError, and a NotReproducedError where the files would not act as the policy does."""
+    trained, asked = on_run.read(argv, "export", Export)
+    if trained.changes:
+        changed = ", ".join(trained.changes)
+        raise ConfigError(f"{changed}: a policy is exported for the env that it was trained in; leave that out.")
+    (checkpoint,) = trained.checkpoints(asked.checkpoint)
+    deployment(trained.cfg.env)
+    into = RunFolder(trained.folder).export
+    preflight.check_system_libraries()
+    from ppo_lab.deploy import evaluation, export  # load torch
+    from ppo_lab.deploy.runner import TOLERANCE
+
+    export.check_replaceable(into)
+    device = devices.resolve_device(asked.device)
+    with on_run.progress() as say:
+        say(f"recording {export.STEPS} steps of {export.ENVS} envs of {trained.cfg.env.name}")
+        env = evaluation.watched_env(trained.cfg.env, export.ENVS, device, asked.seed)
+        say("exporting and comparing")
+        try:
+            found = export.export(trained, checkpoint, env, into)
+        except CheckpointError as error:
+            raise ConfigError(str(error)) from None
+    print(
+        f"{found.observations} observations, numbers up to {found.largest:.0f}: onnxruntime differs from torch by "
+        f"{found.onnxruntime:.1e}, TorchScript by {found.torchscript:.1e} (allowed: {TOLERANCE:.0e})"
+    )
+    print(found.replayed)
+    print(f"written: {relative_to_cwd(into)}, of {checkpoint.name}")
