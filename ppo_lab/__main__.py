@@ -22,6 +22,7 @@ COMMANDS = {
     "replay": "what led a run to NaN, and the same again",
     "import": "an old run of rsl-rl-lib 2.2.4 becomes a run folder",
     "evaluate": "how good a trained policy is: statistics over many episodes",
+    "view": "a trained policy live in the browser, to be steered and pushed",
     "runs": "the runs there are: env, status, reward, time, folder",
 }
 """Command -> what it does. Its module is `ppo_lab.cli.<command>`, whose `main` takes the arguments."""
@@ -57,7 +58,7 @@ def run(name: str, argv: list[str]) -> NoReturn:
         sys.exit(0)
     exit_on_wrong_packages()  # before the imports that would fail
     yield_busy_cores()
-    if name in ("train", "replay", "evaluate"):  # they load the simulator
+    if name in ("train", "replay", "evaluate", "view"):  # they load the simulator
         loading.begin()
     from ppo_lab.cli.exits import exit_codes
 

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from tensordict import TensorDict
     from torch import Tensor
 
@@ -162,6 +164,22 @@ class WatchedEnv(Env, Protocol):
 
     def hold_commands(self, values: Sequence[float] | None) -> None:
         """From now on every env has these C commands, instead of those that are drawn; None: they are drawn again."""
+        ...
+
+
+class VisibleEnv(WatchedEnv, Protocol):
+    """A watched env whose first env can be drawn and pushed. B bodies; the first is the robot's base."""
+
+    def shapes(self) -> list[bytes]:
+        """What each body looks like: a binary glTF in the body's frame, z up; empty where there is nothing to see."""
+        ...
+
+    def poses(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Where the bodies are in the world: positions (B, 3), m, and quaternions (B, 4), w x y z."""
+        ...
+
+    def push(self, velocity: Sequence[float]) -> None:
+        """Adds `velocity` (3), m/s in the world, to that of the robot's base."""
         ...
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import genesis as gs
+import numpy as np
 import torch
 from genesis.utils.array_class import ErrorCode
 from genesis.utils.misc import qd_to_torch
+from numpy.typing import NDArray
 
 from ppo_lab.config import EnvConfig
 from ppo_lab.contracts import State
 from ppo_lab.envs import LOOKS
 from ppo_lab.envs.batched import BatchedEnv
+from ppo_lab.envs.genesis.shapes import glb
 from ppo_lab.envs.genesis.start import ensure_started
 from ppo_lab.envs.genesis.state import restore_simulator, simulator_state
 from ppo_lab.errors import SimulatorError
@@ -67,6 +71,23 @@ class GenesisEnv(BatchedEnv):
         check_fits("the simulator", state["simulator"], simulator_state(self._scene))
         super().restore(state)
         restore_simulator(self._scene, state["simulator"])
+
+    def shapes(self) -> list[bytes]:
+        return [glb(link) for entity in self._entities() for link in entity.links]
+
+    def poses(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        positions = torch.cat([entity.get_links_pos(envs_idx=[0])[0] for entity in self._entities()])
+        quats = torch.cat([entity.get_links_quat(envs_idx=[0])[0] for entity in self._entities()])
+        return positions.double().cpu().numpy(), quats.double().cpu().numpy()
+
+    def push(self, velocity: Sequence[float]) -> None:
+        base, linear = self._entities()[0], [0, 1, 2]
+        pushed = base.get_dofs_velocity(linear, envs_idx=[0]) + self._tensor(velocity)
+        base.set_dofs_velocity(pushed, linear, envs_idx=[0])
+
+    def _entities(self) -> list[Any]:
+        """Those that can move first: the robot is the first of them."""
+        return sorted(self._scene.entities, key=lambda entity: entity.base_link.is_fixed)
 
     def _new_scene(self, **options: Any) -> gs.Scene:
         """A scene with the time step of `cfg` and, where the env is to be seen, a camera; `options` are Genesis'."""
