@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": "how good a trained policy is: statistics over many episodes",
     "film": "a film of what a run trained, or of six of its policies side by side",
     "export": "a policy for a robot: ONNX, TorchScript, manifest, and a program that runs it",
+    "view": "a trained policy live in the browser, to be steered and pushed",
     "runs": "the runs there are: env, status, reward, time, folder",
 }
 """Command -> what it does. Its module is `ppo_lab.cli.<command>`, whose `main` takes the arguments."""
@@ -59,7 +60,7 @@ def run(name: str, argv: list[str]) -> NoReturn:
         sys.exit(0)
     exit_on_wrong_packages()  # before the imports that would fail
     yield_busy_cores()
-    if name in ("train", "replay", "evaluate", "film", "export"):  # they load the simulator
+    if name in ("train", "replay", "evaluate", "film", "export", "view"):  # they load the simulator
         loading.begin()
     from ppo_lab.cli.exits import exit_codes
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     import torch
+    from numpy.typing import NDArray
     from tensordict import TensorDict
     from torch import Tensor
 
@@ -216,6 +217,22 @@ class FilmedEnv(WatchedEnv, Protocol):
 
     def picture(self, position: Sequence[float], look_at: Sequence[float]) -> np.ndarray:
         """(height, width, 3) uint8: env 0 as it is now, from `position` towards `look_at`, both in m; up is up."""
+        ...
+
+
+class VisibleEnv(WatchedEnv, Protocol):
+    """A watched env whose first env can be drawn and pushed. B bodies; the first is the robot's base."""
+
+    def shapes(self) -> list[bytes]:
+        """What each body looks like: a binary glTF in the body's frame, z up; empty where there is nothing to see."""
+        ...
+
+    def poses(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Where the bodies are in the world: positions (B, 3), m, and quaternions (B, 4), w x y z."""
+        ...
+
+    def push(self, velocity: Sequence[float]) -> None:
+        """Adds `velocity` (3), m/s in the world, to that of the robot's base."""
         ...
 
 

@@ -135,6 +135,19 @@ def find_checkpoints(folder: Path, wanted: str) -> list[Path]:
     return found
 
 
+def named_checkpoints(folder: Path) -> dict[str, Path]:
+    """The single files that `find_checkpoints` finds, by name: best where there is one, then the newest first.
+
+    They may be damaged.
+    """
+    checkpoints = RunFolder(folder).checkpoints
+    models, best = numbered(checkpoints, "model"), checkpoints / BEST
+    return {
+        **({"best": best} if best.is_file() else {}),
+        **{str(iteration): models[iteration] for iteration in reversed(models)},
+    }
+
+
 def _spread(items: list[Path], count: int) -> list[Path]:
     return [items[round(index * (len(items) - 1) / (count - 1))] for index in range(count)]
 

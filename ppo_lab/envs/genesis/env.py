@@ -12,12 +12,14 @@ import torch
 from genesis.utils.array_class import ErrorCode
 from genesis.utils.geom import trans_to_T
 from genesis.utils.misc import qd_to_torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ppo_lab.config import EnvConfig
 from ppo_lab.contracts import State
 from ppo_lab.envs import LOOKS
 from ppo_lab.envs.batched import BatchedEnv
+from ppo_lab.envs.genesis.shapes import glb
 from ppo_lab.envs.genesis.start import ensure_started
 from ppo_lab.envs.genesis.state import restore_simulator, simulator_state
 from ppo_lab.errors import SimulatorError
@@ -78,7 +80,7 @@ class GenesisEnv(BatchedEnv):
         restore_simulator(self._scene, state["simulator"])
 
     def robot_box(self) -> Tensor:
-        return self._robot_entity().get_AABB()
+        return self._entities()[0].get_AABB()
 
     def get_targets(self) -> Tensor:
         return torch.zeros(self.num_envs, 0, 3, device=self.device)
@@ -89,10 +91,6 @@ class GenesisEnv(BatchedEnv):
         seen, *_ = self._camera.render(force_render=True)  # or it would not see that a state was restored
         return np.ascontiguousarray(seen)
 
-    def _robot_entity(self) -> Any:
-        """The first entity that moves."""
-        return next(entity for entity in self._scene.entities if entity.n_dofs)
-
     def _mark_targets(self) -> None:
         """Draws a ball at each target of env 0. The simulator does not know of it."""
         targets = self.get_targets()[0].cpu().numpy()
@@ -100,6 +98,23 @@ class GenesisEnv(BatchedEnv):
             draw = self._scene.draw_debug_sphere
             self._marks = tuple(draw(target, radius=MARK_RADIUS_M, color=MARK_COLOR) for target in targets)
         self._scene.update_debug_objects(self._marks, tuple(trans_to_T(target) for target in targets))
+
+    def shapes(self) -> list[bytes]:
+        return [glb(link) for entity in self._entities() for link in entity.links]
+
+    def poses(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        positions = torch.cat([entity.get_links_pos(envs_idx=[0])[0] for entity in self._entities()])
+        quats = torch.cat([entity.get_links_quat(envs_idx=[0])[0] for entity in self._entities()])
+        return positions.double().cpu().numpy(), quats.double().cpu().numpy()
+
+    def push(self, velocity: Sequence[float]) -> None:
+        base, linear = self._entities()[0], [0, 1, 2]
+        pushed = base.get_dofs_velocity(linear, envs_idx=[0]) + self._tensor(velocity)
+        base.set_dofs_velocity(pushed, linear, envs_idx=[0])
+
+    def _entities(self) -> list[Any]:
+        """Those that can move first: the robot is the first of them."""
+        return sorted(self._scene.entities, key=lambda entity: entity.base_link.is_fixed)
 
     def _new_scene(self, **options: Any) -> gs.Scene:
         """A scene with the time step of `cfg` and, where the env is to be seen, a camera; `options` are Genesis'."""
