@@ -47,9 +47,9 @@ def no_config(run: Path) -> None:
 
 WRONG: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "no run": (no_config, "checkpoint=last", "is no run folder: it has no config.yaml"),
-    "nothing trained": (no_checkpoints, "checkpoint=last", "has no checkpoint: its run is failed"),
+    "nothing trained": (no_checkpoints, "checkpoint=last", "has no checkpoint: nothing was saved yet"),
     "cut": (cut_checkpoint, "checkpoint=last", "model_2.pt is cut short, or was not written by this project"),
-    "no such": (lambda run: None, "checkpoint=7", "has no such checkpoint. Allowed: last, all, six, 2."),
+    "no such": (lambda run: None, "checkpoint=7", "has no checkpoint 7. Allowed: last, 2."),
     "many": (lambda run: None, "checkpoint=all", "checkpoint=all is out of range. Allowed: text like best, last, 100."),
     "other env": (lambda run: None, "env.robot.kp=5", "env.robot.kp: a policy is exported for the env that it was"),
     "unknown": (lambda run: None, "chekpoint=last", "unknown setting chekpoint. Did you mean checkpoint?"),
