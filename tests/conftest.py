@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -16,6 +17,7 @@ import torch
 
 from ppo_lab.cli.compose import compose
 from ppo_lab.config import ExperimentConfig
+from ppo_lab.memory.predict import trace
 from ppo_lab.runs.config import to_experiment
 from tests import fake_nvml
 from tests.paths import REPOSITORY
@@ -72,6 +74,25 @@ def group_of(item: pytest.Item) -> str:
     if "simulator" in getattr(item, "fixturenames", ()):
         return "simulator"
     return "forked runs" if hasattr(getattr(item, "module", None), "ForkedRun") else item.path.stem
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _traces_in_this_process() -> Iterator[None]:
+    """A trace that a test asks for takes a second here, and six in a process of its own, which loads torch first.
+
+    Programs that tests start trace as they do for users.
+    """
+    one_at_a_time = threading.Lock()  # a trace changes torch
+
+    def run_tracer(cfg: ExperimentConfig, device_type: trace.DeviceType) -> str:
+        from ppo_lab.probes import learner
+
+        with one_at_a_time:
+            return trace.to_json(learner.run(cfg, device_type))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trace, "_run_tracer", run_tracer)
+        yield
 
 
 @pytest.fixture

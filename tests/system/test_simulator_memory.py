@@ -193,7 +193,11 @@ def test_a_count_of_another_genesis_is_not_used(monkeypatch: pytest.MonkeyPatch)
     assert simulator_memory(experiment("env=go2")) is None
 
 
-def test_an_env_that_cannot_be_built_says_why() -> None:
+def test_an_env_that_cannot_be_built_says_why_before_the_simulator_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "genesis.py").write_text("raise RuntimeError('loaded')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     cfg = experiment("env=go2")
     cfg.env.name = "gone"
     with pytest.raises(MeasurementError, match=r"env.name=gone: .*env.name=gone is not an env"):

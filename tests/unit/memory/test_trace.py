@@ -31,6 +31,7 @@ from ppo_lab.memory.predict.trace import (
     Event,
     Free,
     Trace,
+    _run_tracer,
     from_json,
     summarize,
     to_json,
@@ -206,6 +207,12 @@ def test_torch_is_as_it_was_after_a_trace() -> None:
 def test_an_experiment_survives_the_way_to_the_tracer() -> None:
     cfg = experiment("env=go2", "algorithm.num_mini_batches=2")
     assert experiment_from_json(experiment_to_json(cfg)) == cfg
+
+
+def test_a_process_of_its_own_traces_what_this_one_does() -> None:
+    """`_run_tracer`, imported before conftest.py puts tracing in the tests' process in its place."""
+    cfg = experiment("env=go2", "algorithm.num_mini_batches=2")
+    assert from_json(_run_tracer(cfg, "cuda")) == traced(cfg, "cuda")
 
 
 def test_mixed_precision_holds_on_a_gpu_what_it_holds_on_a_cpu() -> None:
