@@ -38,20 +38,22 @@ def run(session: Session, page: Page) -> None:
             session.look_for_policies()
             folder_at, is_told = now + FOLDER_S, False
         if not is_told and now >= panel_at:
-            page.tell(pace(stepped_at, now, session))
+            page.tell(pace(stepped_at, now, session.dt))
             panel_at, is_told = now + PANEL_S, True
-        due = [folder_at, *([] if session.is_paused else [step_at]), *([] if is_drawn else [frame_at])]
-        due += [] if is_told else [panel_at]
+        if session.is_paused:
+            stepped_at.clear()
+        due = [(folder_at, True), (step_at, not session.is_paused), (frame_at, not is_drawn), (panel_at, not is_told)]
+        wait_s = min(at for at, is_due in due if is_due) - time.monotonic()
         try:
-            request = page.requests.get(timeout=max(0.0, min(due) - time.monotonic()))
+            request = page.requests.get(timeout=max(0.0, wait_s))
         except queue.Empty:
             continue
         request()
         is_drawn = is_told = False
 
 
-def pace(stepped_at: deque[float], now: float, session: Session) -> float:
-    """Times real time, over the last steps; 0 while paused. `stepped_at`: when they were, s."""
-    if session.is_paused or len(stepped_at) < 2:
+def pace(stepped_at: deque[float], now: float, dt: float) -> float:
+    """Times real time, over the last steps. `stepped_at`: when they were, s; `dt`: of one, s."""
+    if len(stepped_at) < 2:
         return 0.0
-    return (len(stepped_at) - 1) * session.dt / max(now - stepped_at[0], 1e-6)
+    return (len(stepped_at) - 1) * dt / max(now - stepped_at[0], 1e-6)

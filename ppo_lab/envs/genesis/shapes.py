@@ -9,9 +9,9 @@ import trimesh
 from trimesh.visual import TextureVisuals
 from trimesh.visual.material import PBRMaterial
 
-MAX_FACES = 1500
+MAX_FACES = 3000
 """Of a mesh with one colour. Go2 has meshes of 60,000, and 400,000 in all: 16 MB to send, and much to draw."""
-SHARP_RAD = math.radians(40)
+SHARP_RAD = math.radians(60)
 """Faces that meet at a larger angle have an edge between them; others are shaded as one surface."""
 
 
@@ -39,6 +39,12 @@ def _simplified(mesh: Any) -> trimesh.Trimesh:
     if len(bare.faces) > MAX_FACES:
         bare = bare.simplify_quadric_decimation(face_count=MAX_FACES)
     shaded = trimesh.graph.smooth_shade(bare, angle=SHARP_RAD)
-    material = PBRMaterial(baseColorFactor=colors[0], metallicFactor=0.0, roughnessFactor=0.6)
+    material = PBRMaterial(baseColorFactor=_linear(colors[0]), metallicFactor=0.0, roughnessFactor=0.6)
     shaded.visual = TextureVisuals(material=material)
     return shaded
+
+
+def _linear(color: Any) -> list[int]:
+    """A colour of a screen, 0 to 255 with its opacity, as glTF has it: proportional to the light."""
+    *rgb, opacity = (int(value) for value in color)
+    return [*(round(255 * (value / 255) ** 2.2) for value in rgb), opacity]
