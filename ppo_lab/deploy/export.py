@@ -44,6 +44,8 @@ FILES = (POLICY, SCRIPT, EXAMPLE, PROGRAM)
 """Beside the manifest, which has their checksums."""
 ENVS, STEPS = 64, 200
 """Envs that are recorded, and steps of the rollout that a runner has to repeat."""
+COMMANDED = 5
+"""Steps at the start with commands that are not 0 and not alike, whatever the env draws, so that their scales show."""
 OBSERVATIONS = 1000
 """Recorded ones on which the engines have to agree, as they are and FAR times as large; and as many random ones."""
 FAR = (10.0, 100.0)
@@ -87,9 +89,13 @@ def record(env: WatchedEnv, policy: ActorPolicy) -> Recording:
     details: list[StepDetails] = []
     count = STEPS + deployed.latency_steps
     lengths = torch.full((env.num_envs,), count, device=env.device)
+    if env.commands:
+        env.hold_commands([high + 0.1 * number for number, (_, high) in enumerate(env.commands.values(), 1)])
     env.watch(details.append)
     try:
         for step in range(count):
+            if step == COMMANDED and env.commands:
+                env.hold_commands(None)
             now = {f"sensors/{name}": values.clone() for name, values in env.sensors().items()}
             now["observations"] = env.get_observations()["policy"]
             actions = policy.mean(env.get_observations())

@@ -52,7 +52,7 @@ class SledConfig(EnvConfig):
 
     def spec(self) -> EnvSpec:
         terms = (
-            ObservationTerm("pos", "position", "m", "east, north", (0.5, 2.0), (0.1, -0.2), clip=1.5),
+            ObservationTerm("pos", "position", "m", "east, north", (0.3, 1.7), (0.1, -0.2), clip=1.5),
             ObservationTerm("goal", "goal", "m", "east, north", (3.0, 3.0)),
             ObservationTerm("actions", "actions", "1", "given last", (1.0, 1.0), actions_ago=1),
             ObservationTerm("earlier", "actions", "1", "given before", (1.0, 1.0), actions_ago=2),
@@ -110,7 +110,7 @@ class Sleds(BatchedEnv):
         self._actions = torch.where(where, 0.0, self._actions)
 
     def _look(self) -> None:
-        scaled = (self._pos - self._tensor([0.1, -0.2])) * self._tensor([0.5, 2.0])
+        scaled = (self._pos - self._tensor([0.1, -0.2])) * self._tensor([0.3, 1.7])
         self._observe(
             policy={
                 "pos": scaled.clip(-1.5, 1.5),
@@ -191,7 +191,7 @@ def test_the_folder_holds_its_files_and_the_manifest_says_what_they_are(made: Pa
     assert manifest["packages"]["onnxruntime"] == onnxruntime.__version__
     assert manifest["observations"][0] == {
         **{"name": "pos", "source": "position", "unit": "m", "meaning": "east, north"},
-        **{"scale": [0.5, 2.0], "offset": [0.1, -0.2], "clip": 1.5, "actions_ago": 0},
+        **{"scale": [0.3, 1.7], "offset": [0.1, -0.2], "clip": 1.5, "actions_ago": 0},
     }
     assert manifest["actions"] == {
         **{"joints": ["left", "right"], "default_pose": [0.3, -0.1], "unit": "rad", "action_scale": 0.25},
@@ -236,7 +236,7 @@ def test_observations_made_of_sensors_are_the_envs_to_the_last_bit(made: Path) -
 
 
 DESCRIBED_WRONG: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "a scale": lambda manifest: manifest["observations"][0].update(scale=[0.5, 2.001]),
+    "a scale": lambda manifest: manifest["observations"][0].update(scale=[0.3, 1.701]),
     "an offset": lambda manifest: manifest["observations"][0].update(offset=[0.1, 0.2]),
     "a clip": lambda manifest: manifest["observations"][0].update(clip=1.0),
     "no clip": lambda manifest: manifest["observations"][0].update(clip=None),
