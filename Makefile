@@ -1,4 +1,4 @@
-# make train: Go2 learns to walk, in minutes on a CPU.     make test: linter, type checker, tests.
+# make train: Go2 learns to walk, in minutes on a CPU, and is filmed.     make test: linter, type checker, tests.
 # Both set up .venv first. make test-unit runs the unit tests alone, make test-long the slow proofs too; make clean
 # removes .venv.
 SHELL := /bin/bash
@@ -9,8 +9,10 @@ INSTALL := [ $$(id -u) = 0 ] && command -v apt-get >/dev/null && apt-get update 
 
 .PHONY: train test test-unit test-long setup browser lint clean
 
+train: run := outputs/go2/$(shell date +%Y-%m-%d_%H-%M-%S)_small
 train: setup
-	$(BIN)/python train.py experiment=go2_small
+	$(BIN)/python train.py experiment=go2_small hydra.run.dir=$(run)
+	@$(BIN)/python -m ppo_lab film $(run) || echo "$(run) is complete, but for a film"
 
 test: setup browser lint
 	$(BIN)/python -m pytest -m "not slow"

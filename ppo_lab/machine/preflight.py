@@ -1,7 +1,8 @@
 """What must be true of this machine before a run starts. Standard library, and `packaging` where it is there.
 
 `python -m ppo_lab.machine.preflight` checks it all and says in one line what is missing.
-`... preflight libraries` checks the system's libraries alone; `... preflight packages` names what brings them.
+`... preflight libraries` checks the system's libraries alone, and a driver, which only films need; `... preflight
+packages` names what brings them.
 """
 
 from __future__ import annotations
@@ -154,8 +155,12 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["packages"]:
         sys.exit(print(SYSTEM_PACKAGES))
     try:
-        check_system_libraries()
-        if sys.argv[1:] != ["libraries"]:
+        if sys.argv[1:] == ["libraries"]:
+            from ppo_lab.machine import opengl
+
+            opengl.check()
+        else:
+            check_system_libraries()
             check_installed()
     except MachineError as error:
         print(f"error: {error}", file=sys.stderr)
