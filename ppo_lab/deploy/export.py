@@ -34,7 +34,7 @@ from ppo_lab.runs.manifest import packages, read_checkout
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ppo_lab.contracts import StepDetails, WatchedEnv
+    from ppo_lab.contracts import Deployment, StepDetails, WatchedEnv
     from ppo_lab.deploy.trained import Trained
     from ppo_lab.learning.policy import ActorPolicy
 
@@ -45,7 +45,7 @@ FILES = (POLICY, SCRIPT, EXAMPLE, PROGRAM)
 ENVS, STEPS = 64, 200
 """Envs that are recorded, and steps of the rollout that a runner has to repeat."""
 COMMANDED = 5
-"""Steps at the start with commands that are not 0 and not alike, whatever the env draws, so that their scales show."""
+"""And steps with commands that are not 0 and not alike, whatever the env draws, so that their scales show."""
 OBSERVATIONS = 1000
 """Recorded ones on which the engines have to agree, as they are and FAR times as large; and as many random ones."""
 FAR = (10.0, 100.0)
@@ -58,7 +58,7 @@ class Recording(NamedTuple):
     observations: Tensor
     """(OBSERVATIONS, W), evenly from all steps of all envs."""
     rollout: dict[str, np.ndarray]
-    """Steps of whole episodes, T of them, each (T, D): "sensors/<source>", "observations", "actions" as clipped,
+    """Steps of first episodes, T of them, each (T, D): "sensors/<source>", "observations", "actions" as clipped,
     "targets" of the actuators once those actions took effect; and "starts" (T,), where an episode began."""
 
 
@@ -85,17 +85,34 @@ def record(env: WatchedEnv, policy: ActorPolicy) -> Recording:
     told = env.sensors()
     if silent := [term.source for term in deployed.observations if not term.actions_ago and term.source not in told]:
         raise ConfigError(f"the env does not tell {', '.join(silent)}: its method sensors gives {', '.join(told)}.")
-    steps: list[dict[str, Tensor]] = []
-    details: list[StepDetails] = []
-    count = STEPS + deployed.latency_steps
-    lengths = torch.full((env.num_envs,), count, device=env.device)
+    parts, start = [], env.state()
     if env.commands:
         env.hold_commands([high + 0.1 * number for number, (_, high) in enumerate(env.commands.values(), 1)])
+        parts.append(_rollout(*_play(env, policy, COMMANDED, deployed), COMMANDED))
+        env.hold_commands(None)
+        env.restore(start)
+    columns, lengths = _play(env, policy, STEPS, deployed)
+    parts.append(_rollout(columns, lengths, STEPS))
+    everything = columns["observations"].flatten(0, 1)
+    chosen = torch.linspace(0, len(everything) - 1, OBSERVATIONS).long()
+    return Recording(everything[chosen], {name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+
+
+def _play(
+    env: WatchedEnv, policy: ActorPolicy, count: int, deployed: Deployment
+) -> tuple[dict[str, Tensor], list[int]]:
+    """What is seen, done and told in `count` steps, each column (count, N, D); and the steps of each first episode.
+
+    "targets" are those of the step's own actions: what the actuators were told when these took effect. So an episode
+    that ends is shorter by the latency.
+    """
+    steps: list[dict[str, Tensor]] = []
+    details: list[StepDetails] = []
+    late = deployed.latency_steps
+    lengths = torch.full((env.num_envs,), count + late, device=env.device)
     env.watch(details.append)
     try:
-        for step in range(count):
-            if step == COMMANDED and env.commands:
-                env.hold_commands(None)
+        for step in range(count + late):
             now = {f"sensors/{name}": values.clone() for name, values in env.sensors().items()}
             now["observations"] = env.get_observations()["policy"]
             actions = policy.mean(env.get_observations())
@@ -107,24 +124,21 @@ def record(env: WatchedEnv, policy: ActorPolicy) -> Recording:
     finally:
         env.watch(None)
     columns = {name: torch.stack([step[name] for step in steps]).float().cpu() for name in steps[0]}
-    everything = columns["observations"].flatten(0, 1)
-    chosen = torch.linspace(0, len(everything) - 1, OBSERVATIONS).long()
-    rollout = _rollout(columns, (lengths - deployed.latency_steps).tolist(), deployed.latency_steps)
-    return Recording(everything[chosen], rollout)
+    taking_effect = {name: values[late:] if name == "targets" else values[:count] for name, values in columns.items()}
+    return taking_effect, (lengths - late).clamp(min=0).tolist()
 
 
-def _rollout(columns: dict[str, Tensor], lengths: list[int], latency_steps: int) -> dict[str, np.ndarray]:
-    """The first STEPS steps of the envs that went on for longest, one after the other, of columns (T, N, D)."""
+def _rollout(columns: dict[str, Tensor], lengths: list[int], count: int) -> dict[str, np.ndarray]:
+    """`count` steps of the envs that went on for longest, one after the other; "starts" says where each begins."""
     parts: list[dict[str, np.ndarray]] = []
-    left = STEPS
+    left = count
     for env in sorted(range(len(lengths)), key=lambda env: -lengths[env]):
-        count = min(left, max(0, lengths[env]))
-        part = {name: values[:count, env].numpy() for name, values in columns.items()}
-        part["targets"] = columns["targets"][latency_steps : latency_steps + count, env].numpy()
-        parts.append(part | {"starts": np.arange(count) == 0})
-        left -= count
+        taken = min(left, lengths[env])
+        part = {name: values[:taken, env].numpy() for name, values in columns.items()}
+        parts.append(part | {"starts": np.arange(taken) == 0})
+        left -= taken
     if left:
-        raise ConfigError(f"only {STEPS - left} of {STEPS} steps could be recorded: episodes end at once.")
+        raise ConfigError(f"only {count - left} of {count} steps could be recorded: episodes end at once.")
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
