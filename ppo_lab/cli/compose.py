@@ -183,7 +183,7 @@ def _choices(source: Source, search: tuple[str, ...]) -> dict[str, list[str]]:
         if name not in there:
             hint = did_you_mean(name, there)
             raise ConfigError(f"--config-name={as_text(source.name)}: there is no such file.{hint} {one_of(there)}")
-        hidden = {"hydra"} if source.name == ESTIMATE.name else {"hydra", "hardware"}
+        hidden = {"hydra", "commands"} | ({"hardware"} if source.name != ESTIMATE.name else set())
         return {group: of(group) for group in groups if group not in hidden and not group.startswith("__")}
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Evaluation:
-    """What is asked of a run. Values are in conf/evaluate.yaml."""
+    """What is asked of a run. Values are in conf/commands/evaluate.yaml."""
 
     checkpoint: str = on_run.checkpoints()
     episodes: int = setting(at_least=1, at_most=1_000_000)

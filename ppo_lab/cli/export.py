@@ -15,7 +15,7 @@ from ppo_lab.runs.folder import RunFolder
 
 @dataclass
 class Export:
-    """What is asked of a run. Values are in conf/export.yaml."""
+    """What is asked of a run. Values are in conf/commands/export.yaml."""
 
     checkpoint: str = setting(pattern=r"best|last|\d+", examples=("best", "last", "100"))
     seed: int = on_run.seed()

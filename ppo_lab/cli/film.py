@@ -18,7 +18,7 @@ SMALLEST_PX = 96
 
 @dataclass
 class Filming:
-    """What is asked of a run. Values are in conf/film.yaml."""
+    """What is asked of a run. Values are in conf/commands/film.yaml."""
 
     checkpoint: str = on_run.checkpoints()
     seconds: float = setting(above=0, at_most=3600)

@@ -1,6 +1,7 @@
 """Arguments of the commands that take a trained run: `RUN [key=value ...]`, with `env.KEY=VALUE` among them.
 
-A command's settings are a dataclass with types and ranges; `conf/<command>.yaml` has their values, and is its --help.
+A command's settings are a dataclass with types and ranges; `conf/commands/<command>.yaml` has their values, and is what
+--help shows.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def read(argv: list[str], command: str, schema: type[Settings]) -> tuple[Trained
 
     Ends the process where --help is asked. Raises a ConfigError.
     """
-    defaults = CONF / f"{command}.yaml"
+    defaults = CONF / "commands" / f"{command}.yaml"
     if not argv or any(word in ("-h", "--help") for word in argv):
         print(f"{commands.portable(command)} RUN [key=value ...]\n\n{defaults.read_text()}", end="")
         sys.exit(0 if argv else 2)

@@ -15,7 +15,7 @@ from ppo_lab.machine import devices, preflight
 
 @dataclass
 class View:
-    """What is asked of a run. Values are in conf/view.yaml."""
+    """What is asked of a run. Values are in conf/commands/view.yaml."""
 
     checkpoint: str = setting(pattern=r"best|last|\d+", examples=("best", "last", "100"))
     speed: float = setting(at_least=0.1, at_most=4.0)

@@ -60,7 +60,7 @@ def seen(env: Any, camera: FollowingCamera) -> Picture:
 def robot_mask(env: Any) -> np.ndarray:
     """Where the picture from before shows the robot, (H, W) bool."""
     *_, numbers, _ = env._camera.render(rgb=False, segmentation=True, force_render=True)
-    robot = env._robot_entity().idx
+    robot = env._entities()[0].idx
     links = [n for n, key in env._scene.visualizer.segmentation_idx_dict.items() if np.ravel(key)[0] == robot]
     return np.isin(numbers, links)
 

@@ -53,19 +53,7 @@ class HoverEnv(GenesisEnv):
     def step(self, actions: Tensor) -> StepResult:
         cfg = self.cfg
         actions = actions.clip(-cfg.clip_actions, cfg.clip_actions)
-        speeds_rpm = (1 + actions * cfg.action_scale) * cfg.robot.hover_rpm
-        self._drone.set_propellers_rpm(speeds_rpm)
-        self._simulate()
-        self.episode_length_buf += 1
-        self._read_state()
-
-        distance = torch.linalg.vector_norm(self._rel_pos, dim=1)
-        at_target = distance < cfg.at_target_threshold
-        terminations = self._terminations()
-        self._show(terminations, lambda: self._measurements(distance, at_target), speeds_rpm)
-        self._resample_targets(at_target)  # seen from the next step on
-        time_outs = terminations["time_out"]
-        crashed = torch.stack([ended for name, ended in terminations.items() if name != "time_out"]).any(dim=0)
+        time_outs, crashed = self._fly(actions)
         dones = time_outs | crashed
         yaw_deg = self._euler_deg[:, 2]
         self._reset(dones)
@@ -84,6 +72,25 @@ class HoverEnv(GenesisEnv):
         self._update_observations()
         self._last_actions = actions
         return self._result(step_rewards, dones, time_outs, episode_sums)
+
+    def _speeds_rpm(self, actions: Tensor) -> Tensor:
+        return (1 + actions * self.cfg.action_scale) * self.cfg.robot.hover_rpm
+
+    def _fly(self, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Steps the simulator; who is out of time (N,), and who crashed (N,)."""
+        self._drone.set_propellers_rpm(self._speeds_rpm(actions))
+        self._simulate()
+        self.episode_length_buf += 1
+        self._read_state()
+
+        distance = torch.linalg.vector_norm(self._rel_pos, dim=1)
+        at_target = distance < self.cfg.at_target_threshold
+        terminations = self._terminations()
+        targets = self._speeds_rpm(actions) if self._on_step else None
+        self._show(terminations, lambda: self._measurements(distance, at_target), targets)
+        self._resample_targets(at_target)  # seen from the next step on
+        crashes = [ended for name, ended in terminations.items() if name != "time_out"]
+        return terminations["time_out"], torch.stack(crashes).any(dim=0)
 
     def _terminations(self) -> dict[str, Tensor]:
         cfg = self.cfg
