@@ -71,6 +71,8 @@ SHARED = ("forked runs", "simulator")
 
 
 def group_of(item: pytest.Item) -> str:
+    if marker := item.get_closest_marker("xdist_group"):
+        return marker.args[0]
     if "simulator" in getattr(item, "fixturenames", ()):
         return "simulator"
     return "forked runs" if hasattr(getattr(item, "module", None), "ForkedRun") else item.path.stem

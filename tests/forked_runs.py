@@ -1,7 +1,7 @@
 """Runs of train.py in forks of a process that has everything loaded and each env built: a second instead of twenty.
 
 A forked run gives the results of a run in a process of its own, which system/test_faults.py checks. What it leaves out:
-predicting memory, and starting the simulator again.
+starting the simulator again and, unless it is asked for, predicting memory.
 """
 
 from __future__ import annotations
@@ -53,13 +53,14 @@ class ForkedRun:
         cwd: Path = REPOSITORY,
         errors: Path | None = None,
         program: str = "train.py",
+        predicts: bool = False,
     ) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["tests.forked_runs_preloaded"])
         os.environ["PYTHONPATH"] = str(REPOSITORY)  # where the preloaded is looked for
         self._output = output
         self._process = context.Process(
-            target=_run_program, args=(program, words, output, errors, fault, cwd), daemon=True
+            target=_run_program, args=(program, words, output, errors, fault, cwd, predicts), daemon=True
         )
         self._process.start()
         assert self._process.pid
@@ -137,14 +138,22 @@ def compile_kernels(env: Any) -> None:
 
 
 def _run_program(
-    program: str, words: list[str], output: Path, errors: Path | None, fault: Fault | None, cwd: Path
+    program: str,
+    words: list[str],
+    output: Path,
+    errors: Path | None,
+    fault: Fault | None,
+    cwd: Path,
+    predicts: bool,
 ) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     printed = os.open(output, flags)
     os.dup2(printed, 1)
     os.dup2(os.open(errors, flags) if errors else printed, 2)
     os.chdir(cwd)
-    _use_what_is_built()
+    _use_what_is_built(alone=predicts)
+    if not predicts:
+        _predict_nothing()
     if fault:
         fault()
     sys.argv = [program, *words]
@@ -154,23 +163,33 @@ def _run_program(
         runpy.run_module(program, run_name="__main__")
 
 
-def _use_what_is_built() -> None:
+def _use_what_is_built(alone: bool) -> None:
+    """`alone`: the env of the run is the only one in memory, and is counted as if it were new."""
     import torch
 
     from ppo_lab.envs import scenes
     from ppo_lab.learning.random_state import set_random_state
-    from ppo_lab.training import budget
 
     def make_env(cfg: Any, num_envs: int, device: torch.device, seed: int) -> Any:
         built_cfg, env, left = BUILT[cfg.name]
         assert (cfg, num_envs, seed) == (built_cfg, NUM_ENVS, SEED)
         set_random_state(left, device)
+        if alone:
+            BUILT.clear()
+            gc.collect()
         return env
+
+    vars(scenes).update(make_env=make_env)
+    if alone:
+        gc.unfreeze()  # or the memory log would not see it
+
+
+def _predict_nothing() -> None:
+    from ppo_lab.training import budget
 
     no_prediction: Future[Any] = Future()
     no_prediction.set_exception(RuntimeError("this is a test of other things"))
     budget.estimate_in_background = lambda cfg: no_prediction
-    vars(scenes).update(make_env=make_env)
 
 
 def killed_before_touching(folder: Path, pattern: str, nth: int = 1) -> Fault:

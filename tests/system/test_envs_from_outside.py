@@ -10,25 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.paths import REPOSITORY
+from tests.system.test_docs import examples
 
-MODULE = """
-from dataclasses import dataclass
-from typing import ClassVar
-
-import my_lab
-from ppo_lab.envs.tasks.hover import Config as HoverConfig
-
-my_lab.note("imported")
-
-@dataclass
-class Config(HoverConfig):
-    pass
-
-def make(cfg, num_envs, device, seed):
-    my_lab.note("made")
-    from ppo_lab.envs.tasks import hover
-    return hover.make(cfg, num_envs, device, seed)
-"""
 PACKAGE = """
 import os, pathlib
 
@@ -39,7 +22,10 @@ def note(text):
 
 
 class Lab:
-    """A folder on sys.path with the package my_lab, which brings the env drone and an experiment for it."""
+    """A folder on sys.path with the package my_lab, which brings the env drone and an experiment for it.
+
+    The drone is the puck of docs/add_an_env.md, which needs no simulator.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -49,10 +35,15 @@ class Lab:
         for group in ("env", "experiment"):
             (conf / group).mkdir(parents=True)
         (self.package / "__init__.py").write_text(PACKAGE)
-        (self.package / "drone.py").write_text(MODULE)
-        hover = (REPOSITORY / "conf" / "env" / "hover.yaml").read_text()
-        assert "name: hover" in hover
-        (conf / "env" / "drone.yaml").write_text(hover.replace("name: hover", "name: drone"))
+        found = examples()
+        puck, made = found["ppo_lab/envs/tasks/puck.py"], "    return PuckEnv()\n"
+        assert puck.count(made) == 1
+        begin = 'import my_lab\n\nmy_lab.note("imported")\n'
+        module = begin + puck.replace(made, f'    my_lab.note("made")\n{made}')
+        (self.package / "drone.py").write_text(module)
+        settings = found["conf/env/puck.yaml"]
+        assert "name: puck" in settings
+        (conf / "env" / "drone.yaml").write_text(settings.replace("name: puck", "name: drone"))
         overlay = "# @package _global_\nnum_envs: 24\nrun_name: gentle\n"
         (conf / "experiment" / "drone_gentle.yaml").write_text(overlay)
         self.register("my-lab", "drone = my_lab.drone")

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn, cast
 
-import genesis as gs
 import pytest
 import torch
 
@@ -39,7 +38,6 @@ OUT_OF_MEMORY = [
     RuntimeError("Out of CUDA pre-allocated memory.\nConsider using ti.init(device_memory_fraction=0.9)"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("std::bad_alloc"),
-    gs.GenesisException("LLVM ERROR: out of memory"),
     MemoryError(),
     OSError(errno.ENOMEM, "Cannot allocate memory"),
     RuntimeError("mmap failed: Cannot allocate memory"),
@@ -47,7 +45,6 @@ OUT_OF_MEMORY = [
 OTHER = [
     RuntimeError("CUDA error: an illegal memory access was encountered"),
     OSError(errno.ENOSPC, "No space left on device"),
-    gs.GenesisException("Invalid constraint forces causing 'nan'."),
     ValueError("the saved state has no memory, which the env has"),
 ]
 
@@ -72,6 +69,14 @@ def test_out_of_memory_is_recognised_from_every_source_and_every_cause(error: Ex
 @pytest.mark.parametrize("error", OTHER, ids=str)
 def test_no_other_error_is_taken_for_out_of_memory(error: Exception) -> None:
     assert not ran_out_of_memory(raised(SimulatorError("the simulator stopped"), by=error))
+
+
+@pytest.mark.xdist_group("simulator")
+def test_an_error_of_genesis_is_out_of_memory_only_where_it_says_so() -> None:
+    from genesis import GenesisException
+
+    test_out_of_memory_is_recognised_from_every_source_and_every_cause(GenesisException("LLVM ERROR: out of memory"))
+    test_no_other_error_is_taken_for_out_of_memory(GenesisException("Invalid constraint forces causing 'nan'."))
 
 
 def test_the_tensors_of_failed_calls_are_freed() -> None:
@@ -206,8 +211,10 @@ def while_building(text: str) -> Fault:
 
 
 def _build_nothing(text: str) -> None:
+    from genesis import GenesisException
+
     def make_env(*_: Any) -> Any:
-        raise gs.GenesisException(text)
+        raise GenesisException(text)
 
     vars(scenes).update(make_env=make_env)
 

@@ -1,4 +1,7 @@
-"""A real sweep, through the real command, and what a person then sees of it in a real browser."""
+"""A real sweep, through the real command, and what a person then sees of it in a real browser.
+
+Of the puck of docs/add_an_env.md, whose runs start in seconds, and of an env on the simulator, which is slow.
+"""
 
 import json
 import re
@@ -23,15 +26,17 @@ from ppo_lab.memory.predict import calibration
 from ppo_lab.runs import hparams
 from ppo_lab.sweeps import jobs
 from tests.paths import REPOSITORY
+from tests.system.test_ranks import Lab, ended
 
-TINY = ["experiment=smoke", "env=hover", "device=cpu"]
+TINY = ["experiment=smoke", "device=cpu"]
 ITERATIONS = 3
-WORDS = [
+RUN = [
     *(*TINY, f"max_iterations={ITERATIONS}", "num_steps_per_env=24", "env.episode_length_s=0.3"),
-    *("memory.count_tensors=true", "algorithm.schedule=fixed", "algorithm.learning_rate=1e-3,1e30,1e-4"),
-    "sweep.jobs_per_device=2",
+    *("memory.count_tensors=true", "algorithm.schedule=fixed"),
 ]
-"""Three jobs, of which the second breaks. Episodes of 30 steps, so that some end."""
+"""Episodes of up to 30 steps, so that some end."""
+SWEPT = ["-m", "algorithm.learning_rate=1e-3,1e30,1e-4", "sweep.jobs_per_device=2"]
+"""Three jobs, of which the second breaks."""
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -47,10 +52,30 @@ return [...arguments[0].shadowRoot.querySelectorAll('tr')].filter(row => row.che
 """The texts of a vaadin-grid, row by row; their order in the document is not the one that is seen."""
 
 
-@pytest.fixture(scope="module")
-def real(train: Train, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    folder = tmp_path_factory.mktemp("real") / "a sweep"
-    return folder, train("-m", *WORDS, f"hydra.sweep.dir={folder}")
+on_the_simulator = pytest.mark.parametrize("real", ["hover"], indirect=True, scope="module")
+
+
+def in_a_browser(test: Callable[..., None]) -> Callable[..., None]:
+    return pytest.mark.slow(needs_a_browser(on_the_simulator(test)))
+
+
+@pytest.fixture(scope="module", params=["puck", pytest.param("hover", marks=pytest.mark.slow)])
+def real(
+    request: pytest.FixtureRequest, train: Train, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    env = f"env={request.param}"
+    here = tmp_path_factory.mktemp("real")
+    folder = here / "a sweep"
+    words = [env, *RUN, *SWEPT, f"hydra.sweep.dir={folder}"]
+    if request.param == "hover":
+        return folder, train(*words)
+    lab = Lab(here)
+    (lab.site / "genesis.py").write_text("raise ImportError('nothing of this needs the simulator')")
+    counted = [sys.executable, str(REPOSITORY / "estimate.py"), env, *RUN]
+    subprocess.run(counted, cwd=here, env=lab.environment(), check=True, capture_output=True)  # it counts a new env
+    process = lab.start(*words)
+    code, out, errors = ended(process)
+    return folder, subprocess.CompletedProcess(process.args, code, out, errors)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +116,7 @@ def test_the_third_job_of_a_sweep_holds_as_many_bytes_as_the_first(sweep: Path) 
 
 
 @pytest.mark.slow
+@on_the_simulator
 def test_a_job_of_a_sweep_holds_as_many_bytes_as_the_same_run_alone(sweep: Path, train: Train, tmp_path: Path) -> None:
     third = jobs.read(sweep).jobs[2]
     assert train(*third.overrides, f"hydra.run.dir={tmp_path / 'alone'}").returncode == 0
@@ -115,7 +141,7 @@ def test_the_report_says_what_metrics_jsonl_says(sweep: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_job_resumed_with_its_sweep_ends_as_an_uninterrupted_run(train: Train, tmp_path: Path) -> None:
-    words = [*TINY, "max_iterations=40", "save_interval=5"]
+    words = [*TINY, "env=hover", "max_iterations=40", "save_interval=5"]
     folder = tmp_path / "sweep"
     command = [sys.executable, "train.py", "-m", *words, "seed=choice(7)", f"hydra.sweep.dir={folder}"]
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -226,8 +252,7 @@ def names(sweep: Path) -> list[str]:
     return [job.folder for job in jobs.read(sweep).jobs]
 
 
-@pytest.mark.slow
-@needs_a_browser
+@in_a_browser
 def test_time_series_shows_every_run_and_groups_the_tags(page: Page, sweep: Path) -> None:
     page.open("#timeseries")
     page.check(lambda: sorted(page.texts("runs-data-table tb-data-table-content-row")), names(sweep))
@@ -235,8 +260,7 @@ def test_time_series_shows_every_run_and_groups_the_tags(page: Page, sweep: Path
     page.check(lambda: page.texts("metrics-card-groups .group-title"), groups)
 
 
-@pytest.mark.slow
-@needs_a_browser
+@in_a_browser
 def test_a_curve_ends_where_the_run_ended(page: Page, sweep: Path) -> None:
     page.open("?tagFilter=mean_reward#timeseries")
     page.check(lambda: [title.replace("\n", "") for title in page.texts("scalar-card .tag")], ["Train/mean_reward"])
@@ -254,8 +278,7 @@ def test_a_curve_ends_where_the_run_ended(page: Page, sweep: Path) -> None:
     page.check(ends, expected)
 
 
-@pytest.mark.slow
-@needs_a_browser
+@in_a_browser
 def test_custom_scalars_are_grouped_as_the_layout_says_and_drawn_for_both_runs(page: Page) -> None:
     page.open("#custom_scalars")
     page.check(
@@ -286,8 +309,7 @@ def test_custom_scalars_are_grouped_as_the_layout_says_and_drawn_for_both_runs(p
     )
 
 
-@pytest.mark.slow
-@needs_a_browser
+@in_a_browser
 def test_hparams_has_a_row_for_every_job_with_the_numbers_of_the_report(page: Page, sweep: Path) -> None:
     page.open("#hparams")
     page.click("paper-tab", "TABLE VIEW")
@@ -310,8 +332,7 @@ def shown(value: float | None) -> str:
     return "" if value is None else re.sub(r"e([+-])0", r"e\1", f"{value:#.5g}")
 
 
-@pytest.mark.slow
-@needs_a_browser
+@in_a_browser
 def test_parallel_coordinates_have_an_axis_for_every_column_and_a_line_for_every_job_with_a_reward(page: Page) -> None:
     page.open("#hparams")
     page.click("paper-tab", "PARALLEL COORDINATES VIEW")
@@ -319,8 +340,7 @@ def test_parallel_coordinates_have_an_axis_for_every_column_and_a_line_for_every
     page.check(lambda: len(page.find(".foreground path")), 2)
 
 
-@pytest.mark.slow
-@needs_a_browser
+@in_a_browser
 def test_text_shows_every_configuration_and_environment(page: Page, sweep: Path) -> None:
     page.open("#text")
     seen = page.look(lambda: page.texts("tf-markdown-view"), lambda texts: len(texts) == 2 * len(names(sweep)))

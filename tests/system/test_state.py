@@ -7,15 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from genesis.utils import array_class
-from genesis.utils.array_class import ArrayItem, DataKind
 
 from ppo_lab import envs
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.contracts import Env
 from ppo_lab.envs import make_env
 from ppo_lab.envs.conformance import violations
-from ppo_lab.envs.genesis.state import CARRIED_OVER
 from ppo_lab.envs.scenes import make_scenes
 
 STEPS, EVERY, AHEAD, N = 150, 15, 8, 16
@@ -50,6 +47,11 @@ def step(env: Env, actions: torch.Tensor) -> list[torch.Tensor]:
 
 def poison(env: Any) -> None:
     """Writes NaN into every array of the simulator that a state leaves out and a step should compute anew."""
+    from genesis.utils import array_class  # seconds, of the worker alone that has the simulator
+    from genesis.utils.array_class import ArrayItem, DataKind
+
+    from ppo_lab.envs.genesis.state import CARRIED_OVER
+
     if env._scene is None:  # an env without the simulator
         return
     for item in env._scene._sim.data(frozenset({DataKind.DERIVED, DataKind.SCRATCH})):

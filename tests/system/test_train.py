@@ -31,14 +31,14 @@ SMOKE = ["experiment=smoke", "num_steps_per_env=24"]  # long enough for some fir
 
 
 @pytest.fixture(scope="module", params=envs.names())
-def run(request: pytest.FixtureRequest, train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run."""
     folder = tmp_path_factory.mktemp("runs") / "a run"  # spaces happen
-    words = [*SMOKE, f"env={request.param}", "memory.count_tensors=true"]
-    done = train(*words, f"hydra.run.dir={folder}")
-    assert done.returncode == 0, done.stderr
-    assert "iteration 2/2" in done.stdout
-    assert f"-m ppo_lab dashboard '{folder}'" in done.stdout
+    words = [*SMOKE, f"env={request.param}", "memory.count_tensors=true", f"hydra.run.dir={folder}"]
+    code, printed = ForkedRun(words, folder.parent / "out", predicts=True).ends()
+    assert code == 0, printed
+    assert "iteration 2/2" in printed
+    assert f"-m ppo_lab dashboard '{folder}'" in printed
     return folder
 
 

@@ -3,14 +3,13 @@
 import random
 from typing import Any
 
-import genesis as gs
 import numpy as np
 import pytest
 import torch
-from genesis.utils import misc
 
-from ppo_lab.envs.genesis import start
 from ppo_lab.machine import preflight
+
+pytestmark = pytest.mark.xdist_group("simulator")
 
 
 @pytest.mark.parametrize(
@@ -26,8 +25,10 @@ from ppo_lab.machine import preflight
 def test_deterministic_false_turns_genesis_switch_off_on_a_gpu(
     device: str, deterministic: bool, passed: bool | None, performance_mode: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from ppo_lab.envs.genesis import start
+
     started: dict[str, Any] = {}
-    monkeypatch.setattr(gs, "init", lambda **settings: started.update(settings))
+    monkeypatch.setattr("genesis.init", lambda **settings: started.update(settings))
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     start.start_simulator(torch.device(device), 3, performance_mode, deterministic)
     assert started["use_deterministic_algorithms"] is passed
@@ -35,6 +36,11 @@ def test_deterministic_false_turns_genesis_switch_off_on_a_gpu(
 
 
 def test_genesis_asks_no_process_for_the_processors_name_while_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    import genesis as gs
+    from genesis.utils import misc
+
+    from ppo_lab.envs.genesis import start
+
     def asks() -> dict[str, str]:
         raise AssertionError("asked another process")
 
@@ -49,8 +55,10 @@ def test_genesis_asks_no_process_for_the_processors_name_while_it_starts(monkeyp
 def test_the_engines_kernels_do_not_depend_on_the_seed_but_all_other_numbers_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    from ppo_lab.envs.genesis import start
+
     started: dict[str, Any] = {}
-    monkeypatch.setattr(gs, "init", lambda **settings: started.update(settings))
+    monkeypatch.setattr("genesis.init", lambda **settings: started.update(settings))
     drawn = []
     for seed in (3, 4, 3):
         start.start_simulator(torch.device("cpu"), seed, False)
