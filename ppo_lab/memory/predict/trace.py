@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ppo_lab import config
-from ppo_lab.config import CheckpointConfig, ExperimentConfig, MemoryConfig
+from ppo_lab.config import CheckpointConfig, ExperimentConfig, InitConfig, MemoryConfig
 from ppo_lab.errors import ConfigError
 from ppo_lab.memory.predict import cache
 from ppo_lab.memory.predict.simulator import simulator_memory
@@ -165,6 +165,9 @@ def _without_what_changes_nothing(cfg: ExperimentConfig) -> ExperimentConfig:
         processes=1,
         max_iterations=1,
         save_interval=1,
+        evaluate_every=None,
+        init_from=None,
+        init=InitConfig(critic=True, optimizer=False, std=True),
         seed=0,
         device="cpu",
         deterministic=False,
