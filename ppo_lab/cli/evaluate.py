@@ -14,7 +14,7 @@ from ppo_lab.cli import on_run
 from ppo_lab.config import as_text, setting
 from ppo_lab.deploy.table import notes, table
 from ppo_lab.deploy.trained import Trained, read_conditions
-from ppo_lab.errors import CheckpointError, ConfigError
+from ppo_lab.errors import ConfigError
 from ppo_lab.machine import devices, preflight
 from ppo_lab.machine.commands import relative_to_cwd
 from ppo_lab.runs.files import read_json, write_json
@@ -56,10 +56,7 @@ def main(argv: list[str]) -> None:
 
     device = devices.resolve_device(asked.device)
     plan = evaluation.Plan(asked.episodes, asked.actions == "sampled", asked.seed)
-    try:
-        candidates = evaluation.checkpoints(trained, files, device)
-    except CheckpointError as error:
-        raise ConfigError(str(error)) from None
+    candidates = evaluation.checkpoints(trained, files, device)
     if asked.policy:
         policy = exported or ScriptPolicy(Path(asked.policy), trained.cfg.env.spec(), device)
         candidates = [evaluation.Candidate(policy.name, policy.iteration, policy)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ppo_lab.cli import on_run
 from ppo_lab.config import setting
 from ppo_lab.deploy.interface import deployment
-from ppo_lab.errors import CheckpointError, ConfigError
+from ppo_lab.errors import ConfigError
 from ppo_lab.machine import devices, preflight
 from ppo_lab.machine.commands import relative_to_cwd
 from ppo_lab.runs.folder import RunFolder
@@ -41,10 +41,7 @@ def main(argv: list[str]) -> None:
         say(f"recording {export.STEPS} steps of {export.ENVS} envs of {trained.cfg.env.name}")
         env = evaluation.watched_env(trained.cfg.env, export.ENVS, device, asked.seed)
         say("exporting and comparing")
-        try:
-            found = export.export(trained, checkpoint, env, into)
-        except CheckpointError as error:
-            raise ConfigError(str(error)) from None
+        found = export.export(trained, checkpoint, env, into)
     print(
         f"{found.observations} observations, numbers up to {found.largest:.0f}: onnxruntime differs from torch by "
         f"{found.onnxruntime:.1e}, TorchScript by {found.torchscript:.1e} (allowed: {TOLERANCE:.0e})"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ppo_lab.cli import on_run
 from ppo_lab.config import setting
-from ppo_lab.errors import CheckpointError, ConfigError, MachineError, RunFailedError
+from ppo_lab.errors import ConfigError, MachineError, RunFailedError
 from ppo_lab.machine import devices, opengl
 from ppo_lab.machine.commands import relative_to_cwd
 from ppo_lab.runs.folder import RunFolder, cannot_write
@@ -61,11 +61,8 @@ def main(argv: list[str]) -> None:
         seed=asked.seed,
         driver=driver,
     )
-    try:
-        with on_run.progress() as say:
-            made = film.film(trained, checkpoints, plan, device, into, say)
-    except CheckpointError as error:
-        raise ConfigError(str(error)) from None
+    with on_run.progress() as say:
+        made = film.film(trained, checkpoints, plan, device, into, say)
     for path in made.files:
         print(f"written: {relative_to_cwd(path)} ({path.stat().st_size / 1e6:.2f} MB)")
     print(

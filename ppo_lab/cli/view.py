@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ppo_lab.cli import on_run
 from ppo_lab.config import setting
-from ppo_lab.errors import CheckpointError, ConfigError, RunFailedError, SimulatorError
+from ppo_lab.errors import RunFailedError, SimulatorError
 from ppo_lab.machine import devices, preflight
 
 
@@ -37,17 +37,14 @@ def main(argv: list[str]) -> None:
     from ppo_lab.deploy.viewer.session import Checkpoints, Session, visible_env
 
     device = devices.resolve_device(asked.device)
-    try:
-        with on_run.progress() as say:
-            say(f"building {trained.cfg.env.name}")
-            env = visible_env(trained.cfg.env, device, asked.seed)
-            policies = Checkpoints(trained, device)
-            session = Session(env, policies, policies.name_of(checkpoint))
-            session.speed, session.is_paused = asked.speed, asked.paused
-            title = f"{trained.cfg.env.name}: {trained.folder.name}"
-            page = Page(env, session, title, asked.port, asked.shadows)
-    except CheckpointError as error:
-        raise ConfigError(str(error)) from None
+    with on_run.progress() as say:
+        say(f"building {trained.cfg.env.name}")
+        env = visible_env(trained.cfg.env, device, asked.seed)
+        policies = Checkpoints(trained, device)
+        session = Session(env, policies, policies.name_of(checkpoint))
+        session.speed, session.is_paused = asked.speed, asked.paused
+        title = f"{trained.cfg.env.name}: {trained.folder.name}"
+        page = Page(env, session, title, asked.port, asked.shadows)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with contextlib.suppress(KeyboardInterrupt):

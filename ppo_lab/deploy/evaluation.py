@@ -134,7 +134,7 @@ def document(
 
 
 def checkpoints(trained: Trained, files: Sequence[Path], device: torch.device) -> list[Candidate]:
-    """The policies of these checkpoints of the run. Raises a CheckpointError."""
+    """The policies of these checkpoints of the run. Raises a ConfigError."""
     return [_candidate(trained, path, device) for path in files]
 
 

@@ -145,7 +145,7 @@ def _rollout(columns: dict[str, Tensor], lengths: list[int], count: int) -> dict
 def export(trained: Trained, checkpoint: Path, env: WatchedEnv, into: Path) -> Agreement:
     """Writes the policy of `checkpoint` into the folder `into`, whole or not at all. `env`: 2 envs at least.
 
-    Raises a ConfigError, a CheckpointError, and a NotReproducedError where the copies do not act as the original.
+    Raises a ConfigError, and a NotReproducedError where the copies do not act as the original.
     """
     described, checkout = interface(trained.cfg.env), read_checkout()
     recording = record(env, trained.policy(checkpoint, env.device))

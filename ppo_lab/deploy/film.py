@@ -90,8 +90,7 @@ def film(
     """Films the policies of these checkpoints, and shows TensorBoard the GIF; see `shoot`.
 
     Raises:
-        CheckpointError: one cannot be read.
-        ConfigError: the env cannot be filmed.
+        ConfigError: a checkpoint cannot be read, or the env cannot be filmed.
         RunFailedError: see `shoot`.
     """
     policies = [trained.policy(path, device) for path in files]

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ppo_lab.config import ExperimentConfig, as_text, did_you_mean, flat
 from ppo_lab.config.overrides import first_line
-from ppo_lab.errors import ConfigError
+from ppo_lab.errors import CheckpointError, ConfigError
 from ppo_lab.runs.config import read_experiment, read_plain, to_experiment
 from ppo_lab.runs.folder import AS_TRAINED, RunFolder, find_checkpoints
 
@@ -64,10 +64,13 @@ class Trained:
         return find_checkpoints(self.folder, wanted)
 
     def policy(self, checkpoint: Path, device: torch.device) -> ActorPolicy:
-        """Raises a CheckpointError."""
+        """The policy in that file. Raises a ConfigError where it cannot be read, or does not fit."""
         from ppo_lab.learning.policy import load_policy
 
-        return load_policy(self.cfg, checkpoint, device)
+        try:
+            return load_policy(self.cfg, checkpoint, device)
+        except CheckpointError as error:
+            raise ConfigError(str(error)) from None
 
 
 def read_conditions(trained: Trained, file: Path | None) -> dict[str, Trained]:

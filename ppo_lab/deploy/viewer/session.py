@@ -10,7 +10,7 @@ import torch
 
 from ppo_lab.contracts import Looks
 from ppo_lab.envs import make_env
-from ppo_lab.errors import CheckpointError, ConfigError
+from ppo_lab.errors import ConfigError
 from ppo_lab.machine import loading
 from ppo_lab.runs.folder import named_checkpoints
 
@@ -42,7 +42,7 @@ class Policies(Protocol):
         ...
 
     def load(self, name: str) -> Policy:
-        """Raises a ConfigError or a CheckpointError where there is none, or it cannot be read."""
+        """Raises a ConfigError where there is none, or it cannot be read."""
         ...
 
 
@@ -87,7 +87,7 @@ class Session:
     """One env, the policy that acts in it, and what they came to in the last seconds."""
 
     def __init__(self, env: WatchedEnv, policies: Policies, name: str) -> None:
-        """Plays the policy `name`. Raises a ConfigError or a CheckpointError where it cannot be had."""
+        """Plays the policy `name`. Raises a ConfigError where it cannot be had."""
         self.is_paused = False
         self.speed = 1.0
         """Times real time."""
@@ -152,7 +152,7 @@ class Session:
         version = self._policies.version(name)
         try:
             self._policy = self._policies.load(name)
-        except (ConfigError, CheckpointError) as error:
+        except ConfigError as error:
             self.problem = str(error)
             return
         self.playing, self._version, self.problem = name, version, ""
