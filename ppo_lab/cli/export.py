@@ -32,14 +32,15 @@ def main(argv: list[str]) -> None:
     deployment(trained.cfg.env)
     into = RunFolder(trained.folder).export
     preflight.check_system_libraries()
-    from ppo_lab.deploy import evaluation, export  # load torch
+    from ppo_lab.deploy import export  # loads torch
     from ppo_lab.deploy.runner import TOLERANCE
+    from ppo_lab.deploy.stage import watched_env
 
     export.check_replaceable(into)
     device = devices.resolve_device(asked.device)
     with on_run.progress() as say:
         say(f"recording {export.STEPS} steps of {export.ENVS} envs of {trained.cfg.env.name}")
-        env = evaluation.watched_env(trained.cfg.env, export.ENVS, device, asked.seed)
+        env = watched_env(trained.cfg.env, export.ENVS, device, asked.seed)
         say("exporting and comparing")
         found = export.export(trained, checkpoint, env, into)
     print(

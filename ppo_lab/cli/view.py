@@ -32,9 +32,10 @@ def main(argv: list[str]) -> None:
     trained, asked = on_run.read(argv, "view", View)
     (checkpoint,) = trained.checkpoints(asked.checkpoint)
     preflight.check_system_libraries()
+    from ppo_lab.deploy.stage import visible_env
     from ppo_lab.deploy.viewer import loop  # loads torch
     from ppo_lab.deploy.viewer.page import Page
-    from ppo_lab.deploy.viewer.session import Checkpoints, Session, visible_env
+    from ppo_lab.deploy.viewer.session import Checkpoints, Session
 
     device = devices.resolve_device(asked.device)
     with on_run.progress() as say:

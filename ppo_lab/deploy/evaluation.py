@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from ppo_lab.config import EnvConfig
 from ppo_lab.deploy.episodes import Episodes, play, rate, statistics
 from ppo_lab.deploy.exported import RunnerPolicy
 from ppo_lab.deploy.script import ScriptPolicy
+from ppo_lab.deploy.stage import watched_env
 from ppo_lab.deploy.trained import Trained
-from ppo_lab.envs import make_env
-from ppo_lab.errors import ConfigError
-from ppo_lab.machine import loading
 from ppo_lab.runs.folder import RunFolder
 from ppo_lab.runs.manifest import describe_machine, packages, read_checkout
 
@@ -84,18 +81,6 @@ def _acting(
     if isinstance(policy, RunnerPolicy | ScriptPolicy):
         return policy.on(env)
     return policy.act if is_sampled else policy.mean
-
-
-def watched_env(cfg: EnvConfig, num_envs: int, device: torch.device, seed: int) -> WatchedEnv:
-    """The env, just reset. Raises a ConfigError where it cannot be looked into."""
-    env = make_env(cfg, num_envs, device, seed)
-    loading.end()
-    if not hasattr(env, "watch"):
-        raise ConfigError(
-            f"the env {cfg.name} cannot be evaluated: it has no method watch. An env that is derived from "
-            "ppo_lab.envs.batched.BatchedEnv has it."
-        )
-    return env  # type: ignore[return-value]
 
 
 def result_of(episodes: Episodes, candidate: Candidate, condition: str, dt: float) -> dict[str, Any]:

@@ -20,15 +20,13 @@ from ppo_lab.deploy import movie
 from ppo_lab.deploy.camera import FollowingCamera, corners
 from ppo_lab.deploy.grid import Picture, Size, columns_of, is_blank, tile_size, tiled
 from ppo_lab.deploy.overlay import Caption, written
+from ppo_lab.deploy.stage import filmed_env
 from ppo_lab.deploy.trained import Trained
-from ppo_lab.envs import make_env
-from ppo_lab.errors import ConfigError, RunFailedError, SimulatorError
-from ppo_lab.machine import loading
+from ppo_lab.errors import RunFailedError, SimulatorError
 from ppo_lab.machine.preflight import SYSTEM_PACKAGES
 from ppo_lab.runs.events import show_film
 
 if TYPE_CHECKING:
-    from ppo_lab.config import EnvConfig
     from ppo_lab.contracts import FilmedEnv, Measurement, Policy, StepDetails
     from ppo_lab.learning.policy import ActorPolicy
 
@@ -97,7 +95,7 @@ def film(
     actors = [Actor(_title(path, policy), policy) for path, policy in zip(files, policies, strict=True)]
     say(f"building {trained.cfg.env.name} with a camera")
     try:
-        env = filmed_env(trained.cfg.env, device, plan.seed, tile_size(plan.size, len(files)))
+        env = filmed_env(trained.cfg.env, device, plan.seed, Looks(*tile_size(plan.size, len(files))))
         made = shoot(env, actors, plan, into, say)
     except SimulatorError as error:
         raise RunFailedError(f"no film: {error}") from error
@@ -110,18 +108,6 @@ def film(
 def _title(file: Path, policy: ActorPolicy) -> str:
     is_numbered = file.stem == f"model_{policy.iteration}"
     return f"iteration {policy.iteration}" + ("" if is_numbered else f" ({file.stem})")
-
-
-def filmed_env(cfg: EnvConfig, device: torch.device, seed: int, size: Size) -> FilmedEnv:
-    """One env, just reset, with a camera. Raises a ConfigError where it cannot be filmed."""
-    env = make_env(cfg, 1, device, seed, Looks(*size))
-    loading.end()
-    if not hasattr(env, "watch") or not hasattr(env, "picture"):
-        raise ConfigError(
-            f"the env {cfg.name} cannot be filmed: it has no method picture. An env that is derived from "
-            "ppo_lab.envs.genesis.env.GenesisEnv has it."
-        )
-    return env  # type: ignore[return-value]
 
 
 def shoot(

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from ppo_lab.deploy import evaluation
 from ppo_lab.deploy.episodes import play
 from ppo_lab.deploy.export import ENVS, export
 from ppo_lab.deploy.exported import RunnerPolicy
 from ppo_lab.deploy.runner import EXAMPLE, Runner, replay
 from ppo_lab.deploy.script import ScriptPolicy
+from ppo_lab.deploy.stage import watched_env
 from ppo_lab.deploy.trained import Trained
 from tests.paths import REPOSITORY
 
@@ -30,7 +30,7 @@ def test_an_export_of_a_run_drives_its_robot_as_the_checkpoint_does(
     folder = Path(shutil.copytree(RUNS / name, tmp_path / "a run"))
     trained = Trained.read(folder, {"env.episode_length_s": 0.5})
     (checkpoint,) = trained.checkpoints("last")
-    env = evaluation.watched_env(trained.cfg.env, ENVS, simulator, seed=1)
+    env = watched_env(trained.cfg.env, ENVS, simulator, seed=1)
     start = env.state()
     found = export(trained, checkpoint, env, folder / "export")
     assert max(found.onnxruntime, found.torchscript) < 1e-5

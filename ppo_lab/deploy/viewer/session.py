@@ -8,17 +8,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from ppo_lab.contracts import Looks
-from ppo_lab.envs import make_env
 from ppo_lab.errors import ConfigError
-from ppo_lab.machine import loading
 from ppo_lab.runs.folder import named_checkpoints
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ppo_lab.config import EnvConfig
-    from ppo_lab.contracts import Policy, StepDetails, VisibleEnv, WatchedEnv
+    from ppo_lab.contracts import Policy, StepDetails, WatchedEnv
     from ppo_lab.deploy.trained import Trained
 
 BARS_S = 1.0
@@ -69,18 +65,6 @@ class Checkpoints:
 
     def load(self, name: str) -> Policy:
         return self._trained.policy(self._trained.checkpoints(name)[0], self._device)
-
-
-def visible_env(cfg: EnvConfig, device: torch.device, seed: int) -> VisibleEnv:
-    """One env, just reset. Raises a ConfigError where it cannot be drawn."""
-    env = make_env(cfg, 1, device, seed, looks=Looks())
-    loading.end()
-    if not hasattr(env, "shapes"):
-        raise ConfigError(
-            f"the env {cfg.name} cannot be viewed: it has no method shapes. An env on the simulator, derived from "
-            "ppo_lab.envs.genesis.env.GenesisEnv, has it."
-        )
-    return env  # type: ignore[return-value]
 
 
 class Session:

@@ -21,7 +21,7 @@ from torch import nn
 
 from ppo_lab.config import EnvConfig, ExperimentConfig
 from ppo_lab.contracts import Deployment, EnvSpec, ObservationTerm
-from ppo_lab.deploy import evaluation
+from ppo_lab.deploy import evaluation, stage
 from ppo_lab.deploy import export as exporting
 from ppo_lab.deploy.exported import RunnerPolicy
 from ppo_lab.deploy.interface import deployment, interface
@@ -393,7 +393,7 @@ def test_an_exported_folder_and_a_script_drive_the_env_as_the_checkpoint_does(
     trained, checkpoint = run
     (exported / "run.py").write_text("raise SystemExit('executed')")
     spec = trained.cfg.env.spec()
-    monkeypatch.setattr(evaluation, "make_env", Sleds)
+    monkeypatch.setattr(stage, "make_env", lambda *arguments: Sleds(*arguments[:4]))  # without looks
     from_folder, from_file = RunnerPolicy(exported), ScriptPolicy(exported / "policy.pt", spec, CPU)
     policies: list[Any] = [trained.policy(checkpoint, CPU), from_folder, from_file]
     candidates = [evaluation.Candidate("x", policy.iteration, policy) for policy in policies]

@@ -14,11 +14,11 @@ import torch
 import trimesh
 
 from ppo_lab.contracts import Measurement
+from ppo_lab.deploy import stage
 from ppo_lab.deploy.trained import Trained
-from ppo_lab.deploy.viewer import session as module
 from ppo_lab.deploy.viewer.loop import pace, run
 from ppo_lab.deploy.viewer.page import bars, free_port, status, two_curves
-from ppo_lab.deploy.viewer.session import Checkpoints, Session, visible_env
+from ppo_lab.deploy.viewer.session import Checkpoints, Session
 from ppo_lab.envs.genesis.shapes import MAX_FACES, glb
 from ppo_lab.errors import ConfigError
 from ppo_lab.learning.checkpoint import load, save
@@ -247,9 +247,9 @@ def test_checkpoints_appear_and_a_damaged_one_is_named(tmp_path: Path) -> None:
 
 
 def test_an_env_that_cannot_be_drawn_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "make_env", lambda *_, **__: SteeredEnv(config(), N, CPU, 1))
+    monkeypatch.setattr(stage, "make_env", lambda *_: SteeredEnv(config(), N, CPU, 1))
     with pytest.raises(ConfigError, match=r"^the env tiny cannot be viewed: it has no method shapes\. An env on the"):
-        visible_env(config(), CPU, 1)
+        stage.visible_env(config(), CPU, 1)
 
 
 def test_bars_are_signed_scaled_by_the_largest_and_escape_names() -> None:
