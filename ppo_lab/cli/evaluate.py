@@ -53,6 +53,7 @@ def main(argv: list[str]) -> None:
     preflight.check_system_libraries()
     from ppo_lab.deploy import evaluation  # loads torch
     from ppo_lab.deploy.script import ScriptPolicy
+    from ppo_lab.runs.events import show_scalars
 
     device = devices.resolve_device(asked.device)
     plan = evaluation.Plan(asked.episodes, asked.actions == "sampled", asked.seed)
@@ -65,7 +66,9 @@ def main(argv: list[str]) -> None:
     now = evaluation.document(trained, conditions, plan, device, results)
     document = evaluation.added_to(read_json(into), now)
     write_json(into, document)
-    evaluation.write_rows(into.with_suffix(""), document)
+    rows = into.with_suffix("")
+    rows.mkdir(exist_ok=True)
+    show_scalars(rows, evaluation.scalars(document))
     Console().print(table(now))
     print("\n".join([*notes(now), f"written: {relative_to_cwd(into)}"]))
 

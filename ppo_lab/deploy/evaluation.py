@@ -14,7 +14,6 @@ from ppo_lab.deploy.exported import RunnerPolicy
 from ppo_lab.deploy.script import ScriptPolicy
 from ppo_lab.deploy.stage import watched_env
 from ppo_lab.deploy.trained import Trained
-from ppo_lab.runs.folder import RunFolder
 from ppo_lab.runs.manifest import describe_machine, packages, read_checkout
 
 if TYPE_CHECKING:
@@ -160,17 +159,3 @@ def scalars(document: Mapping[str, Any]) -> dict[int, dict[str, float]]:
         rows |= {f"ended_{name}": of["rate"] for name, of in result["endings"].items()}
         found.setdefault(result["iteration"], {}).update({f"{prefix}/{name}": value for name, value in rows.items()})
     return dict(sorted(found.items()))
-
-
-def write_rows(folder: Path, document: Mapping[str, Any]) -> None:
-    """Writes the document's scalars as TensorBoard's file in `folder`, in place of the one that is there."""
-    from ppo_lab.runs.metrics import TensorBoardWriter
-
-    folder.mkdir(exist_ok=True)
-    before = RunFolder(folder).event_files()
-    writer = TensorBoardWriter(folder, 0)
-    for iteration, rows in scalars(document).items():
-        writer.write(iteration, rows)
-    writer.close()
-    for path in before:
-        path.unlink()

@@ -83,7 +83,7 @@ def write_hparams(
         ),
     ]
 
-    replace_events(run_folder, EVENT_FILES, values)
+    replace_events(run_folder, EVENT_FILES, {0: values})
 
 
 def _plugin_value(tag: str, data: HParamsPluginData) -> Summary.Value:
