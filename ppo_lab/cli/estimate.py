@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,9 @@ from typing import Any
 import rich
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ppo_lab.cli import argv as command_line
-from ppo_lab.cli import calibrate
+from ppo_lab.cli import calibrate, waiting
 from ppo_lab.cli.compose import CONF, ESTIMATE, ask_hydra, compose, is_question
 from ppo_lab.config import ExperimentConfig, as_text, setting
 from ppo_lab.errors import ConfigError, ExitCode, MeasurementError
@@ -70,13 +68,13 @@ def _answer(cfg: ExperimentConfig, question: Question, argv: list[str]) -> ExitC
         raise ConfigError(f"plot={as_text(plot)} is a folder. Allowed: the name of a new file.")
     if question.run is not None:
         return _compare(Path(question.run), question.format)
-    with _progress() as show:
+    with waiting.shown() as show:
         if (question.trace or question.fit) and simulator_memory(cfg) is None:
             show("counting what the simulator holds for this env: once, a minute or more")
             measure(cfg)
     if question.fit is not None:
         return _fit(cfg, question)
-    with _progress() as show:
+    with waiting.shown() as show:
         if question.trace:
             show("tracing the learner")
         found = estimate(cfg, question.hardware, question.trace)
@@ -132,15 +130,6 @@ def _overrides_to_calibrate(argv: list[str]) -> list[str]:
     return [text for text, key in keys.items() if key not in own]
 
 
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """Shows on stderr what is being worked out and for how long; nothing where that is not a terminal."""
-    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("", total=None, visible=False)
-        yield lambda text: progress.update(task, description=text, visible=True, refresh=True)
-
-
 def _this_machine(field: str) -> Any:
     return dataclasses.asdict(hardware.this_machine())[field]
 
@@ -151,7 +140,7 @@ OmegaConf.register_new_resolver("this_machine", _this_machine, replace=True)
 def _fit(cfg: ExperimentConfig, question: Question) -> ExitCode:
     card = question.hardware
     calibrated, notes = calibration.find(card.name)
-    with _progress() as show:
+    with waiting.shown() as show:
         if question.fit == "num_envs":
             show("searching the largest num_envs that fits")
             fits = [largest.largest_num_envs(cfg, card, calibrated)]
@@ -212,7 +201,7 @@ def _draw(cfg: ExperimentConfig, found: Estimate, path: Path) -> None:
 
     map_path = path.with_stem(f"{path.stem}_map")
     title = f"{cfg.env.name}, {cfg.num_steps_per_env} steps, on {found.hardware.name}"
-    with _progress() as show:
+    with waiting.shown() as show:
         show("the iteration")
         pictures.draw_iteration(cfg, found, path, settings_of_this_process())
         needs = largest.need_table(cfg, found.hardware, show=show)

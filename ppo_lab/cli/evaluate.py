@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from ppo_lab.cli import on_run
+from ppo_lab.cli import on_run, waiting
 from ppo_lab.config import as_text, setting
 from ppo_lab.deploy.table import notes, table
 from ppo_lab.deploy.trained import Trained, read_conditions
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
     if asked.policy:
         policy = exported or ScriptPolicy(Path(asked.policy), trained.cfg.env.spec(), device)
         candidates = [evaluation.Candidate(policy.name, policy.iteration, policy)]
-    with on_run.progress() as say:
+    with waiting.shown(else_lines=True) as say:
         results = evaluation.evaluate(conditions, candidates, plan, device, say)
     now = evaluation.document(trained, conditions, plan, device, results)
     document = evaluation.added_to(read_json(into), now)

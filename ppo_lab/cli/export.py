@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ppo_lab.cli import on_run
+from ppo_lab.cli import on_run, waiting
 from ppo_lab.config import setting
 from ppo_lab.deploy.interface import deployment
 from ppo_lab.errors import ConfigError
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
 
     export.check_replaceable(into)
     device = devices.resolve_device(asked.device)
-    with on_run.progress() as say:
+    with waiting.shown(else_lines=True) as say:
         say(f"recording {export.STEPS} steps of {export.ENVS} envs of {trained.cfg.env.name}")
         env = watched_env(trained.cfg.env, export.ENVS, device, asked.seed)
         say("exporting and comparing")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from ppo_lab.cli import on_run
+from ppo_lab.cli import on_run, waiting
 from ppo_lab.config import setting
 from ppo_lab.errors import ConfigError, MachineError, RunFailedError
 from ppo_lab.machine import devices, opengl
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
         seed=asked.seed,
         driver=driver,
     )
-    with on_run.progress() as say:
+    with waiting.shown(else_lines=True) as say:
         made = film.film(trained, checkpoints, plan, device, into, say)
     for path in made.files:
         print(f"written: {relative_to_cwd(path)} ({path.stat().st_size / 1e6:.2f} MB)")

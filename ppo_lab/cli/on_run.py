@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ppo_lab.cli.compose import CONF
 from ppo_lab.config import INT32_MAX, as_text, did_you_mean, setting
@@ -78,20 +74,3 @@ def _values(words: list[str]) -> dict[str, Any]:
         except yaml.YAMLError:
             raise ConfigError(f"{as_text(word)}: the value is no YAML; quote it for the shell: '{key}=...'.") from None
     return found
-
-
-@contextmanager
-def progress() -> Iterator[Callable[[str], None]]:
-    """Shows on stderr what is being done and for how long; where that is no terminal, a line for each."""
-    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
-    is_live = sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_live) as line:
-        task = line.add_task("", total=None, visible=False)
-
-        def say(text: str) -> None:
-            if is_live:
-                line.update(task, description=text, visible=True, refresh=True)
-            else:
-                print(text, file=sys.stderr, flush=True)
-
-        yield say

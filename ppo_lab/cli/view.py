@@ -7,7 +7,7 @@ import signal
 import webbrowser
 from dataclasses import dataclass
 
-from ppo_lab.cli import on_run
+from ppo_lab.cli import on_run, waiting
 from ppo_lab.config import setting
 from ppo_lab.errors import RunFailedError, SimulatorError
 from ppo_lab.machine import devices, preflight
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     from ppo_lab.deploy.viewer.session import Checkpoints, Session
 
     device = devices.resolve_device(asked.device)
-    with on_run.progress() as say:
+    with waiting.shown(else_lines=True) as say:
         say(f"building {trained.cfg.env.name}")
         env = visible_env(trained.cfg.env, device, asked.seed)
         policies = Checkpoints(trained, device)
