@@ -18,7 +18,7 @@ from ppo_lab.errors import ConfigError
 from ppo_lab.machine import devices, preflight
 from ppo_lab.machine.commands import relative_to_cwd
 from ppo_lab.runs.files import read_json, write_json
-from ppo_lab.runs.folder import RunFolder, cannot_write
+from ppo_lab.runs.folder import RunFolder, make_part
 
 if TYPE_CHECKING:
     from ppo_lab.deploy.exported import RunnerPolicy
@@ -45,11 +45,7 @@ def main(argv: list[str]) -> None:
     exported = _check_policy(asked, argv, conditions) if asked.policy else None
     files = [] if asked.policy else trained.checkpoints(asked.checkpoint)
     name = re.sub(r"[^\w.-]", "_", Path(asked.policy).resolve().name) if asked.policy else asked.checkpoint
-    into = RunFolder(trained.folder).evaluation / f"{asked.name or name}.json"
-    try:
-        into.parent.mkdir(exist_ok=True)
-    except OSError as error:
-        raise cannot_write(trained.folder, error) from None
+    into = make_part(RunFolder(trained.folder).evaluation) / f"{asked.name or name}.json"
     preflight.check_system_libraries()
     from ppo_lab.deploy import evaluation  # loads torch
     from ppo_lab.deploy.script import ScriptPolicy
@@ -66,9 +62,7 @@ def main(argv: list[str]) -> None:
     now = evaluation.document(trained, conditions, plan, device, results)
     document = evaluation.added_to(read_json(into), now)
     write_json(into, document)
-    rows = into.with_suffix("")
-    rows.mkdir(exist_ok=True)
-    show_scalars(rows, evaluation.scalars(document))
+    show_scalars(make_part(into.with_suffix("")), evaluation.scalars(document))
     Console().print(table(now))
     print("\n".join([*notes(now), f"written: {relative_to_cwd(into)}"]))
 

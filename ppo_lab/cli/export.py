@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ppo_lab.cli import on_run, waiting
-from ppo_lab.config import setting
 from ppo_lab.deploy.interface import deployment
 from ppo_lab.errors import ConfigError
 from ppo_lab.machine import devices, preflight
@@ -17,7 +16,7 @@ from ppo_lab.runs.folder import RunFolder
 class Export:
     """What is asked of a run. Values are in conf/commands/export.yaml."""
 
-    checkpoint: str = setting(pattern=r"best|last|\d+", examples=("best", "last", "100"))
+    checkpoint: str = on_run.checkpoint()
     seed: int = on_run.seed()
     device: str = on_run.device()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from ppo_lab.config import setting
 from ppo_lab.errors import ConfigError, MachineError, RunFailedError
 from ppo_lab.machine import devices, opengl
 from ppo_lab.machine.commands import relative_to_cwd
-from ppo_lab.runs.folder import RunFolder, cannot_write
+from ppo_lab.runs.folder import RunFolder, make_part
 
 SMALLEST_PX = 96
 """Of a picture, so that its text can be read."""
@@ -36,14 +37,10 @@ class Filming:
 def main(argv: list[str]) -> None:
     """Raises a ConfigError, or a RunFailedError where no film came of it."""
     began_s = time.perf_counter()
-    trained, asked = on_run.read([word.replace("checkpoints=", "checkpoint=", 1) for word in argv], "film", Filming)
+    trained, asked = on_run.read([re.sub("^checkpoints=", "checkpoint=", word) for word in argv], "film", Filming)
     checkpoints = trained.checkpoints(asked.checkpoint)
     _check_pictures(asked, len(checkpoints), trained.cfg.env.dt)
-    into = RunFolder(trained.folder).films / (asked.name or asked.checkpoint)
-    try:
-        into.parent.mkdir(exist_ok=True)
-    except OSError as error:
-        raise cannot_write(trained.folder, error) from None
+    into = make_part(RunFolder(trained.folder).films) / (asked.name or asked.checkpoint)
     try:
         driver = opengl.check()
     except MachineError as error:

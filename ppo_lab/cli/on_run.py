@@ -30,6 +30,11 @@ def checkpoints() -> Any:
     return setting(pattern=r"best|last|all|six|\d+(,\d+)*", examples=("best", "last", "all", "six", "100", "0,50,100"))
 
 
+def checkpoint() -> Any:
+    """A field: which one."""
+    return setting(pattern=r"best|last|\d+", examples=("best", "last", "100"))
+
+
 def seed() -> Any:
     return setting(at_least=0, at_most=INT32_MAX)
 

@@ -17,7 +17,7 @@ from ppo_lab.machine import devices, preflight
 class View:
     """What is asked of a run. Values are in conf/commands/view.yaml."""
 
-    checkpoint: str = setting(pattern=r"best|last|\d+", examples=("best", "last", "100"))
+    checkpoint: str = on_run.checkpoint()
     speed: float = setting(at_least=0.1, at_most=4.0)
     paused: bool = setting()
     shadows: bool = setting()

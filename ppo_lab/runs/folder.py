@@ -157,21 +157,17 @@ def find_checkpoint(folder: Path, name: str) -> Path:
 
     Raises a ConfigError that lists what there is.
     """
-    checkpoints, shown = RunFolder(folder).checkpoints, as_text(relative_to_cwd(folder))
-    models, best = numbered(checkpoints, "model"), checkpoints / BEST
-    if not models and not best.is_file():
+    named, shown = named_checkpoints(folder), as_text(relative_to_cwd(folder))
+    iterations = sorted(map(int, named.keys() - {"best"}))
+    if not named:
         raise ConfigError(f"{shown} has no checkpoint: nothing was saved yet. Allowed: a run that has one.")
-    found = models.get(int(name)) if name.isdecimal() and len(name) < 20 else None
-    if name == "last" and models:
-        found = models[max(models)]
-    if name == "best" and best.is_file():
-        found = best
-    if found is None:
-        there = [*(["last"] if models else []), *(["best"] if best.is_file() else []), *models]
-        raise ConfigError(
-            f"{shown} has no checkpoint {as_text(name)}. Allowed: {as_text(there)[1:-1].replace(',', ', ')}."
-        )
-    return found
+    if name == "last" and iterations:
+        return named[str(iterations[-1])]
+    wanted = str(int(name)) if name.isdecimal() and len(name) < 20 else name
+    if wanted in named:
+        return named[wanted]
+    there = [*(["last"] if iterations else []), *(["best"] if "best" in named else []), *iterations]
+    raise ConfigError(f"{shown} has no checkpoint {as_text(name)}. Allowed: {', '.join(map(str, there))}.")
 
 
 def folder_of_checkpoint(checkpoint: Path) -> Path | None:
@@ -338,6 +334,15 @@ def is_locked(folder: Path) -> bool:
 def locked_by(folder: Path) -> str:
     """The id of the process that locked `folder` last, as it wrote it."""
     return as_text(RunFolder(folder).lock.read_text(errors="replace").strip())
+
+
+def make_part(part: Path) -> Path:
+    """The folder `part` of a run's folder, which is made where it is not there. Raises a ConfigError."""
+    try:
+        part.mkdir(exist_ok=True)
+    except OSError as error:
+        raise cannot_write(part.parent, error) from None
+    return part
 
 
 def cannot_write(folder: Path, error: OSError) -> ConfigError:
