@@ -155,18 +155,25 @@ sys.argv = ["ppo_lab", *sys.argv[1:]]
 runpy.run_module("ppo_lab", run_name="__main__")
 """
             command = [sys.executable, "-c", code, "dashboard", *words]
-        with subprocess.Popen(
-            command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as process:
-            assert process.stdout is not None
-            try:
-                said = ""
-                while "Ctrl-C" not in said:
-                    line = process.stdout.readline()
-                    assert line, process.communicate()
-                    said += line
-                yield process, re.findall(r"(http://localhost:\d+/)#timeseries", said)[0]
-            finally:
-                process.terminate()
+        with serving(command) as (process, said):
+            yield process, re.findall(r"(http://localhost:\d+/)#timeseries", said)[0]
 
     return run
+
+
+@contextmanager
+def serving(command: list[str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A process that serves until Ctrl-C, and what it said by the time it does."""
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            said = ""
+            while "Ctrl-C" not in said:
+                line = process.stdout.readline()
+                assert line, process.communicate()
+                said += line
+            yield process, said
+        finally:
+            process.terminate()

@@ -54,10 +54,13 @@ class Evaluations:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if kind is None and self._done and not self._done.done():
-            log.info("evaluating what is left; Ctrl-C leaves it out")
+        self._every = None  # a checkpoint that is still being written is not evaluated any more
         try:
-            self._queue.shutdown(wait=kind is None, cancel_futures=kind is not None)
+            if kind is None and self._done and not self._done.done():
+                log.info("evaluating what is left; Ctrl-C leaves it out")
+                self._done.exception()  # waits; what failed was told
+        except KeyboardInterrupt:
+            log.info("left out")
         finally:
             self._queue.shutdown(wait=False, cancel_futures=True)
             if self._process and self._process.poll() is None:

@@ -83,7 +83,7 @@ def train(run: Run, estimated: Future[Estimate], others: OtherRanks | None = Non
         kept, cfg.save_interval, cfg.checkpoint.keep_state, cfg.checkpoint.every_seconds, record.sync, evaluations
     )
     with StopSignals() as stop, _failures_explained(folder, record, checkpoints, room_bytes):
-        with record, evaluations:
+        with evaluations, record:  # the run is complete before the last evaluations are
             envs.preload(cfg.env.name)  # while the estimate is made
             record.predict(budget.check_budget(cfg, estimated, room_bytes, device.type == "cuda"))
             _train(run, record, checkpoints, saved, ancestor, stop, others)

@@ -1,6 +1,7 @@
 """`ppo-lab evaluate`: what envs tell of a step, and evaluations of real runs, beside a training too."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -160,6 +161,18 @@ def test_evaluating_while_training_changes_nothing_of_what_is_learned(lab: Lab, 
     assert curve_of(watched) == curve_of(run)
     document = json.loads((watched / "evaluation" / "training.json").read_text())
     assert [result["iteration"] for result in document["results"]] == [0, 4, 8, 10]
+
+
+def test_ctrl_c_leaves_out_the_last_evaluations_of_a_run_that_is_complete(lab: Lab) -> None:
+    process = lab.start(*SIZES, "max_iterations=3", "evaluate_every=1", "hydra.run.dir=left_out")
+    assert process.stdout is not None
+    while "evaluating what is left" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    summary = json.loads((lab.site.parent / "left_out" / "summary.json").read_text())
+    assert (summary["status"], summary["iterations"]) == ("completed", 3)
 
 
 def test_the_report_shows_the_evaluation_of_the_latest_iteration(

@@ -22,6 +22,7 @@ from ppo_lab.config import ExperimentConfig
 from ppo_lab.contracts import Looks
 from ppo_lab.envs import make_env
 from ppo_lab.learning.checkpoint import load, save
+from tests.conftest import serving
 from tests.paths import REPOSITORY
 
 OLD_RUN = REPOSITORY / "tests/fixtures/runs_before_generators/go2"
@@ -40,21 +41,10 @@ def viewer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewer]:
     shutil.copytree(OLD_RUN, run)
     asked = ["checkpoint=last", "port=18080", "paused=true", "shadows=false"]
     command = [sys.executable, "-m", "ppo_lab", "view", str(run), *asked]
-    with subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        try:
-            said = ""
-            while "Ctrl-C" not in said:
-                line = process.stdout.readline()
-                assert line, process.communicate()
-                said += line
-            (port,) = re.findall(r"^http://localhost:(\d+)", said)
-            assert f"ssh -L {port}:localhost:{port} " in said
-            yield Viewer(process, f"http://localhost:{port}/", run / "checkpoints")
-        finally:
-            process.terminate()
+    with serving(command) as (process, said):
+        (port,) = re.findall(r"^http://localhost:(\d+)", said)
+        assert f"ssh -L {port}:localhost:{port} " in said
+        yield Viewer(process, f"http://localhost:{port}/", run / "checkpoints")
 
 
 class Window:
