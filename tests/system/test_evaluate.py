@@ -19,7 +19,7 @@ from ppo_lab.contracts import StepDetails
 from ppo_lab.deploy.episodes import play
 from ppo_lab.envs import make_env
 from ppo_lab.errors import ConfigError
-from tests.system.test_ranks import SIZES, Lab, curve_of, weights_of
+from tests.lab import SIZES, Lab, curve_of, weights_of
 
 N = 4
 

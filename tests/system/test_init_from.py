@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ppo_lab.learning.checkpoint import load
-from tests.system.test_ranks import SIZES, Lab, curve_of, weights_of
+from tests.lab import SIZES, Lab, curve_of, weights_of
 
 CHILD = [*SIZES, "processes=2", "init_from=parent", "algorithm.learning_rate=3e-4", "env.reward_scales.effort=-0.2"]
 

@@ -25,8 +25,8 @@ from ppo_lab.errors import ExitCode
 from ppo_lab.memory.predict import calibration
 from ppo_lab.runs import hparams
 from ppo_lab.sweeps import jobs
+from tests.lab import Lab, ended
 from tests.paths import REPOSITORY
-from tests.system.test_ranks import Lab, ended
 
 TINY = ["experiment=smoke", "device=cpu"]
 ITERATIONS = 3
