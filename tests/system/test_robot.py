@@ -1,5 +1,6 @@
-"""A robot that Genesis refuses."""
+"""A robot that Genesis refuses, and the end of a scene."""
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,3 +23,17 @@ def test_an_impossible_inertia_is_an_error_that_names_the_urdf_and_does_not_quot
     with pytest.raises(SimulatorError, match=r"base.* morph file '.*heavy\.urdf'") as refused:
         make_env(experiment(f"env.robot.urdf={urdf}").env, 2, simulator, seed=1)
     assert len(str(refused.value)) < 1000
+
+
+def test_a_scene_ends_with_its_env_before_its_parts_are_collected(
+    simulator: torch.device, experiment: Callable[..., ExperimentConfig]
+) -> None:
+    from ppo_lab.envs.tasks.go2.env import Go2Env
+
+    env = make_env(experiment().env, 1, simulator, seed=1)
+    assert isinstance(env, Go2Env)
+    scene = env._scene
+    assert scene.is_built
+    del env
+    gc.collect()
+    assert not scene.is_built

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -117,15 +118,19 @@ class GenesisEnv(BatchedEnv):
         return sorted(self._scene.entities, key=lambda entity: entity.base_link.is_fixed)
 
     def _new_scene(self, **options: Any) -> gs.Scene:
-        """A scene with the time step of `cfg` and, where the env is to be seen, a camera; `options` are Genesis'."""
+        """A scene with the time step of `cfg` and, where the env is to be seen, a camera; `options` are Genesis'.
+
+        It ends with the env: the garbage collector would end its parts in any order, which Genesis does not survive.
+        """
         sim_options = gs.options.SimOptions(dt=self.cfg.dt, substeps=self.cfg.substeps)
-        looks = self._looks
-        if not looks or not looks.width_px:
-            return gs.Scene(sim_options=sim_options, show_viewer=False, **options)
-        vis_options = gs.options.VisOptions(rendered_envs_idx=[0], ambient_light=AMBIENT_LIGHT)
-        scene = gs.Scene(sim_options=sim_options, show_viewer=False, vis_options=vis_options, **options)
-        resolution = looks.width_px, looks.height_px
-        self._camera = scene.add_camera(res=resolution, fov=looks.field_of_view_deg, debug=True)  # it sees the marks
+        looks = self._looks if self._looks and self._looks.width_px else None
+        if looks:
+            options["vis_options"] = gs.options.VisOptions(rendered_envs_idx=[0], ambient_light=AMBIENT_LIGHT)
+        scene = gs.Scene(sim_options=sim_options, show_viewer=False, **options)
+        weakref.finalize(self, scene.destroy).atexit = False  # at the end of the process Genesis does it
+        if looks:
+            resolution = looks.width_px, looks.height_px
+            self._camera = scene.add_camera(res=resolution, fov=looks.field_of_view_deg, debug=True)  # sees the marks
         return scene
 
     def _simulate(self) -> None:
