@@ -25,8 +25,9 @@ from ppo_lab.runs.config import from_json, to_experiment
 from ppo_lab.runs.files import write_json, write_text
 
 OPTIONS = {
-    "go2": ["name", "performance_mode", "max_collision_pairs", "robot.urdf"],
-    "hover": ["name", "performance_mode", "robot.urdf"],
+    "go2": ["name", "performance_mode", "max_collision_pairs", "robot.urdf", "randomization"],
+    "go2_backflip": ["name", "performance_mode", "max_collision_pairs", "robot.urdf", "randomization"],
+    "hover": ["name", "performance_mode", "robot.urdf", "randomization"],
 }
 """The settings that change what the simulator holds."""
 GROWTH_SIZES = {"go2": [64, 1024, 4096], "hover": [64, 2048, 8192]}

@@ -125,10 +125,10 @@ def compose(overrides: Sequence[str], source: Source = TRAIN) -> DictConfig:
         try:
             cfg = hydra.compose(source.name, list(overrides), return_hydra_config=True)
         except Exception as error:  # Hydra has its own, and lets AssertionError and ValueError out as well
-            env = [text for text in overrides if text in {f"env={name}" for name in envs.names()}]
+            chosen = [text for text, word in zip(overrides, parsed, strict=True) if word.key_or_group in groups]
             known: set[str] = set()
             with suppress(Exception):  # of a primary configuration that is wrong in itself
-                known = all_keys(hydra.compose(source.name, env))
+                known = all_keys(hydra.compose(source.name, chosen))
             for override in parsed:
                 key, value = override.key_or_group, override.value()
                 if key in groups and not isinstance(value, str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,9 +64,12 @@ class Range:
         return ", ".join(part for part in parts if part) or "finite, in 32 bits"
 
 
-def setting(**allowed: Any) -> Any:
-    """A field that must be given and must lie within `Range(**allowed)`."""
-    return field(metadata={"range": Range(**allowed)})
+def setting(*, default_factory: Callable[[], Any] | None = None, **allowed: Any) -> Any:
+    """A field that must lie within `Range(**allowed)`, and must be given, but where there is a default."""
+    metadata = {"range": Range(**allowed)}
+    if default_factory:
+        return field(default_factory=default_factory, kw_only=True, metadata=metadata)  # a subclass has more fields
+    return field(metadata=metadata)
 
 
 def count() -> Any:

@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ppo_lab.config.overrides import as_text, did_you_mean
 from ppo_lab.config.ranges import INT32_MAX, count, setting
@@ -46,6 +46,9 @@ class EnvConfig:
     """Actions are clipped to +- this."""
     performance_mode: bool = setting()
     """Compile the simulator for this very scene: slower to start, faster to step."""
+    randomization: dict[str, Any] = setting(default_factory=dict)
+    """Term -> its settings, of the type that it says: see `ppo_lab.envs.randomization`."""
+    can_be_randomized: ClassVar[bool] = False
 
     @classmethod
     def from_older_version(cls, settings: dict[str, Any]) -> dict[str, Any]:
@@ -269,6 +272,9 @@ def _out_of_range(node: Any, prefix: str = "") -> Iterator[str]:
         value, allowed = getattr(node, f.name), f.metadata["range"]
         if dataclasses.is_dataclass(value):
             yield from _out_of_range(value, f"{prefix}{f.name}.")
+        elif isinstance(value, dict) and any(map(dataclasses.is_dataclass, value.values())):
+            for key, item in value.items():
+                yield from _out_of_range(item, f"{prefix}{f.name}.{key}.")
         elif value == [] and allowed.items is None:
             yield f"{prefix}{f.name}=[] is empty. Allowed: one value or more, each {allowed}."
         elif not allowed.admits(value):

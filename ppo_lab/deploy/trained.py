@@ -48,13 +48,14 @@ class Trained:
         known = flat(asdict(self.cfg))
         cfg = DictConfig(asdict(self.cfg))
         for key, value in changes.items():
-            if key not in known and not any(name.startswith(f"{key}.") for name in known):
+            is_known = key in known or any(name.startswith(f"{key}.") for name in known)
+            if not is_known and not key.startswith("env.randomization"):
                 raise ConfigError(
                     f"{as_text(key)} is not a setting of {self.cfg.env.name}.{did_you_mean(key, known)} "
                     "Allowed: settings of the env, env.KEY=VALUE."
                 )
             try:
-                OmegaConf.update(cfg, key, value)
+                OmegaConf.update(cfg, key, value, merge=value != {})
             except OmegaConfBaseException as error:
                 raise ConfigError(f"{as_text(key)}={as_text(value)}: {first_line(error)}.") from None
         return Trained(self.folder, to_experiment(cfg), {**self.changes, **changes})

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ppo_lab.config import EnvConfig
 from ppo_lab.contracts import Measurement, State, StepDetails, StepResult
+from ppo_lab.envs.ramp import RewardRamp
 from ppo_lab.states import gather, put_back
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ class BatchedEnv:
                 f"{', '.join(self.spec.rewards)}. Give both the same names in the same order."
             )
         self._weights = self._tensor(list(weights.values())).unsqueeze(1) * cfg.dt  # (K, 1)
+        ramp = getattr(cfg, "reward_ramp", None)
+        self._ramp = RewardRamp(ramp, self.spec.rewards, device) if ramp else None
         self._reward_sums = torch.zeros(len(weights), num_envs, device=device)  # (K, N), of the episode so far
         self._observations: dict[str, Tensor] = {}
         self._has_rewarded = False
@@ -54,6 +57,8 @@ class BatchedEnv:
 
     def watch(self, on_step: Callable[[StepDetails], None] | None) -> None:
         self._on_step = on_step
+        if self._ramp:
+            self._ramp.finish()
 
     def sensors(self) -> Mapping[str, Tensor]:
         return {}
@@ -125,7 +130,8 @@ class BatchedEnv:
         if not self._has_rewarded:
             self._check_terms(terms)
             self._has_rewarded = True
-        weighted = torch.stack([terms[name] for name in self.spec.rewards]) * self._weights
+        weights = self._ramp.applied_to(self._weights) if self._ramp else self._weights
+        weighted = torch.stack([terms[name] for name in self.spec.rewards]) * weights
         self._reward_sums += weighted
         if self._on_step:
             self._seen["rewards"] = dict(zip(self.spec.rewards, weighted, strict=True))
@@ -162,7 +168,7 @@ class BatchedEnv:
 
     def _end_episodes(self, ended: Tensor) -> Tensor:
         """Clears reward sums and lengths of the envs in `ended` (N,) bool; returns their sums, (K,) per second."""
-        sums = torch.where(ended, self._reward_sums, 0.0).sum(dim=1) / self.cfg.episode_length_s
+        sums = torch.where(ended, self._reward_sums, 0.0).sum(dim=1) / (self.spec.max_episode_length * self.cfg.dt)
         self._reward_sums.masked_fill_(ended, 0.0)
         self.episode_length_buf.masked_fill_(ended, 0)
         return sums

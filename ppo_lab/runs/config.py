@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ppo_lab import envs
 from ppo_lab.config import ExperimentConfig, as_text, check, did_you_mean
 from ppo_lab.config.overrides import first_line, leaves, one_of
+from ppo_lab.envs import randomization
 from ppo_lab.errors import ConfigError
 
 MAX_CONFIG_BYTES = 64 * 1024
@@ -57,7 +58,24 @@ def to_experiment(cfg: DictConfig) -> ExperimentConfig:
         hint = did_you_mean(str(name), envs.names())
         raise ConfigError(f"env.name={as_text(name)} is not an env.{hint} {one_of(envs.names())}{envs.HOW_TO_ADD}")
     schema.env = OmegaConf.structured(envs.config_class(name))
-    return to_settings(cfg, schema)
+    schema.env.randomization = _schema_of_terms(OmegaConf.select(cfg, "env.randomization"))
+    experiment: ExperimentConfig = to_settings(cfg, schema)
+    for problem in randomization.problems(experiment.env):
+        raise ConfigError(problem)
+    return experiment
+
+
+def _schema_of_terms(terms: Any) -> dict[str, Any]:
+    if terms is not None and not isinstance(terms, DictConfig):
+        raise ConfigError(f"env.randomization={as_text(terms)} is of the wrong kind. Allowed: terms with settings.")
+    schemas = {}
+    for name, term in (terms or {}).items():
+        if name not in randomization.names():
+            raise ConfigError(f"env.randomization.{randomization.unknown(str(name))}.")
+        if not isinstance(term, DictConfig):
+            raise ConfigError(f"env.randomization.{name}={as_text(term)} is of the wrong kind. Allowed: settings.")
+        schemas[name] = OmegaConf.structured(randomization.config_class(name))
+    return schemas
 
 
 def from_older_version(content: dict[Any, Any]) -> dict[Any, Any]:
@@ -68,7 +86,7 @@ def from_older_version(content: dict[Any, Any]) -> dict[Any, Any]:
     env = content.get("env")
     if not isinstance(env, dict) or env.get("name") not in envs.names():
         return content
-    return content | {"env": envs.config_class(env["name"]).from_older_version(env)}
+    return content | {"env": {"randomization": {}} | envs.config_class(env["name"]).from_older_version(env)}
 
 
 def without_start(cfg: DictConfig) -> DictConfig:
@@ -157,7 +175,7 @@ def _refuse_lookups(content: dict[Any, Any]) -> None:
 def refuse_key(key: str, known: set[str]) -> NoReturn:
     if key.partition(".")[0] == "hardware":
         raise ConfigError(f"{as_text(key)} is for estimate.py, which takes it beside these overrides. Leave it out.")
-    hint = did_you_mean(key, known)
+    hint = f" Did you mean env.{key}?" if f"env.{key}" in known else did_you_mean(key, known)
     raise ConfigError(f"unknown key {as_text(key)}.{hint} Allowed: the keys that --cfg job prints.") from None
 
 
@@ -175,12 +193,16 @@ def _refuse_value(error: OmegaConfBaseException, schema: DictConfig, cfg: DictCo
 def _kind_of(key: str, schema: DictConfig) -> str | None:
     """What may stand at `key`, in words; None where the schema has no such key."""
     kind: Any = OmegaConf.get_type(schema)
-    for part in key.split("."):
-        if typing.get_origin(kind) is dict:
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        if parts[:depth] == ["env", "randomization"]:
+            kind = OmegaConf.get_type(schema.env.randomization, part)
+        elif (kind, part) == (ExperimentConfig, "env"):
+            kind = OmegaConf.get_type(schema.env)
+        elif typing.get_origin(kind) is dict:
             kind = typing.get_args(kind)[1]
         elif dataclasses.is_dataclass(kind) and part in typing.get_type_hints(kind):
-            is_env = (kind, part) == (ExperimentConfig, "env")
-            kind = OmegaConf.get_type(schema.env) if is_env else typing.get_type_hints(kind)[part]
+            kind = typing.get_type_hints(kind)[part]
         else:
             return None
     if dataclasses.is_dataclass(kind):

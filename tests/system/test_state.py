@@ -11,7 +11,7 @@ import torch
 from ppo_lab import envs
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.contracts import Env
-from ppo_lab.envs import make_env
+from ppo_lab.envs import make_env, randomization
 from ppo_lab.envs.conformance import violations
 from ppo_lab.envs.scenes import make_scenes
 
@@ -25,6 +25,16 @@ def test_a_shipped_env_keeps_the_contract(
 ) -> None:
     make = import_module(f"ppo_lab.envs.tasks.{name}").make
     assert violations(make, experiment(f"env={name}").env) == []
+
+
+@pytest.mark.parametrize("name", ["go2", "go2_backflip"])
+def test_an_env_with_every_term_of_randomization_keeps_the_contract(
+    name: str, simulator: torch.device, experiment: Callable[..., ExperimentConfig]
+) -> None:
+    make = import_module(f"ppo_lab.envs.tasks.{name}").make
+    cfg = experiment(f"env={name}", "randomization=full", "env.randomization.push.interval_s=[0.1,0.2]").env
+    assert set(cfg.randomization) == set(randomization.names())
+    assert violations(make, cfg) == []
 
 
 @pytest.mark.parametrize("name", envs.names())

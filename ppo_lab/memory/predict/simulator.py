@@ -5,9 +5,9 @@ the lines are checked on a third. The counts of the shipped envs come with the p
 lookup needs neither torch nor the simulator; any other env is counted once in a subprocess and remembered in the
 user's cache folder.
 
-A count holds for one version of Genesis and for given values of `options`. Of the shipped envs' settings only two
-change the memory: max_collision_pairs (rows of the constraint solver) and performance_mode (drops what this scene does
-not use). Time steps, substeps, poses, gains, ranges and scales do not.
+A count holds for one version of Genesis and for given values of `options`. Of the shipped envs' settings these change
+the memory: max_collision_pairs (rows of the constraint solver), performance_mode (drops what this scene does not use)
+and the terms of randomization. Time steps, substeps, poses, gains, ranges and scales do not.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def startup_bytes(hardware: Hardware) -> int:
 
 def simulator_memory(cfg: ExperimentConfig) -> SimulatorMemory | None:
     """What one rank of `cfg` holds for its env, counted before; None where it never was. Loads no torch, no Genesis."""
-    settings = flat(asdict(cfg.env))
+    settings = _settings(cfg)
     for found in itertools.chain(json.loads(STORED.read_text()), _remembered(cfg)):
         if found["genesis"] == _genesis_version() and found["options"].items() <= settings.items():
             return _memory(found, cfg)
@@ -200,7 +200,7 @@ def measure(cfg: ExperimentConfig) -> SimulatorMemory:
     Raises:
         MeasurementError: the env cannot be built.
     """
-    counted = record(cfg, flat(asdict(cfg.env)), SIZES)
+    counted = record(cfg, _settings(cfg), SIZES)
     file = _cache_file(cfg)
     with contextlib.suppress(OSError):  # it is counted again next time
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -210,12 +210,17 @@ def measure(cfg: ExperimentConfig) -> SimulatorMemory:
 
 def record(cfg: ExperimentConfig, options: Iterable[str], sizes: Sequence[int]) -> dict[str, Any]:
     """Counts the memory of `cfg`'s env; holds for every env with the same values of `options`, dotted keys."""
-    settings = flat(asdict(cfg.env))
+    settings = _settings(cfg)
     return {
         "genesis": _genesis_version(),
         "options": {name: settings[name] for name in options},
         "count": count_in_subprocess(cfg, sizes),
     }
+
+
+def _settings(cfg: ExperimentConfig) -> dict[str, Any]:
+    """Of the env, by dotted keys; "randomization" are the terms."""
+    return flat(asdict(cfg.env)) | {"randomization": list(cfg.env.randomization)}
 
 
 def interpolate(counted: dict[str, Any], known: str) -> SimulatorMemory:

@@ -50,6 +50,8 @@ class RewardScales:
 class Config(EnvConfig):
     """Units are in conf/env/go2.yaml, beside the values."""
 
+    can_be_randomized = True
+
     max_collision_pairs: int = count()
     robot: JointedRobotConfig = setting()
     action_scale: float = setting(above=0)

@@ -10,27 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import genesis as gs
 import torch
 from torch import Tensor
 
 from ppo_lab.contracts import Measurement, StepResult
 from ppo_lab.envs import rewards
-from ppo_lab.envs.genesis.env import GenesisEnv
-from ppo_lab.envs.genesis.frames import euler_deg, in_frame
-from ppo_lab.envs.genesis.robot import JointedRobot
+from ppo_lab.envs.genesis.frames import euler_deg
+from ppo_lab.envs.genesis.legged import LeggedEnv
 from ppo_lab.envs.tasks.go2 import Config
 
 
-class Go2Env(GenesisEnv):
+class Go2Env(LeggedEnv):
     """See the module's text; `ppo_lab.contracts.Env` is the contract."""
 
     cfg: Config
 
     def __init__(self, cfg: Config, num_envs: int, device: torch.device, seed: int) -> None:
         super().__init__(cfg, num_envs, device, seed)
-        self._build_scene()
-
         scales = cfg.obs_scales
         self._commands_scale = self._tensor([scales.lin_vel, scales.lin_vel, scales.ang_vel])
         ranges = [cfg.lin_vel_x_range, cfg.lin_vel_y_range, cfg.ang_vel_range]
@@ -39,25 +35,14 @@ class Go2Env(GenesisEnv):
         names = ("lin_vel_x_m_s", "lin_vel_y_m_s", "ang_vel_rad_s")
         self.commands = {name: (low, high) for name, (low, high) in zip(names, ranges, strict=True)}
 
-        self._gravity = self._tensor([0.0, 0.0, -1.0])
-        self._init_quat = self._tensor(cfg.robot.base_init_quat)
-        self._default_dof_pos = self._tensor(list(cfg.robot.default_joint_angles.values()))
-        self._init_gravity = in_frame(self._init_quat, self._gravity)
-
         everyone = torch.ones(num_envs, dtype=torch.bool, device=device)
         self._commands = torch.zeros(num_envs, 3, device=device)
-        self._last_actions = torch.zeros(num_envs, len(self.spec.actions), device=device)
-        self._actions = self._last_actions.clone()
         self._read_state()
         self._reset(everyone)
         self._update_observations()
 
     def step(self, actions: Tensor) -> StepResult:
-        cfg = self.cfg
-        self._actions = actions.clip(-cfg.clip_actions, cfg.clip_actions)
-        executed = self._last_actions if cfg.simulate_action_latency else self._actions
-        target = executed * cfg.action_scale + self._default_dof_pos
-        self._robot.control_joint_pos(target)
+        target = self._act(actions)
         self._simulate()
         self.episode_length_buf += 1
         self._read_state()
@@ -109,13 +94,7 @@ class Go2Env(GenesisEnv):
         }
 
     def sensors(self) -> dict[str, Tensor]:
-        return {
-            "base_ang_vel": self._base_ang_vel,
-            "projected_gravity": self._projected_gravity,
-            "commands": self._commands,
-            "joint_pos": self._dof_pos,
-            "joint_vel": self._dof_vel,
-        }
+        return super().sensors() | {"commands": self._commands}
 
     def get_commands(self) -> Tensor:
         return self._commands
@@ -126,27 +105,10 @@ class Go2Env(GenesisEnv):
         self._resample_commands(everyone)
         self._update_observations()
 
-    def _build_scene(self) -> None:
-        cfg = self.cfg
-        self._scene = self._new_scene(
-            rigid_options=gs.options.RigidOptions(
-                enable_self_collision=False, tolerance=1e-5, max_collision_pairs=cfg.max_collision_pairs
-            )
-        )
-        self._scene.add_entity(gs.morphs.URDF(file="urdf/plane/plane.urdf", fixed=True))
-        self._robot = JointedRobot(self._scene, cfg.robot, self.device)
-        self._scene.build(n_envs=self.num_envs)
-        self._robot.set_gains()
-
-    def _read_state(self) -> None:
-        entity, quat = self._robot.entity, self._robot.entity.get_quat()
-        self._base_height = entity.get_pos()[:, 2]
+    def _read_state(self) -> Tensor:
+        quat = super()._read_state()
         self._base_euler_deg = euler_deg(quat, self._init_quat)
-        self._base_lin_vel = in_frame(quat, entity.get_vel())
-        self._base_ang_vel = in_frame(quat, entity.get_ang())
-        self._projected_gravity = in_frame(quat, self._gravity)
-        self._dof_pos = self._robot.joint_pos()
-        self._dof_vel = self._robot.joint_vel()
+        return quat
 
     def _resample_commands(self, chosen: Tensor) -> None:
         drawn = self._draw(self._commands_low, self._commands_high)
@@ -156,25 +118,18 @@ class Go2Env(GenesisEnv):
 
     def _reset(self, ended: Tensor) -> Tensor:
         """Puts the envs in `ended` back to the start; returns the sums of the episodes that ended."""
-        self._robot.reset(ended)
-        where = ended.unsqueeze(1)
-        self._projected_gravity = torch.where(where, self._init_gravity, self._projected_gravity)
-        self._dof_pos = torch.where(where, self._default_dof_pos, self._dof_pos)
-        self._base_ang_vel = self._base_ang_vel.masked_fill(where, 0.0)
-        self._dof_vel = self._dof_vel.masked_fill(where, 0.0)
-        self._actions = self._actions.masked_fill(where, 0.0)
+        self._reset_robot(ended)
         self._resample_commands(ended)
         return self._end_episodes(ended)
 
     def _update_observations(self) -> None:
         scales = self.cfg.obs_scales
-        self._observe(
-            policy={
-                "base_ang_vel": self._base_ang_vel * scales.ang_vel,
-                "projected_gravity": self._projected_gravity,
-                "commands": self._commands * self._commands_scale,
-                "dof_pos": (self._dof_pos - self._default_dof_pos) * scales.dof_pos,
-                "dof_vel": self._dof_vel * scales.dof_vel,
-                "actions": self._actions,
-            }
-        )
+        policy = {
+            "base_ang_vel": self._base_ang_vel * scales.ang_vel,
+            "projected_gravity": self._projected_gravity,
+            "commands": self._commands * self._commands_scale,
+            "dof_pos": (self._dof_pos - self._default_dof_pos) * scales.dof_pos,
+            "dof_vel": self._dof_vel * scales.dof_vel,
+            "actions": self._actions,
+        }
+        self._observe(policy=self._as_seen(policy))

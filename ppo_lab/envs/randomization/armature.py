@@ -1,0 +1,27 @@
+"""The inertia of the motors' rotors, as the joints feel it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ppo_lab.envs.randomization import term
+from ppo_lab.envs.randomization.term import TermConfig, changed
+
+if TYPE_CHECKING:
+    from ppo_lab.envs.genesis.robot import JointedRobot
+
+
+class Term(term.Term[TermConfig]):
+    """Of each joint apart."""
+
+    unit = "kg m^2"
+    when = ("build",)
+    operations = ("set", "add", "scale")
+    lowest = 0.0
+    simulator_options = {"batch_dofs_info": True}
+
+    def width(self, robot: JointedRobot) -> int:
+        return robot.num_joints
+
+    def apply(self) -> None:
+        self.robot.set_armature(changed(self.robot.nominal_armature, self.cfg.operation, self.values))

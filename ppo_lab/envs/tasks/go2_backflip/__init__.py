@@ -1,0 +1,140 @@
+"""A legged robot, by default Unitree Go2, does a backflip, or two: its settings."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from ppo_lab.config import EnvConfig, as_text, count, did_you_mean, setting
+from ppo_lab.contracts import Deployment, EnvSpec, ObservationTerm
+from ppo_lab.envs.robots import JointedRobotConfig, asset, feet
+from ppo_lab.envs.tasks.go2 import ACTIONS, GRAVITY, POSITIONS, SPIN, VELOCITIES, ObsScales
+
+if TYPE_CHECKING:
+    import torch
+
+    from ppo_lab.envs.tasks.go2_backflip.env import Go2BackflipEnv
+
+PHASE = "sine and cosine of f, f/2 and f/4, where f grows from 0 to pi over the episode"
+
+
+@dataclass
+class Windows:
+    """When a reward counts: from, to; s after the start of the flip."""
+
+    turn: list[float] = setting(items=2)
+    push: list[float] = setting(items=2)
+    stand_before: float = setting(at_least=0)
+    stand_after: float = setting(at_least=0)
+
+
+@dataclass
+class RewardScales:
+    """Weights per second."""
+
+    ang_vel_y: float = setting()
+    lin_vel_z: float = setting()
+    orientation_control: float = setting()
+    height_control: float = setting()
+    feet_height: float = setting()
+    gravity_y: float = setting()
+    ang_vel_z: float = setting()
+    actions_symmetry: float = setting()
+    feet_distance: float = setting()
+    action_rate: float = setting()
+    stand: float = setting()
+    upright: float = setting()
+    low: float = setting()
+    trunk_contact: float = setting()
+    pose: float = setting()
+    still: float = setting()
+
+
+@dataclass
+class RewardRamp:
+    """Terms whose weights grow from 0 in the course of a training."""
+
+    terms: list[str] = setting()
+    from_step: int = setting(at_least=0)
+    """Of each env, counted since the training began."""
+    to_step: int = setting(at_least=0)
+
+
+@dataclass
+class Config(EnvConfig):
+    """Units are in conf/env/go2_backflip.yaml, beside the values."""
+
+    can_be_randomized = True
+
+    max_collision_pairs: int = count()
+    robot: JointedRobotConfig = setting()
+    action_scale: float = setting(above=0)
+    simulate_action_latency: bool = setting()
+    flips: int = setting(at_least=1, at_most=2)
+    flip_interval_s: float = setting(above=0)
+    terminate_on_trunk_contact: bool = setting()
+    windows: Windows = setting()
+    obs_scales: ObsScales = setting()
+    stand_height: float = setting(above=0)
+    stance_width: float = setting(above=0)
+    reward_ramp: RewardRamp = setting()
+    reward_scales: RewardScales = setting()
+
+    @property
+    def max_episode_length(self) -> int:
+        return math.ceil((self.episode_length_s + (self.flips - 1) * self.flip_interval_s) / self.dt)
+
+    def spec(self) -> EnvSpec:
+        joints, pose = tuple(self.robot.default_joint_angles), tuple(self.robot.default_joint_angles.values())
+        observations = self._observations(pose)
+        policy = {term.name: len(term.scale) for term in observations}
+        groups = {"policy": policy, "critic": policy | {"base_height": 1, "base_lin_vel": 3}}
+        deployment = Deployment(
+            joints=joints,
+            default_pose=pose,
+            kp=self.robot.kp,
+            kd=self.robot.kd,
+            action_scale=self.action_scale,
+            clip_actions=self.clip_actions,
+            latency_steps=int(self.simulate_action_latency),
+            observations=observations,
+        )
+        rewards = tuple(asdict(self.reward_scales))
+        return EnvSpec(groups, joints, rewards, self.dt, self.max_episode_length, deployment)
+
+    def _observations(self, pose: tuple[float, ...]) -> tuple[ObservationTerm, ...]:
+        """As `Go2BackflipEnv` observes."""
+        scales, joints = self.obs_scales, len(pose)
+        return (
+            ObservationTerm("base_ang_vel", "base_ang_vel", "rad/s", SPIN, (scales.ang_vel,) * 3),
+            ObservationTerm("projected_gravity", "projected_gravity", "1", GRAVITY, (1.0,) * 3),
+            ObservationTerm("dof_pos", "joint_pos", "rad", POSITIONS, (scales.dof_pos,) * joints, pose),
+            ObservationTerm("dof_vel", "joint_vel", "rad/s", VELOCITIES, (scales.dof_vel,) * joints),
+            ObservationTerm("actions", "actions", "1", ACTIONS, (1.0,) * joints, actions_ago=1),
+            ObservationTerm("last_actions", "actions", "1", ACTIONS, (1.0,) * joints, actions_ago=1),
+            ObservationTerm("phase", "phase", "1", PHASE, (1.0,) * 6),
+        )
+
+    def problems(self) -> Iterator[str]:
+        yield from self.robot.problems()
+        path, legs = asset(self.robot.urdf), re.compile(r"[FR][LR]_")
+        if path.is_file() and not all(map(legs.match, [*self.robot.default_joint_angles, *feet(path)])):
+            yield (
+                f"env.robot.urdf={as_text(self.robot.urdf)}: the flip tells left from right by names that begin with "
+                "FL_, FR_, RL_ or RR_; some joints or feet have others."
+            )
+        if path.is_file() and not feet(path):
+            yield f"env.robot.urdf={as_text(self.robot.urdf)} names no feet: fixed links that end in foot."
+        for term in self.reward_ramp.terms:
+            if term not in (names := asdict(self.reward_scales)):
+                yield f"env.reward_ramp.terms: {as_text(term)} is no reward term.{did_you_mean(term, names)}"
+
+
+def make(cfg: Config, num_envs: int, device: torch.device, seed: int) -> Go2BackflipEnv:
+    """Builds the scene and the env."""
+    from ppo_lab.envs.tasks.go2_backflip.env import Go2BackflipEnv
+
+    return Go2BackflipEnv(cfg, num_envs, device, seed)
