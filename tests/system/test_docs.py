@@ -22,7 +22,9 @@ EXAMPLES = {
     *("conf/env/go2_calm.yaml", "ppo_lab/envs/tasks/go2_calm.py"),
     *("conf/env/stand.yaml", "ppo_lab/envs/tasks/stand.py"),
     *("conf/env/puck.yaml", "ppo_lab/envs/tasks/puck.py"),
+    "ppo_lab/envs/randomization/wind.py",
 }
+WIND = "+env.randomization.wind={when: reset, operation: add, range: [-0.1, 0.1]}"
 CHECK_AND_TRAIN = """
 import json, sys
 from importlib import import_module
@@ -39,21 +41,21 @@ from ppo_lab.runs.config import to_experiment
 from ppo_lab.runs.record import read_metrics
 
 cpu, found = torch.device("cpu"), {}
-for overrides in (["env=go2", "robot=heavy_dog"], ["env=go2_calm"], ["env=stand"], ["env=puck"]):
+for overrides in (["env=go2", "robot=heavy_dog"], ["env=go2_calm", sys.argv[1]], ["env=stand"], ["env=puck"]):
     cfg = to_experiment(compose(["experiment=smoke", *overrides]))
     wrong = violations(import_module(f"ppo_lab.envs.tasks.{cfg.env.name}").make, cfg.env)
     rows = []
     env = make_env(cfg.env, cfg.num_envs, cpu, seed=1)
     loop = Loop(env, cfg, MemoryMonitor(cpu), NoCheckpoints(), lambda _, scalars: rows.append(scalars))
     loop.learn(2)
-    found[overrides[-1]] = [wrong, len(rows), loop.alg.actor.obs_dim, loop.alg.critic.obs_dim]
+    found[cfg.env.name] = [wrong, len(rows), loop.alg.actor.obs_dim, loop.alg.critic.obs_dim]
 print(json.dumps(found))
 """
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the code with every example of docs/add_an_env.md in its place, and the URDF of its robot."""
+    """A copy of the code with every example of the documents in its place, and the URDF of its robot."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("conf", "ppo_lab"):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -66,8 +68,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def examples() -> dict[str, str]:
-    page = (REPOSITORY / "docs" / "add_an_env.md").read_text()
-    return dict(re.findall(r"`(\S+\.(?:yaml|py))`\n\n```\w+\n(.*?)```", page, re.DOTALL))
+    pages = [(REPOSITORY / "docs" / name).read_text() for name in ("add_an_env.md", "randomization.md")]
+    return dict(re.findall(r"`(\S+\.(?:yaml|py))`\n\n```\w+\n(.*?)```", "\n".join(pages), re.DOTALL))
 
 
 def python(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -76,13 +78,14 @@ def python(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_examples_on_the_simulator_keep_the_contract_and_train_as_they_stand(checkout: Path) -> None:
     assert set(examples()) == EXAMPLES
-    done = python(checkout, "-c", CHECK_AND_TRAIN)
+    assert WIND in (REPOSITORY / "docs/randomization.md").read_text()
+    done = python(checkout, "-c", CHECK_AND_TRAIN, WIND)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {
-        "robot=heavy_dog": [[], 2, 45, 45],
-        "env=go2_calm": [[], 2, 45, 45],
-        "env=puck": [[], 2, 4, 4],
-        "env=stand": [[], 2, 27, 28],  # gravity 3, positions and velocities of 12 joints; the critic: height
+        "go2": [[], 2, 45, 45],
+        "go2_calm": [[], 2, 45, 45],
+        "puck": [[], 2, 4, 4],
+        "stand": [[], 2, 27, 28],  # gravity 3, positions and velocities of 12 joints; the critic: height
     }
 
 
