@@ -89,23 +89,28 @@ class JointedRobot:
 
     def foot_slip(self) -> Tensor:
         """Horizontal speed of the feet that touch something, summed up (N,), m/s; 0 where the URDF names no feet."""
-        num_envs = self.entity.get_pos().shape[0]
         if not self._feet:
-            return torch.zeros(num_envs, device=self.device)
-        links, arm = self._feet_arms(num_envs)
-        velocity = self.entity.get_links_vel(links) + torch.linalg.cross(self.entity.get_links_ang(links), arm)
-        is_touching = self.entity.get_links_net_contact_force()[:, links].norm(dim=-1) > TOUCH_N
-        return (velocity[..., :2].norm(dim=-1) * is_touching).sum(dim=1)
+            return torch.zeros(self.num_envs, device=self.device)
+        return (self.feet_vel()[..., :2].norm(dim=-1) * self.feet_touch()).sum(dim=1)
+
+    def feet_touch(self) -> Tensor:
+        """Whether something touches the links that the feet are fixed to (N, F)."""
+        return self.entity.get_links_net_contact_force()[:, self._feet_places[0]].norm(dim=-1) > TOUCH_N
+
+    def feet_vel(self) -> Tensor:
+        """Velocities of the feet in the world (N, F, 3), m/s."""
+        links, arm = self._feet_arms()
+        return self.entity.get_links_vel(links) + torch.linalg.cross(self.entity.get_links_ang(links), arm)
 
     def feet_pos(self) -> Tensor:
         """Where the feet are in the world (N, F, 3), m, in the order of `feet`."""
-        links, arm = self._feet_arms(len(self.entity.get_pos()))
+        links, arm = self._feet_arms()
         return self.entity.get_links_pos(links) + arm
 
-    def _feet_arms(self, num_envs: int) -> tuple[Tensor, Tensor]:
+    def _feet_arms(self) -> tuple[Tensor, Tensor]:
         """The links that the feet are fixed to (F,), and from there to the feet in the world (N, F, 3), m."""
         links, offsets = self._feet_places
-        return links, transform_by_quat(offsets.expand(num_envs, -1, -1), self.entity.get_links_quat(links))
+        return links, transform_by_quat(offsets.expand(self.num_envs, -1, -1), self.entity.get_links_quat(links))
 
     @cached_property
     def _feet_places(self) -> tuple[Tensor, Tensor]:
