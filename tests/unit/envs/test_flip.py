@@ -52,3 +52,9 @@ def test_the_stance_error_counts_a_crossed_foot() -> None:
     sides = torch.tensor([-1.0, 1.0])
     assert flip.stance_error(apart, sides, 0.3).item() == 0
     assert flip.stance_error(crossed, sides, 0.3).item() == pytest.approx(2 * 0.3**2)
+
+
+def test_standing_is_worth_1_at_its_height_and_nothing_upside_down() -> None:
+    gravity = torch.tensor([[0.0, 0.0, -1.0], [0.0, 0.0, 1.0], [-0.6, 0.0, -0.8]])
+    found = flip.standing(gravity, torch.tensor([0.3, 0.3, 0.2]), target=0.3)
+    torch.testing.assert_close(found, torch.tensor([1.0, 0.0, 0.8 / math.e]))

@@ -27,8 +27,6 @@ TURN_RAD = 5.5
 """A flip counts from here on."""
 STILL_M_S, STILL_RAD_S, STILL_S, STANDS_M, UPRIGHT = 0.3, 1.0, 0.2, 0.25, 0.9
 """It stands when, for STILL_S, its base is slower, higher, and more upright (cosine of its tilt)."""
-STANDING_M2 = 0.02
-"""Of the reward for standing: the squared error of the height at which it is 1/e."""
 MOTOR_RAD_S, MOTOR_STOPS_RAD_S = 13.5, 30.0
 """Up to the first speed a motor gives its full torque, at the second none."""
 
@@ -99,7 +97,7 @@ class Go2BackflipEnv(LeggedEnv):
             "actions_symmetry": flip.asymmetry(self._actions, self._mirrored, self._sign),
             "feet_distance": flip.stance_error(self._feet_in_base, self._sides, cfg.stance_width),
             "action_rate": rewards.squared_change(self._actions, self._last_actions),
-            "stand": after * (-self._projected_gravity[:, 2]).clip(min=0.0) * torch.exp(-height_error / STANDING_M2),
+            "stand": after * flip.standing(self._projected_gravity, self._base_height, cfg.stand_height),
             "upright": after * (1 + self._projected_gravity[:, 2]),
             "low": (before | after) * (self._base_height < 0.15),
             "trunk_contact": self._base_touches.float(),

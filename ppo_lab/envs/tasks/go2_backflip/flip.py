@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 FOOT_RADIUS_M = 0.02
+STANDING_M = 0.1
+"""The error of the height at which standing is worth 1/e."""
 
 
 def phase(steps: Tensor, max_episode_length: int) -> Tensor:
@@ -65,3 +67,11 @@ def stance_error(feet: Tensor, sides: Tensor, width: float) -> Tensor:
     feet: (N, F, 3) in the base's frame; sides: (F,), see `sides`.
     """
     return (feet[..., 1] - sides * width / 2).square().sum(dim=1)
+
+
+def standing(gravity: Tensor, height: Tensor, target: float) -> Tensor:
+    """Cosine of the tilt, 0 where it is upside down, times exp(-|height - target| / STANDING_M) (N,).
+
+    The slope is as steep near the target as far from it. gravity: (N, 3) in the base's frame; height: (N,), m.
+    """
+    return (-gravity[:, 2]).clip(min=0.0) * torch.exp(-(height - target).abs() / STANDING_M)
