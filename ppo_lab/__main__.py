@@ -6,6 +6,7 @@ Standard library only until the packages that the command needs are known to be 
 from __future__ import annotations
 
 import difflib
+import signal
 import sys
 from importlib import import_module, metadata
 from typing import NoReturn
@@ -62,6 +63,8 @@ def run(name: str, argv: list[str]) -> NoReturn:
     yield_busy_cores()
     if name in ("train", "replay", "evaluate", "film", "export", "view"):  # they load the simulator
         loading.begin()
+    if name in ("evaluate", "film", "export", "view"):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # tidies up, as after Ctrl-C
     from ppo_lab.cli.exits import exit_codes
 
     with exit_codes(output_may_fail=name == "train"):  # the others' output is their result

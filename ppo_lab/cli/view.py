@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import webbrowser
 from dataclasses import dataclass
 
@@ -46,7 +45,6 @@ def main(argv: list[str]) -> None:
         session.speed, session.is_paused = asked.speed, asked.paused
         title = f"{trained.cfg.env.name}: {trained.folder.name}"
         page = Page(env, session, title, asked.port, asked.shadows)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with contextlib.suppress(KeyboardInterrupt):
             print(address(page.port, asked.port), flush=True)
