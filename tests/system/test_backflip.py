@@ -64,6 +64,16 @@ def test_the_observation_is_laid_out_as_in_the_public_evaluation(
     np.testing.assert_allclose(critic[:, 61:], 2 * velocity, atol=1e-4)
 
 
+@torch.inference_mode()
+def test_after_a_reset_the_critic_sees_the_start(simulator: torch.device, experiment: Experiment) -> None:
+    env = build(experiment, simulator)
+    first = env.get_observations()["critic"].clone()
+    for _ in range(101):
+        result = env.step(torch.randn(3, 12))
+    assert result.dones.all()
+    torch.testing.assert_close(result.observations["critic"], first, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize(("flips", "steps"), [(1, 100), (2, 150)])
 @torch.inference_mode()
 def test_an_episode_has_two_seconds_and_one_more_for_a_second_flip(
