@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from ppo_lab.cli import on_run, waiting
@@ -39,7 +40,8 @@ def main(argv: list[str]) -> None:
     device = devices.resolve_device(asked.device)
     with waiting.shown(else_lines=True) as say:
         say(f"recording {export.STEPS} steps of {export.ENVS} envs of {trained.cfg.env.name}")
-        env = watched_env(trained.cfg.env, export.ENVS, device, asked.seed)
+        exact = dataclasses.replace(trained.cfg.env, randomization={})  # or noise would be in what is compared
+        env = watched_env(exact, export.ENVS, device, asked.seed)
         say("exporting and comparing")
         found = export.export(trained, checkpoint, env, into)
     print(
