@@ -44,6 +44,7 @@ class Go2BackflipEnv(LeggedEnv):
         self._still_steps = torch.zeros(num_envs, device=device)
         self._has_left_ground = torch.zeros(num_envs, dtype=torch.bool, device=device)
         self._has_fallen = self._has_left_ground.clone()
+        self._stands = self._has_left_ground.clone()
         self._has_stood = self._has_left_ground.clone()
         everyone = torch.ones(num_envs, dtype=torch.bool, device=device)
         self._read_state()
@@ -75,7 +76,8 @@ class Go2BackflipEnv(LeggedEnv):
         is_still = (speed < STILL_M_S) & (torch.linalg.vector_norm(self._base_ang_vel, dim=1) < STILL_RAD_S)
         stands = is_still & (self._base_height > STANDS_M) & (self._projected_gravity[:, 2] < -UPRIGHT)
         self._still_steps = torch.where(stands & self._has_left_ground, self._still_steps + 1, 0.0)
-        self._has_stood = self._still_steps >= STILL_S / self.cfg.dt
+        self._stands = self._still_steps >= STILL_S / self.cfg.dt
+        self._has_stood = self._has_stood | self._stands
 
     def _reward_terms(self) -> dict[str, Tensor]:
         """Each (N,); `env.reward_scales` has a weight for each."""
@@ -126,7 +128,8 @@ class Go2BackflipEnv(LeggedEnv):
             "peak_height_m": Measurement(self._base_height, "max"),
             "success": Measurement(success, "max"),
             "turned": Measurement(has_turned, "max"),
-            "stands_at_end": Measurement(is_over & self._has_stood, "max"),
+            "stood": Measurement(self._has_stood, "max"),
+            "stands_at_end": Measurement(is_over & self._stands, "max"),
             "trunk_touched": Measurement(self._has_fallen, "max"),
             "final_height_m": Measurement(is_over * self._base_height, "max"),
             "feet_apart_m": Measurement(feet_apart, "mean"),
@@ -153,7 +156,7 @@ class Go2BackflipEnv(LeggedEnv):
     def _reset(self, ended: Tensor) -> Tensor:
         """Puts the envs in `ended` back to the start; returns the sums of the episodes that ended."""
         self._reset_robot(ended)
-        for name in ("_turned", "_still_steps", "_has_left_ground", "_has_fallen", "_has_stood"):
+        for name in ("_turned", "_still_steps", "_has_left_ground", "_has_fallen", "_stands", "_has_stood"):
             setattr(self, name, getattr(self, name).masked_fill(ended, 0))
         return self._end_episodes(ended)
 
