@@ -44,9 +44,3 @@ def heading(yaw_deg: Tensor, decay: float) -> Tensor:
 def spin(base_ang_vel: Tensor) -> Tensor:
     """Angular speed in half turns per second. base_ang_vel: (N, 3)."""
     return torch.linalg.vector_norm(base_ang_vel / math.pi, dim=1)
-
-
-def foot_clearance(height: Tensor, velocity: Tensor, target: float) -> Tensor:
-    """Sum over feet of (height - target)^2 * speed: a foot that moves should be that high. height: (N, F), m; velocity:
-    (N, F, 2), m/s, horizontal."""
-    return torch.sum(torch.square(height - target) * torch.linalg.vector_norm(velocity, dim=-1), dim=1)

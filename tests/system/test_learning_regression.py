@@ -15,7 +15,7 @@ from benchmarks.learning_bands import BANDS, command, end_of_curve, lowest_to_ac
 MEASURED = json.loads(BANDS.read_text())
 
 
-@pytest.mark.parametrize("env", MEASURED)
+@pytest.mark.parametrize("env", [pytest.param(env, marks=[pytest.mark.slow] * (env != "go2")) for env in MEASURED])
 def test_a_short_training_ends_within_the_band_of_its_env(env: str, train: Callable[..., Any], tmp_path: Path) -> None:
     band = MEASURED[env]
     done = train(*command(env, band["overrides"], tmp_path / "run")[1:])

@@ -150,7 +150,7 @@ def test_the_jacobian_of_hover_caps_the_envs_at_4_364_804() -> None:
     assert known(experiment("env=hover")).max_num_envs() == 4_364_804
 
 
-@pytest.mark.parametrize("env", ["go2", "hover"])
+@pytest.mark.parametrize("env", ["go2", "go2_backflip", "hover"])
 def test_the_stored_counts_are_exactly_straight(env: str) -> None:
     assert known(experiment(f"env={env}")).misfit_bytes == 0
 
@@ -169,6 +169,7 @@ def test_the_stored_line_gives_what_a_fresh_go2_of_another_size_holds() -> None:
     assert (memory.len_constraints, memory.n_dofs) == (fresh["len_constraints"], fresh["n_dofs"])
 
 
+@pytest.mark.slow
 def test_a_fresh_hover_gives_the_stored_lines_and_is_remembered(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -183,7 +184,9 @@ def test_a_fresh_hover_gives_the_stored_lines_and_is_remembered(
     assert simulator_memory(other) is None  # of an env that is not stored, any setting might matter
 
 
-@pytest.mark.parametrize("words", [["env.max_collision_pairs=21"], ["env.performance_mode=true"]])
+@pytest.mark.parametrize(
+    "words", [["env.max_collision_pairs=21"], ["env.performance_mode=true"], ["randomization=light"]]
+)
 def test_an_env_that_was_never_counted_is_unknown(words: list[str]) -> None:
     assert simulator_memory(experiment("env=go2", *words)) is None
 

@@ -160,7 +160,9 @@ def test_predicted_and_measured_tensor_bytes_are_equal(run: Path) -> None:
     assert drawn["Memory/predicted_update_peak_mib"] == drawn["Memory/update_peak_mib"]
 
 
-@pytest.mark.parametrize("env", envs.names())
+@pytest.mark.parametrize(
+    "env", ["go2", *(pytest.param(name, marks=pytest.mark.slow) for name in envs.names() if name != "go2")]
+)
 def test_predicted_and_measured_tensor_bytes_are_equal_with_two_scenes(env: str, train: Train, tmp_path: Path) -> None:
     words = ["experiment=smoke", f"env={env}", "num_envs=16", "envs_per_scene=8", "memory.count_tensors=true"]
     # with networks this small the rollout peaks within the env's step

@@ -22,7 +22,7 @@ from ppo_lab.envs import LOOKS
 from ppo_lab.envs.batched import BatchedEnv
 from ppo_lab.envs.genesis.shapes import glb
 from ppo_lab.envs.genesis.start import ensure_started
-from ppo_lab.envs.genesis.state import restore_simulator, simulator_state
+from ppo_lab.envs.genesis.state import from_older_version, restore_simulator, simulator_state
 from ppo_lab.errors import SimulatorError
 from ppo_lab.states import check_fits
 
@@ -76,9 +76,10 @@ class GenesisEnv(BatchedEnv):
         return super().state() | {"simulator": simulator_state(self._scene)}
 
     def restore(self, state: State) -> None:
-        check_fits("the simulator", state["simulator"], simulator_state(self._scene))
+        simulator = from_older_version(self._scene, state["simulator"])
+        check_fits("the simulator", simulator, simulator_state(self._scene))
         super().restore(state)
-        restore_simulator(self._scene, state["simulator"])
+        restore_simulator(self._scene, simulator)
 
     def robot_box(self) -> Tensor:
         return self._entities()[0].get_AABB()

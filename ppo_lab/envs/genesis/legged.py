@@ -85,8 +85,6 @@ class LeggedEnv(GenesisEnv):
         where = ended.unsqueeze(1)
         self._projected_gravity = torch.where(where, self._init_gravity, self._projected_gravity)
         self._dof_pos = torch.where(where, start, self._dof_pos)
-        self._base_height = self._base_height.masked_fill(ended, self.cfg.robot.base_init_pos[2])
-        self._base_lin_vel = self._base_lin_vel.masked_fill(where, 0.0)
         self._base_ang_vel = self._base_ang_vel.masked_fill(where, 0.0)
         self._dof_vel = self._dof_vel.masked_fill(where, 0.0)
         self._actions = self._actions.masked_fill(where, 0.0)

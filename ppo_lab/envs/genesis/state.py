@@ -11,14 +11,18 @@ from genesis.utils.array_class import DataItem, DataKind, ScalarItem
 from torch import Tensor
 
 CARRIED_OVER = re.compile(
-    r"\.(_is_forward_(pos|vel)_updated|dyn_state\.geoms\.(pos|quat)|dyn_state\.dofs\.cdofd?_(ang|vel)|"
+    r"\.(collider_state\.(n_broad_pairs|broad_collision_pairs)|_is_forward_(pos|vel)_updated|"
+    r"dyn_state\.geoms\.(pos|quat)|dyn_state\.dofs\.cdofd?_(ang|vel)|"
     r"dyn_state\.links\.(pos|quat|i_pos|i_quat|cd_ang|cd_vel|cinr_\w+|cfrc_coupling_\w+))$"
 )
 """What Genesis derives in one step and reads in the next, beside what it calls STATE and INFO.
 
 Recomputed instead, it would differ in the last bits. All else that is derived is written before it is read: a test
-fills it with NaN and steps on, for every env.
+fills it with NaN and steps on, for every env. The pairs of shapes that may touch come in another order without those of
+the step before, where a robot's trunk lies on the ground.
 """
+NOT_KEPT_BEFORE = ("n_broad_pairs", "broad_collision_pairs")
+"""What checkpoints from before it was found out lack."""
 
 LOOKS = re.compile(r"\.links\.vgeom_(start|end)$")
 """Which of a scene's shapes for cameras belong to a link: a scene keeps its own, with looks or without."""
@@ -41,9 +45,14 @@ def restore_simulator(scene: gs.Scene, state: dict[str, Tensor]) -> None:
     array_class.fill_data(items, state | own)
 
 
+def from_older_version(scene: gs.Scene, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state that an older version may have read, with what it lacks as `scene` has it."""
+    return {name: own for name, own in simulator_state(scene).items() if name.endswith(NOT_KEPT_BEFORE)} | state
+
+
 def _carried_over(scene: gs.Scene) -> list[DataItem]:
-    items = scene._sim.data(frozenset({DataKind.INFO, DataKind.STATE, DataKind.DERIVED}))
-    return [item for item in items if item.kind != DataKind.DERIVED or CARRIED_OVER.search(item.name)]
+    items = scene._sim.data(frozenset({DataKind.INFO, DataKind.STATE, DataKind.DERIVED, DataKind.SCRATCH}))
+    return [item for item in items if item.kind in (DataKind.INFO, DataKind.STATE) or CARRIED_OVER.search(item.name)]
 
 
 def _read(item: DataItem) -> Tensor:

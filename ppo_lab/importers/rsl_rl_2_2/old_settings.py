@@ -230,7 +230,7 @@ def _sort_env(settings: _Sorting, env: OldEnv, today: Settings) -> None:
     if settings.of("env_cfg.default_joint_angles"):
         new["env.robot.default_joint_angles"] = _joint_angles(old)
         today = {key: value for key, value in today.items() if not key.startswith("env.robot.default_joint_angles.")}
-    expected = set(today) - {"env.name", *env.in_code, *env.without_counterpart}
+    expected = set(today) - {"env.name", "env.randomization", *env.in_code, *env.without_counterpart}
     for key in settings.of(*ENV_PARTS):
         name = key.partition(".")[2]
         counterparts = {f"env.{name}", f"env.robot.{name}"} & expected

@@ -32,10 +32,3 @@ def row(*values: float) -> Tensor:
 def test_a_reward_term_has_the_value_worked_out_by_hand(reward: Tensor, by_hand: float) -> None:
     assert reward.shape == (1,)
     assert reward.item() == pytest.approx(by_hand, rel=1e-5)
-
-
-def test_foot_clearance_counts_feet_that_move_and_are_not_at_their_height() -> None:
-    height = torch.tensor([[0.08, 0.02], [0.02, 0.02]])
-    velocity = torch.tensor([[[3.0, 4.0], [0.0, 0.0]], [[0.3, 0.4], [0.0, 1.0]]])
-    found = rewards.foot_clearance(height, velocity, target=0.08)
-    torch.testing.assert_close(found, torch.tensor([0.0, 0.06**2 * 0.5 + 0.06**2]))

@@ -170,7 +170,7 @@ def test_every_combination_is_one_job_with_the_last_word_turning_fastest() -> No
 
 
 def test_a_choice_of_files_can_be_swept_too() -> None:
-    assert expand(["env=glob(*)"]) == [("env=go2",), ("env=hover",)]
+    assert expand(["env=glob(*)"]) == [("env=go2",), ("env=go2_backflip",), ("env=hover",)]
 
 
 def test_a_key_given_twice_keeps_both_overrides_in_their_order() -> None:

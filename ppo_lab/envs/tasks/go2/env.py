@@ -110,12 +110,8 @@ class Go2Env(LeggedEnv):
         self._base_euler_deg = euler_deg(quat, self._init_quat)
         return quat
 
-    def _command_ranges(self) -> tuple[Tensor, Tensor]:
-        """The lowest and the highest commands that are drawn now, (3,) each."""
-        return self._commands_low, self._commands_high
-
     def _resample_commands(self, chosen: Tensor) -> None:
-        drawn = self._draw(*self._command_ranges())
+        drawn = self._draw(self._commands_low, self._commands_high)
         if self._held_commands:
             drawn = self._tensor(self._held_commands).expand_as(drawn)
         self._commands = torch.where(chosen.unsqueeze(1), drawn, self._commands)
@@ -126,9 +122,9 @@ class Go2Env(LeggedEnv):
         self._resample_commands(ended)
         return self._end_episodes(ended)
 
-    def _policy_terms(self) -> dict[str, Tensor]:
+    def _update_observations(self) -> None:
         scales = self.cfg.obs_scales
-        return {
+        policy = {
             "base_ang_vel": self._base_ang_vel * scales.ang_vel,
             "projected_gravity": self._projected_gravity,
             "commands": self._commands * self._commands_scale,
@@ -136,6 +132,4 @@ class Go2Env(LeggedEnv):
             "dof_vel": self._dof_vel * scales.dof_vel,
             "actions": self._actions,
         }
-
-    def _update_observations(self) -> None:
-        self._observe(policy=self._as_seen(self._policy_terms()))
+        self._observe(policy=self._as_seen(policy))

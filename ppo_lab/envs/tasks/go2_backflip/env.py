@@ -156,6 +156,8 @@ class Go2BackflipEnv(LeggedEnv):
     def _reset(self, ended: Tensor) -> Tensor:
         """Puts the envs in `ended` back to the start; returns the sums of the episodes that ended."""
         self._reset_robot(ended)
+        self._base_height = self._base_height.masked_fill(ended, self.cfg.robot.base_init_pos[2])
+        self._base_lin_vel = self._base_lin_vel.masked_fill(ended.unsqueeze(1), 0.0)
         for name in ("_turned", "_still_steps", "_has_left_ground", "_has_fallen", "_stands", "_has_stood"):
             setattr(self, name, getattr(self, name).masked_fill(ended, 0))
         return self._end_episodes(ended)
