@@ -56,7 +56,7 @@ class Window:
 
     def wait_for(self, pattern: str) -> str:
         """The group of `pattern`, or else all of it, once the page's text has it."""
-        text = "return document.body.innerText"
+        text = "return document.body?.innerText ?? ''"  # there is no body at first
         return self._wait.until(lambda browser: re.findall(pattern, browser.execute_script(text)), pattern)[0]
 
     def click(self, label: str) -> None:
