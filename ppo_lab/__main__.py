@@ -31,6 +31,7 @@ COMMANDS = {
 """Command -> what it does. Its module is `ppo_lab.cli.<command>`, whose `main` takes the arguments."""
 MODULES = {"import": "import_run"}
 """The modules that cannot have the command's name."""
+ON_A_RUN = ("evaluate", "film", "export", "view")
 VERSIONS = ("torch", "genesis-world", "rsl-rl-lib")
 """What --version names beside our own."""
 
@@ -61,9 +62,9 @@ def run(name: str, argv: list[str]) -> NoReturn:
         sys.exit(0)
     exit_on_wrong_packages()  # before the imports that would fail
     yield_busy_cores()
-    if name in ("train", "replay", "evaluate", "film", "export", "view"):  # they load the simulator
+    if name in ("train", "replay", *ON_A_RUN):  # they load the simulator
         loading.begin()
-    if name in ("evaluate", "film", "export", "view"):
+    if name in ON_A_RUN:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # tidies up, as after Ctrl-C
     from ppo_lab.cli.exits import exit_codes
 

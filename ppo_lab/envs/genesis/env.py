@@ -76,8 +76,9 @@ class GenesisEnv(BatchedEnv):
         return super().state() | {"simulator": simulator_state(self._scene)}
 
     def restore(self, state: State) -> None:
-        simulator = from_older_version(self._scene, state["simulator"])
-        check_fits("the simulator", simulator, simulator_state(self._scene))
+        own = simulator_state(self._scene)
+        simulator = from_older_version(state["simulator"], own)
+        check_fits("the simulator", simulator, own)
         super().restore(state)
         restore_simulator(self._scene, simulator)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import genesis as gs
 import torch
 from torch import Tensor
@@ -12,6 +10,7 @@ from ppo_lab.envs import randomization
 from ppo_lab.envs.genesis.env import GenesisEnv
 from ppo_lab.envs.genesis.frames import in_frame
 from ppo_lab.envs.genesis.robot import JointedRobot
+from ppo_lab.envs.legged import LeggedConfig
 
 
 class LeggedEnv(GenesisEnv):
@@ -20,15 +19,14 @@ class LeggedEnv(GenesisEnv):
     J joints, each with an action: its position less its default, divided by `cfg.action_scale`.
     """
 
-    cfg: Any
-    """With robot, action_scale, simulate_action_latency and max_collision_pairs."""
+    cfg: LeggedConfig
 
-    def __init__(self, cfg: Any, num_envs: int, device: torch.device, seed: int) -> None:
+    def __init__(self, cfg: LeggedConfig, num_envs: int, device: torch.device, seed: int) -> None:
         super().__init__(cfg, num_envs, device, seed)
         self._build_scene()
         self._gravity = self._tensor([0.0, 0.0, -1.0])
         self._init_quat = self._tensor(cfg.robot.base_init_quat)
-        self._default_dof_pos = self._tensor(list(cfg.robot.default_joint_angles.values()))
+        self._default_dof_pos = self._tensor(cfg.default_pose)
         self._init_gravity = in_frame(self._init_quat, self._gravity)
         self._last_actions = torch.zeros(num_envs, len(self.spec.actions), device=device)
         self._actions = self._last_actions.clone()

@@ -45,9 +45,9 @@ def restore_simulator(scene: gs.Scene, state: dict[str, Tensor]) -> None:
     array_class.fill_data(items, state | own)
 
 
-def from_older_version(scene: gs.Scene, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state that an older version may have read, with what it lacks as `scene` has it."""
-    return {name: own for name, own in simulator_state(scene).items() if name.endswith(NOT_KEPT_BEFORE)} | state
+def from_older_version(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state that an older version may have read, with what it lacks of the scene's `own`."""
+    return {name: value for name, value in own.items() if name.endswith(NOT_KEPT_BEFORE)} | state
 
 
 def _carried_over(scene: gs.Scene) -> list[DataItem]:

@@ -52,6 +52,4 @@ class Term(term.Term[Config]):
     @classmethod
     def problems(cls, cfg: Config, env: EnvConfig) -> Iterator[str]:
         yield from super().problems(cfg, env)
-        low, high = cfg.interval_s
-        if low > high:
-            yield f"interval_s=[{low},{high}] has low above high. Try [{high},{low}]."
+        yield from term.unordered("interval_s", cfg.interval_s)

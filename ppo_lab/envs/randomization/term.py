@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
@@ -120,9 +120,8 @@ class Term(Generic[Settings]):
     def problems(cls, cfg: Settings, env: EnvConfig) -> Iterator[str]:
         """Why `cfg`, whose values are of the right types, cannot work: each begins with the name of the setting."""
         low, high = cfg.range
-        if low > high:
-            yield f"range=[{low},{high}] has low above high. Try [{high},{low}]."
-        elif cls.lowest is not None and low < cls.lowest:
+        yield from unordered("range", cfg.range)
+        if cls.lowest is not None and low < cls.lowest:
             yield f"range=[{low},{high}] is out of range. Allowed: from {cls.lowest} on, in {cls.unit}."
         elif cfg.operation == "scale" and low <= 0:
             yield f"range=[{low},{high}] has factors of 0 or less. Allowed: above 0."
@@ -130,6 +129,20 @@ class Term(Generic[Settings]):
             yield f"when={as_text(cfg.when)} is not possible. Allowed: {', '.join(cls.when)}."
         if cfg.operation not in cls.operations:
             yield f"operation={as_text(cfg.operation)} is not possible. Allowed: {', '.join(cls.operations)}."
+
+
+class JointTerm(Term[Settings]):
+    """A number for each joint of each env, which are drawn apart."""
+
+    def width(self, robot: JointedRobot) -> int:
+        return robot.num_joints
+
+
+def unordered(name: str, values: Sequence[float]) -> Iterator[str]:
+    """Says so where the range [low, high] that `name` sets is upside down."""
+    low, high = values
+    if low > high:
+        yield f"{name}=[{low},{high}] has low above high. Try [{high},{low}]."
 
 
 def changed(nominal: Tensor, operation: str, drawn: Tensor) -> Tensor:

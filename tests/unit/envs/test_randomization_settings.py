@@ -34,7 +34,8 @@ def test_the_document_lists_every_term_with_its_unit_times_and_operations() -> N
     assert sorted(rows) == randomization.names()
     for name, row in rows.items():
         of_class = randomization.term_class(name)
-        *_, when, operations, _ = (cell.strip() for cell in row.split("|"))
+        *_, unit, when, operations, _ = (cell.strip() for cell in row.split("|"))
+        assert unit == of_class.unit, name
         assert (when, operations) == (", ".join(of_class.when), ", ".join(of_class.operations)), name
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ppo_lab.config import EnvConfig, count, setting
-from ppo_lab.contracts import Deployment, EnvSpec, ObservationTerm
+from ppo_lab.config import setting
+from ppo_lab.contracts import EnvSpec, ObservationTerm
+from ppo_lab.envs.legged import LeggedConfig, ObsScales, base_terms, joint_terms
 from ppo_lab.envs.robots import JointedRobotConfig, with_robot
 
 if TYPE_CHECKING:
@@ -16,22 +17,7 @@ if TYPE_CHECKING:
     from ppo_lab.envs.tasks.go2.env import Go2Env
 
 
-SPIN = "angular velocity of the base, in its own frame: x forward, y left, z up"
-GRAVITY = "direction of gravity, of length 1, in the base's frame: 0 0 -1 where it stands level"
 COMMANDS = "velocity wanted of the base, in its own frame: forward, left, yaw rate"
-POSITIONS = "positions of the joints, in their order"
-VELOCITIES = "velocities of the joints, in their order"
-ACTIONS = "the clipped actions given last; 0 before the first"
-
-
-@dataclass
-class ObsScales:
-    """What each measured quantity is multiplied by in the observation."""
-
-    lin_vel: float = setting()
-    ang_vel: float = setting()
-    dof_pos: float = setting()
-    dof_vel: float = setting()
 
 
 @dataclass
@@ -47,15 +33,9 @@ class RewardScales:
 
 
 @dataclass
-class Config(EnvConfig):
+class Config(LeggedConfig):
     """Units are in conf/env/go2.yaml, beside the values."""
 
-    can_be_randomized = True
-
-    max_collision_pairs: int = count()
-    robot: JointedRobotConfig = setting()
-    action_scale: float = setting(above=0)
-    simulate_action_latency: bool = setting()
     termination_if_roll_greater_than: float = setting(above=0)
     termination_if_pitch_greater_than: float = setting(above=0)
     resampling_time_s: float = setting(above=0)
@@ -72,34 +52,12 @@ class Config(EnvConfig):
         return with_robot(settings, JointedRobotConfig, urdf="urdf/go2/urdf/go2.urdf")
 
     def spec(self) -> EnvSpec:
-        joints, pose = tuple(self.robot.default_joint_angles), tuple(self.robot.default_joint_angles.values())
-        observations = self._observations(pose)
-        policy = {term.name: len(term.scale) for term in observations}
-        deployment = Deployment(
-            joints=joints,
-            default_pose=pose,
-            kp=self.robot.kp,
-            kd=self.robot.kd,
-            action_scale=self.action_scale,
-            clip_actions=self.clip_actions,
-            latency_steps=int(self.simulate_action_latency),
-            observations=observations,
-        )
-        rewards = tuple(asdict(self.reward_scales))
-        return EnvSpec({"policy": policy}, joints, rewards, self.dt, self.max_episode_length, deployment)
-
-    def _observations(self, pose: tuple[float, ...]) -> tuple[ObservationTerm, ...]:
         """As `Go2Env` observes."""
-        scales, joints = self.obs_scales, len(pose)
-        commands = (scales.lin_vel, scales.lin_vel, scales.ang_vel)
-        return (
-            ObservationTerm("base_ang_vel", "base_ang_vel", "rad/s", SPIN, (scales.ang_vel,) * 3),
-            ObservationTerm("projected_gravity", "projected_gravity", "1", GRAVITY, (1.0,) * 3),
-            ObservationTerm("commands", "commands", "m/s, m/s, rad/s", COMMANDS, commands),
-            ObservationTerm("dof_pos", "joint_pos", "rad", POSITIONS, (scales.dof_pos,) * joints, pose),
-            ObservationTerm("dof_vel", "joint_vel", "rad/s", VELOCITIES, (scales.dof_vel,) * joints),
-            ObservationTerm("actions", "actions", "1", ACTIONS, (1.0,) * joints, actions_ago=1),
-        )
+        scales = self.obs_scales
+        told = (scales.lin_vel, scales.lin_vel, scales.ang_vel)
+        commands = ObservationTerm("commands", "commands", "m/s, m/s, rad/s", COMMANDS, told)
+        observations = (*base_terms(scales), commands, *joint_terms(scales, self.default_pose))
+        return self.legged_spec(observations, list(asdict(self.reward_scales)), privileged={})
 
     def problems(self) -> Iterator[str]:
         yield from self.unordered_ranges("lin_vel_x_range", "lin_vel_y_range", "ang_vel_range")

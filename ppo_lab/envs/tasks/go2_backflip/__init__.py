@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from ppo_lab.config import EnvConfig, as_text, count, did_you_mean, setting
-from ppo_lab.contracts import Deployment, EnvSpec, ObservationTerm
-from ppo_lab.envs.robots import JointedRobotConfig, asset, feet
-from ppo_lab.envs.tasks.go2 import ACTIONS, GRAVITY, POSITIONS, SPIN, VELOCITIES, ObsScales
+from ppo_lab.config import as_text, did_you_mean, setting
+from ppo_lab.contracts import EnvSpec, ObservationTerm
+from ppo_lab.envs.legged import LeggedConfig, ObsScales, base_terms, joint_terms
+from ppo_lab.envs.robots import asset, feet
 
 if TYPE_CHECKING:
     import torch
@@ -64,15 +64,9 @@ class RewardRamp:
 
 
 @dataclass
-class Config(EnvConfig):
+class Config(LeggedConfig):
     """Units are in conf/env/go2_backflip.yaml, beside the values."""
 
-    can_be_randomized = True
-
-    max_collision_pairs: int = count()
-    robot: JointedRobotConfig = setting()
-    action_scale: float = setting(above=0)
-    simulate_action_latency: bool = setting()
     flips: int = setting(at_least=1, at_most=2)
     flip_interval_s: float = setting(above=0)
     terminate_on_trunk_contact: bool = setting()
@@ -88,35 +82,13 @@ class Config(EnvConfig):
         return math.ceil((self.episode_length_s + (self.flips - 1) * self.flip_interval_s) / self.dt)
 
     def spec(self) -> EnvSpec:
-        joints, pose = tuple(self.robot.default_joint_angles), tuple(self.robot.default_joint_angles.values())
-        observations = self._observations(pose)
-        policy = {term.name: len(term.scale) for term in observations}
-        groups = {"policy": policy, "critic": policy | {"base_height": 1, "base_lin_vel": 3}}
-        deployment = Deployment(
-            joints=joints,
-            default_pose=pose,
-            kp=self.robot.kp,
-            kd=self.robot.kd,
-            action_scale=self.action_scale,
-            clip_actions=self.clip_actions,
-            latency_steps=int(self.simulate_action_latency),
-            observations=observations,
-        )
-        rewards = tuple(asdict(self.reward_scales))
-        return EnvSpec(groups, joints, rewards, self.dt, self.max_episode_length, deployment)
-
-    def _observations(self, pose: tuple[float, ...]) -> tuple[ObservationTerm, ...]:
         """As `Go2BackflipEnv` observes."""
-        scales, joints = self.obs_scales, len(pose)
-        return (
-            ObservationTerm("base_ang_vel", "base_ang_vel", "rad/s", SPIN, (scales.ang_vel,) * 3),
-            ObservationTerm("projected_gravity", "projected_gravity", "1", GRAVITY, (1.0,) * 3),
-            ObservationTerm("dof_pos", "joint_pos", "rad", POSITIONS, (scales.dof_pos,) * joints, pose),
-            ObservationTerm("dof_vel", "joint_vel", "rad/s", VELOCITIES, (scales.dof_vel,) * joints),
-            ObservationTerm("actions", "actions", "1", ACTIONS, (1.0,) * joints, actions_ago=1),
-            ObservationTerm("last_actions", "actions", "1", ACTIONS, (1.0,) * joints, actions_ago=1),
-            ObservationTerm("phase", "phase", "1", PHASE, (1.0,) * 6),
-        )
+        of_joints = joint_terms(self.obs_scales, self.default_pose)
+        last_actions = of_joints[-1]._replace(name="last_actions")
+        phase = ObservationTerm("phase", "phase", "1", PHASE, (1.0,) * 6)
+        observations = (*base_terms(self.obs_scales), *of_joints, last_actions, phase)
+        privileged = {"base_height": 1, "base_lin_vel": 3}
+        return self.legged_spec(observations, list(asdict(self.reward_scales)), privileged)
 
     def problems(self) -> Iterator[str]:
         yield from self.robot.problems()
