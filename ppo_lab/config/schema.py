@@ -64,6 +64,11 @@ class EnvConfig:
         return len(self.spec().actions)
 
     @property
+    def command_ranges(self) -> dict[str, list[float]]:
+        """Command, with its unit -> the lowest and the highest that is drawn. Empty where there are none."""
+        return {}
+
+    @property
     def max_episode_length(self) -> int:
         """Steps in an episode that is not cut short."""
         return math.ceil(self.episode_length_s / self.dt)

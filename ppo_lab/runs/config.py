@@ -175,6 +175,8 @@ def _refuse_lookups(content: dict[Any, Any]) -> None:
 def refuse_key(key: str, known: set[str]) -> NoReturn:
     if key.partition(".")[0] == "hardware":
         raise ConfigError(f"{as_text(key)} is for estimate.py, which takes it beside these overrides. Leave it out.")
+    if randomization.is_setting(key):
+        raise ConfigError(f"{key} is not among this experiment's settings. Add it: +{key}=...") from None
     hint = f" Did you mean env.{key}?" if f"env.{key}" in known else did_you_mean(key, known)
     raise ConfigError(f"unknown key {as_text(key)}.{hint} Allowed: the keys that --cfg job prints.") from None
 

@@ -89,6 +89,10 @@ def first_angle(env: Any) -> Tensor:
     return env._dof_pos[:, 0]
 
 
+def told_speed(env: Any) -> Tensor:
+    return env.get_commands()[:, 0]
+
+
 def seen_angle(env: Any) -> Tensor:
     stand(env, 1)
     return env.get_observations()["policy"][:, 9] + env._default_dof_pos[0] - env._dof_pos[:, 0]
@@ -105,6 +109,12 @@ EFFECTS: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[Any], Tensor]
     "armature": (fixed(0.0, "build", "add"), fixed(0.3, "build", "add"), started, -0.02),
     "action_delay": (fixed(0, "build", "add"), fixed(2, "reset", "add"), started, -0.02),
     "initial_pose": (fixed(0.0, "reset", "add"), fixed(0.1, "reset", "add"), first_angle, 0.09),
+    "commands": (
+        fixed(0.0, "interval", "set", low="{lin_vel_x_m_s:0.2}", high="{lin_vel_x_m_s:0.6}"),
+        fixed(1.0, "interval", "set", low="{lin_vel_x_m_s:0.2}", high="{lin_vel_x_m_s:0.6}"),
+        told_speed,
+        0.39,
+    ),
     "push": (
         fixed(0.0, "interval", "add", interval_s=[0.3, 0.5]),
         fixed(1.0, "interval", "add", interval_s=[0.3, 0.5]),
@@ -173,3 +183,23 @@ def test_what_is_drawn_at_reset_is_drawn_anew_for_the_envs_that_are_reset_alone(
             assert is_same == [True, False, True], name
         elif term.cfg.when == "build":
             assert is_same == [True, True, True], name
+
+
+@torch.inference_mode()
+def test_a_term_for_a_share_of_the_envs_leaves_the_others_as_they_are_without_it(
+    simulator: torch.device, experiment: Experiment
+) -> None:
+    backwards = "{when:interval,operation:set,low:{lin_vel_x_m_s:-1},high:{lin_vel_x_m_s:-0.5}}"
+    commands = f"+env.randomization.commands={backwards}"
+    without = "~env.randomization.armature", "~env.randomization.joint_friction"  # what they set has no neutral value
+    terms = experiment("randomization=full", *without, commands).env.randomization
+    shares = [f"+env.randomization.{term}.share=0.5" for term in terms]
+    mixed: Any = make_env(experiment("randomization=full", *without, commands, *shares).env, 8, simulator, seed=1)
+    plain: Any = make_env(experiment().env, 8, simulator, seed=1)
+    differs = torch.zeros(8, dtype=torch.bool)
+    for _ in range(200):  # a push comes after 3 to 6 s
+        seen, of_plain = (env.step(torch.zeros(8, 12)).observations["policy"] for env in (mixed, plain))
+        differs |= ((seen - of_plain).abs() > 1e-4).any(dim=1)  # setting the same mass again rounds it
+    assert differs.tolist() == [True] * 4 + [False] * 4
+    assert mixed.get_commands()[:, 0].tolist() == pytest.approx([-0.75] * 4 + [0.5] * 4, abs=0.25)
+    assert mixed.commands["lin_vel_x_m_s"] == (-1.0, 0.5)

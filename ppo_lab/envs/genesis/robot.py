@@ -167,6 +167,11 @@ class JointedRobot:
         """(N, 3), m, in a scene that keeps it for each env."""
         self.entity.set_links_COM(center.unsqueeze(1), [self._base])
 
+    @cached_property
+    def nominal_friction(self) -> float:
+        """The coefficient of friction of every contact before it was set: the largest in the scene."""
+        return self.entity.scene.rigid_solver.get_geoms_friction().max().item()
+
     def set_friction(self, friction: Tensor) -> None:
         """The coefficient of friction (N, 1) of all that is in the scene; of two bodies Genesis takes the larger."""
         solver = self.entity.scene.rigid_solver

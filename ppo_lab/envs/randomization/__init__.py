@@ -8,6 +8,7 @@ them.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
@@ -40,9 +41,27 @@ def config_class(name: str) -> type[TermConfig]:
     return found
 
 
+def is_setting(key: str) -> bool:
+    """Whether the dotted key is a setting of a term that there is."""
+    *path, name, setting = ["", "", *key.split(".")]
+    return path[2:] == ["env", "randomization"] and name in names() and setting in _settings(name)
+
+
+def _settings(name: str) -> set[str]:
+    return {field.name for field in fields(config_class(name))}
+
+
 def simulator_options(cfg: EnvConfig) -> dict[str, bool]:
     """What the simulator must keep for each env: Genesis' RigidOptions."""
     return {option: on for name in cfg.randomization for option, on in term_class(name).simulator_options.items()}
+
+
+def told_ranges(cfg: EnvConfig) -> dict[str, tuple[float, float]]:
+    """Command -> the lowest and the highest that a policy is told, by the env or by a term."""
+    ranges = {name: (low, high) for name, (low, high) in cfg.command_ranges.items()}
+    for name, term in cfg.randomization.items():
+        ranges = term_class(name).on_ranges(term, ranges)
+    return ranges
 
 
 def build_terms(cfg: EnvConfig, robot: JointedRobot, generator: torch.Generator) -> dict[str, Term[Any]]:

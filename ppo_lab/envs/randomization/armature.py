@@ -11,6 +11,7 @@ class Term(term.JointTerm[TermConfig]):
     when = ("build",)
     operations = ("set", "add", "scale")
     lowest = 0.0
+    has_neutral = False
     simulator_options = {"batch_dofs_info": True}
 
     def apply(self) -> None:

@@ -12,5 +12,9 @@ class Term(term.Term[TermConfig]):
     operations = ("set",)
     lowest = 0.01
 
+    @property
+    def neutral(self) -> float:
+        return self.robot.nominal_friction
+
     def apply(self) -> None:
         self.robot.set_friction(self.values)

@@ -42,7 +42,9 @@ class Term(term.Term[Config]):
         return 0
 
     def on_observations(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        noisy = {name: terms[name] + self.draw(*terms[name].shape) * amplitude for name, amplitude in self._amplitudes}
+        noisy = {
+            name: terms[name] + self.new_values(*terms[name].shape) * amplitude for name, amplitude in self._amplitudes
+        }
         return terms | noisy
 
     @classmethod

@@ -33,6 +33,8 @@ class TermConfig:
     when: str = setting(choices=tuple(WHEN))
     operation: str = setting(choices=tuple(OPERATIONS))
     range: list[float] = setting(items=2)
+    share: float = setting(default_factory=lambda: 1.0, at_least=0, at_most=1)
+    """Of the envs of a scene: the term is for the first ones, and changes nothing for the others."""
 
 
 Settings = TypeVar("Settings", bound=TermConfig)
@@ -51,6 +53,8 @@ class Term(Generic[Settings]):
     operations: ClassVar[tuple[str, ...]]
     lowest: ClassVar[float | None] = None
     """The lowest value that `range` may have."""
+    has_neutral: ClassVar[bool] = True
+    """Whether `neutral` holds of what is set as well."""
     simulator_options: ClassVar[dict[str, bool]] = {}
     """What the simulator must keep for each env: Genesis' RigidOptions."""
 
@@ -59,7 +63,7 @@ class Term(Generic[Settings]):
         self.cfg = cfg
         self.robot = robot
         self._generator_of_env = (generator,)  # the env's: no state of the term
-        self.values = self.draw(robot.num_envs, self.width(robot))  # (N, W)
+        self.values = self.new_values(robot.num_envs, self.width(robot))  # (N, W)
         self.apply()
 
     def width(self, robot: JointedRobot) -> int:
@@ -68,8 +72,24 @@ class Term(Generic[Settings]):
 
     def begin(self, chosen: Tensor) -> None:
         """Draws new values for the envs in `chosen` (N,) bool, and applies them."""
-        self.values = self.draw(*self.values.shape).where(chosen.unsqueeze(1), self.values)
+        self.values = self.new_values(*self.values.shape).where(chosen.unsqueeze(1), self.values)
         self.apply()
+
+    def new_values(self, num_envs: int, width: int) -> Tensor:
+        """Drawn (N, W), but `neutral` in the envs that the term is not for."""
+        values = self.draw(num_envs, width)
+        values[self.num_changed :] = self.neutral
+        return values
+
+    @property
+    def num_changed(self) -> int:
+        """So many envs, the first ones, are those that the term is for."""
+        return round(self.cfg.share * self.robot.num_envs)
+
+    @property
+    def neutral(self) -> float:
+        """The value that changes nothing. A term that sets one, and can say which that is, overrides it."""
+        return 1.0 if self.cfg.operation == "scale" else 0.0
 
     def draw(self, *shape: int) -> Tensor:
         """Numbers of the range."""
@@ -112,9 +132,18 @@ class Term(Generic[Settings]):
         """Where the joints begin an episode, instead of in `pose` (N, J), rad."""
         return pose
 
+    def on_commands(self, commands: Tensor) -> Tensor:
+        """What the policy is told to do instead of the commands (N, C) that the env has drawn."""
+        return commands
+
     def on_observations(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the policy sees of its terms (N, D)."""
         return terms
+
+    @classmethod
+    def on_ranges(cls, cfg: Settings, ranges: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+        """What `on_commands` makes of the commands' ranges."""
+        return ranges
 
     @classmethod
     def problems(cls, cfg: Settings, env: EnvConfig) -> Iterator[str]:
@@ -129,6 +158,8 @@ class Term(Generic[Settings]):
             yield f"when={as_text(cfg.when)} is not possible. Allowed: {', '.join(cls.when)}."
         if cfg.operation not in cls.operations:
             yield f"operation={as_text(cfg.operation)} is not possible. Allowed: {', '.join(cls.operations)}."
+        if cfg.share < 1 and cfg.operation == "set" and not cls.has_neutral:
+            yield f"share={cfg.share} needs operation=add or scale: what is set has no value for the other envs."
 
 
 class JointTerm(Term[Settings]):

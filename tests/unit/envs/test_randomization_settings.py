@@ -40,6 +40,7 @@ def test_the_document_lists_every_term_with_its_unit_times_and_operations() -> N
 
 
 FRICTION = "env.randomization.friction"
+COMMANDS = "+env.randomization.commands={when:interval,operation:set,"
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,20 @@ FRICTION = "env.randomization.friction"
         (
             "randomization=light +env.randomization.observation_noise.amplitudes.base_lin_vel=1",
             "base_lin_vel is no term of the observation. Did you mean base_ang_vel",
+        ),
+        ("randomization=full +env.randomization.push.share=1.5", "share=1.5 is out of range"),
+        ("randomization=full env.randomization.push.share=0.5", r"Add it: \+env.randomization.push.share=..."),
+        ("randomization=full +env.randomization.joint_friction.share=0.5", "share=0.5 needs operation=add or scale"),
+        (
+            f"{COMMANDS}low:{{lin_vel_x:0}},high:{{lin_vel_x:1}}}}",
+            "lin_vel_x is no command. Did you mean lin_vel_x_m_s",
+        ),
+        (f"{COMMANDS}low:{{lin_vel_x_m_s:1}},high:{{lin_vel_x_m_s:0}}}}", "low.lin_vel_x_m_s=1.0 is above high"),
+        (f"{COMMANDS}low:{{lin_vel_x_m_s:1}},high:{{}}}}", "high names none, and low lin_vel_x_m_s"),
+        (f"{COMMANDS}low:{{}},high:{{}}}}", "names no command. Allowed: lin_vel_x_m_s"),
+        (
+            f"env=go2_backflip {COMMANDS}low:{{a:1}},high:{{a:1}}}}",
+            "Allowed: none, the env go2_backflip has no commands",
         ),
         ("env=hover randomization=light", "the env hover cannot be randomized. Leave it out: randomization=none"),
     ],

@@ -51,6 +51,14 @@ class Config(LeggedConfig):
     def from_older_version(cls, settings: dict[str, Any]) -> dict[str, Any]:
         return with_robot(settings, JointedRobotConfig, urdf="urdf/go2/urdf/go2.urdf")
 
+    @property
+    def command_ranges(self) -> dict[str, list[float]]:
+        return {
+            "lin_vel_x_m_s": self.lin_vel_x_range,
+            "lin_vel_y_m_s": self.lin_vel_y_range,
+            "ang_vel_rad_s": self.ang_vel_range,
+        }
+
     def spec(self) -> EnvSpec:
         """As `Go2Env` observes."""
         scales = self.obs_scales

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ppo_lab.contracts import Measurement, StepResult
-from ppo_lab.envs import rewards
+from ppo_lab.envs import randomization, rewards
 from ppo_lab.envs.genesis.frames import euler_deg
 from ppo_lab.envs.genesis.legged import LeggedEnv
 from ppo_lab.envs.tasks.go2 import Config
@@ -29,11 +29,9 @@ class Go2Env(LeggedEnv):
         super().__init__(cfg, num_envs, device, seed)
         scales = cfg.obs_scales
         self._commands_scale = self._tensor([scales.lin_vel, scales.lin_vel, scales.ang_vel])
-        ranges = [cfg.lin_vel_x_range, cfg.lin_vel_y_range, cfg.ang_vel_range]
-        self._commands_low, self._commands_high = self._tensor(ranges).T.contiguous()
+        self._commands_low, self._commands_high = self._tensor(list(cfg.command_ranges.values())).T.contiguous()
         self._resampling_steps = int(cfg.resampling_time_s / cfg.dt)
-        names = ("lin_vel_x_m_s", "lin_vel_y_m_s", "ang_vel_rad_s")
-        self.commands = {name: (low, high) for name, (low, high) in zip(names, ranges, strict=True)}
+        self.commands = randomization.told_ranges(cfg)
 
         everyone = torch.ones(num_envs, dtype=torch.bool, device=device)
         self._commands = torch.zeros(num_envs, 3, device=device)
@@ -112,6 +110,8 @@ class Go2Env(LeggedEnv):
 
     def _resample_commands(self, chosen: Tensor) -> None:
         drawn = self._draw(self._commands_low, self._commands_high)
+        for term in self._terms.values():
+            drawn = term.on_commands(drawn)
         if self._held_commands:
             drawn = self._tensor(self._held_commands).expand_as(drawn)
         self._commands = torch.where(chosen.unsqueeze(1), drawn, self._commands)
