@@ -27,6 +27,7 @@ from ppo_lab.runs.files import write_json, write_text
 OPTIONS = {
     "go2": ["name", "performance_mode", "max_collision_pairs", "robot.urdf", "randomization"],
     "go2_backflip": ["name", "performance_mode", "max_collision_pairs", "robot.urdf", "randomization"],
+    "go2_walk": ["name", "performance_mode", "max_collision_pairs", "robot.urdf", "randomization"],
     "hover": ["name", "performance_mode", "robot.urdf", "randomization"],
 }
 """The settings that change what the simulator holds."""

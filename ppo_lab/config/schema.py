@@ -174,6 +174,17 @@ class InitConfig:
 
 
 @dataclass
+class EntropyScheduleConfig:
+    """Lets `algorithm.entropy_coef` change in the course of a training: to explore at first, and then to settle."""
+
+    final_coef: float | None = setting(at_least=0)
+    """Linear from algorithm.entropy_coef to this; null: it stays."""
+    from_iteration: int = setting(at_least=0)
+    """Counted from 0."""
+    to_iteration: int = setting(at_least=0)
+
+
+@dataclass
 class SweepConfig:
     """How train.py -m runs its jobs. No part of an experiment."""
 
@@ -193,6 +204,7 @@ class ExperimentConfig:
 
     env: EnvConfig = setting()
     algorithm: AlgorithmConfig = setting()
+    entropy_schedule: EntropyScheduleConfig = setting()
     network: NetworkConfig = setting()
     memory: MemoryConfig = setting()
     checkpoint: CheckpointConfig = setting()
@@ -224,6 +236,15 @@ class ExperimentConfig:
     def of_one_rank(self) -> ExperimentConfig:
         """What one rank trains, as a run of its own."""
         return dataclasses.replace(self, num_envs=self.num_envs // self.processes, processes=1)
+
+    def entropy_coef_at(self, iteration: int) -> float:
+        """In that iteration, counted from 0."""
+        first, schedule = self.algorithm.entropy_coef, self.entropy_schedule
+        if schedule.final_coef is None:
+            return first
+        length = max(schedule.to_iteration - schedule.from_iteration, 1)
+        share = min(max((iteration - schedule.from_iteration) / length, 0.0), 1.0)
+        return first + share * (schedule.final_coef - first)
 
     @property
     def scene_sizes(self) -> list[int]:
@@ -324,6 +345,12 @@ def _impossible_combinations(cfg: ExperimentConfig) -> Iterator[str]:
         )
     if cfg.init.optimizer and not cfg.init.critic:
         yield "init.optimizer=true takes the moments of actor and critic. Try init.optimizer=false or init.critic=true."
+    schedule = cfg.entropy_schedule
+    if schedule.from_iteration > schedule.to_iteration:
+        yield (
+            f"entropy_schedule.from_iteration={schedule.from_iteration} is after "
+            f"entropy_schedule.to_iteration={schedule.to_iteration}. Exchange them."
+        )
     yield from cfg.env.too_long("episode_length_s")
     yield from cfg.env.problems()
 

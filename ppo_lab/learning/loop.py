@@ -86,6 +86,7 @@ class Loop:
         self._should_stop = should_stop
         self._num_steps_per_env = cfg.num_steps_per_env
         self._seed = cfg.seed
+        self._entropy_coef_at = cfg.entropy_coef_at
         self._obs = env.get_observations()
 
     def learn(self, num_learning_iterations: int, init_at_random_ep_len: bool = False) -> None:
@@ -113,6 +114,7 @@ class Loop:
 
     def iterate(self, num_steps: int, update: Update) -> Iteration:
         """One iteration, which goes on from the newest observations."""
+        self.alg.entropy_coef = self._entropy_coef_at(self.next_iteration)
         started_s = self._clock_s()
         with self._phases.phase("rollout"):
             self._rollout(num_steps)

@@ -44,6 +44,8 @@ MAY_CHANGE = (*ON_REQUEST, "save_interval", "evaluate_every", "checkpoint", "mem
 
 FROM_SCRATCH: dict[str, Any] = {"init_from": None, "init": {"critic": True, "optimizer": False, "std": True}}
 """Of a run folder whose config.yaml says nothing of `init_from`."""
+CONSTANT: dict[str, Any] = {"final_coef": None, "from_iteration": 0, "to_iteration": 0}
+"""Of one that says nothing of `entropy_schedule`."""
 
 
 def to_experiment(cfg: DictConfig) -> ExperimentConfig:
@@ -82,7 +84,7 @@ def from_older_version(content: dict[Any, Any]) -> dict[Any, Any]:
     """The settings that an older version may have written into a run folder, as they are now."""
     num_envs = content.get("num_envs")
     content = {"processes": 1, "envs_per_scene": num_envs} | content  # before 2026-11-26 there was one of each
-    content = FROM_SCRATCH | {"evaluate_every": None} | content
+    content = FROM_SCRATCH | {"evaluate_every": None, "entropy_schedule": CONSTANT} | content
     env = content.get("env")
     if not isinstance(env, dict) or env.get("name") not in envs.names():
         return content

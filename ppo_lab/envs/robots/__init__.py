@@ -16,6 +16,9 @@ from xml.etree import ElementTree
 
 from ppo_lab.config import as_text, setting
 
+LEGS = ("FL_", "FR_", "RL_", "RR_")
+"""Front and rear, left and right."""
+
 
 @dataclass
 class RobotConfig:
@@ -61,6 +64,19 @@ class JointedRobotConfig(RobotConfig):
                 f"env.robot.default_joint_angles must name the {len(joints)} joints that move in {path.name}; "
                 f"missing or unknown: {wrong}."
             )
+
+    def leg_problems(self) -> Iterator[str]:
+        """Of a task that tells the legs of a quadruped apart: by the first letters of their joints and feet."""
+        path = asset(self.urdf)
+        if not path.is_file():
+            return
+        if not all(name[:3] in LEGS for name in [*self.default_joint_angles, *feet(path)]):
+            yield (
+                f"env.robot.urdf={as_text(self.urdf)}: this task tells legs apart by names that begin with "
+                f"{', '.join(LEGS)}; some joints or feet have others."
+            )
+        if not feet(path):
+            yield f"env.robot.urdf={as_text(self.urdf)} names no feet: fixed links that end in foot."
 
 
 @dataclass

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ppo_lab import config
-from ppo_lab.config import CheckpointConfig, ExperimentConfig, InitConfig, MemoryConfig
+from ppo_lab.config import CheckpointConfig, EntropyScheduleConfig, ExperimentConfig, InitConfig, MemoryConfig
 from ppo_lab.errors import ConfigError
 from ppo_lab.memory.predict import cache
 from ppo_lab.memory.predict.simulator import simulator_memory
@@ -159,6 +159,7 @@ def _without_what_changes_nothing(cfg: ExperimentConfig) -> ExperimentConfig:
     return dataclasses.replace(
         cfg,
         algorithm=dataclasses.replace(cfg.algorithm, **factors),
+        entropy_schedule=EntropyScheduleConfig(final_coef=None, from_iteration=0, to_iteration=0),
         network=dataclasses.replace(cfg.network, actor=actor),
         memory=MemoryConfig(count_tensors=False, over_budget="warn"),
         checkpoint=CheckpointConfig(keep_state=1, every_seconds=None),

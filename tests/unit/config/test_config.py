@@ -86,6 +86,13 @@ def test_what_the_env_brings_can_be_overridden(experiment: Compose) -> None:
     assert cfg.network.critic.activation == "elu"
 
 
+def test_the_entropy_coefficient_goes_linearly_to_its_last_value(experiment: Compose) -> None:
+    assert experiment().entropy_coef_at(1000) == 0.01
+    schedule = "entropy_schedule={final_coef: 0.002, from_iteration: 10, to_iteration: 20}".replace(" ", "")
+    cfg = experiment(schedule)
+    assert [cfg.entropy_coef_at(at) for at in (0, 10, 15, 20, 99)] == pytest.approx([0.01, 0.01, 0.006, 0.002, 0.002])
+
+
 def test_actor_and_critic_are_set_alike_or_apart(experiment: Compose) -> None:
     alike = experiment("network.hidden_dims=[64]").network
     assert alike.actor.hidden_dims == alike.critic.hidden_dims == [64]
@@ -95,6 +102,8 @@ def test_actor_and_critic_are_set_alike_or_apart(experiment: Compose) -> None:
 
 ENVS = ", ".join(envs.names())
 WRONG = {
+    "entropy_schedule.from_iteration=3": "is after entropy_schedule.to_iteration=0. Exchange them",
+    "entropy_schedule.final_coef=-1": "entropy_schedule.final_coef=-1.0 is out of range",
     # unknown keys and choices
     "num_env=3": "unknown key num_env. Did you mean num_envs?",
     "mini_batches=3": "Did you mean algorithm.num_mini_batches?",

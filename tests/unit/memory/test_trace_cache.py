@@ -111,6 +111,7 @@ CHANGES_NO_TRACE = [
     *("deterministic=true", "memory.count_tensors=true", "memory.over_budget=warn", "checkpoint.keep_state=7"),
     *("env.reward_scales.action_rate=-7.0", "env.robot.kp=7.0", "env.dt=0.1", "network.actor.init_std=0.7"),
     *("algorithm.clip_param=0.7", "algorithm.gamma=0.7", "algorithm.lam=0.7", "algorithm.value_loss_coef=0.7"),
+    *("entropy_schedule.final_coef=0.7", "entropy_schedule.from_iteration=0", "entropy_schedule.to_iteration=7"),
     *("algorithm.entropy_coef=0.7", "algorithm.learning_rate=0.7", "algorithm.max_grad_norm=0.7"),
     *("algorithm.desired_kl=0.7", "processes=2"),  # a trace is of one rank
 ]
@@ -136,12 +137,13 @@ def test_every_setting_is_known_to_change_the_key_or_not() -> None:
         f"{group}.{name}"
         for group, settings in (
             ("algorithm", cfg.algorithm),
+            ("entropy_schedule", cfg.entropy_schedule),
             ("network.actor", cfg.network.actor),
             ("network.critic", cfg.network.critic),
         )
         for name in vars(settings)
     }
-    keys |= set(vars(cfg)) - {"algorithm", "network", "memory", "checkpoint", "init"}
+    keys |= set(vars(cfg)) - {"algorithm", "entropy_schedule", "network", "memory", "checkpoint", "init"}
     assert keys - tested == set()
 
 

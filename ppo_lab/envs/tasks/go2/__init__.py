@@ -59,13 +59,16 @@ class Config(LeggedConfig):
             "ang_vel_rad_s": self.ang_vel_range,
         }
 
-    def spec(self) -> EnvSpec:
+    @property
+    def observed(self) -> tuple[ObservationTerm, ...]:
         """As `Go2Env` observes."""
         scales = self.obs_scales
         told = (scales.lin_vel, scales.lin_vel, scales.ang_vel)
         commands = ObservationTerm("commands", "commands", "m/s, m/s, rad/s", COMMANDS, told)
-        observations = (*base_terms(scales), commands, *joint_terms(scales, self.default_pose))
-        return self.legged_spec(observations, list(asdict(self.reward_scales)), privileged={})
+        return *base_terms(scales), commands, *joint_terms(scales, self.default_pose)
+
+    def spec(self) -> EnvSpec:
+        return self.legged_spec(self.observed, list(asdict(self.reward_scales)), privileged={})
 
     def problems(self) -> Iterator[str]:
         yield from self.unordered_ranges("lin_vel_x_range", "lin_vel_y_range", "ang_vel_range")

@@ -108,8 +108,12 @@ class Go2Env(LeggedEnv):
         self._base_euler_deg = euler_deg(quat, self._init_quat)
         return quat
 
+    def _command_bounds(self) -> tuple[Tensor, Tensor]:
+        """The lowest and the highest commands that are drawn now, (3,) each."""
+        return self._commands_low, self._commands_high
+
     def _resample_commands(self, chosen: Tensor) -> None:
-        drawn = self._draw(self._commands_low, self._commands_high)
+        drawn = self._draw(*self._command_bounds())
         for term in self._terms.values():
             drawn = term.on_commands(drawn)
         if self._held_commands:
@@ -122,9 +126,9 @@ class Go2Env(LeggedEnv):
         self._resample_commands(ended)
         return self._end_episodes(ended)
 
-    def _update_observations(self) -> None:
+    def _policy_terms(self) -> dict[str, Tensor]:
         scales = self.cfg.obs_scales
-        policy = {
+        return {
             "base_ang_vel": self._base_ang_vel * scales.ang_vel,
             "projected_gravity": self._projected_gravity,
             "commands": self._commands * self._commands_scale,
@@ -132,4 +136,6 @@ class Go2Env(LeggedEnv):
             "dof_vel": self._dof_vel * scales.dof_vel,
             "actions": self._actions,
         }
-        self._observe(policy=self._as_seen(policy))
+
+    def _update_observations(self) -> None:
+        self._observe(policy=self._as_seen(self._policy_terms()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING
 from ppo_lab.config import as_text, did_you_mean, setting
 from ppo_lab.contracts import EnvSpec, ObservationTerm
 from ppo_lab.envs.legged import LeggedConfig, ObsScales, base_terms, joint_terms
-from ppo_lab.envs.robots import asset, feet
 
 if TYPE_CHECKING:
     import torch
@@ -92,14 +90,7 @@ class Config(LeggedConfig):
 
     def problems(self) -> Iterator[str]:
         yield from self.robot.problems()
-        path, legs = asset(self.robot.urdf), re.compile(r"[FR][LR]_")
-        if path.is_file() and not all(map(legs.match, [*self.robot.default_joint_angles, *feet(path)])):
-            yield (
-                f"env.robot.urdf={as_text(self.robot.urdf)}: the flip tells left from right by names that begin with "
-                "FL_, FR_, RL_ or RR_; some joints or feet have others."
-            )
-        if path.is_file() and not feet(path):
-            yield f"env.robot.urdf={as_text(self.robot.urdf)} names no feet: fixed links that end in foot."
+        yield from self.robot.leg_problems()
         for term in self.reward_ramp.terms:
             if term not in (names := asdict(self.reward_scales)):
                 yield f"env.reward_ramp.terms: {as_text(term)} is no reward term.{did_you_mean(term, names)}"

@@ -1,0 +1,176 @@
+"""How much of task A a policy forgets while it learns task B, and what helps: docs/forgetting.md.
+
+    python benchmarks/forgetting.py train FOLDER [seed ...]    two runs at a time; goes on where it stopped
+    python benchmarks/forgetting.py write FOLDER OUT.json OUT.png
+
+A: Go2 walks forwards at 0.5 m/s on a floor with a friction of 1. B: it walks backwards and turns, on a slippery floor,
+and is pushed.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this checkout, whatever is installed
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ppo_lab.memory.show import palette
+from ppo_lab.runs.files import write_json
+
+ROOT = Path(__file__).resolve().parent.parent
+SEEDS = (1, 2, 3)
+SMALL = ["experiment=go2_small", "processes=1", "network.obs_normalization=false", "save_interval=15"]
+"""Without normalization: a normalizer of one command alone makes any other look huge (docs/init_from.md)."""
+FRICTION = {"when": "reset", "operation": "set", "range": [0.3, 0.6]}
+PUSH = {"when": "interval", "operation": "add", "range": [-0.5, 0.5], "interval_s": [2.0, 4.0]}
+COMMANDS = {
+    "when": "interval",
+    "operation": "set",
+    "low": {"lin_vel_x_m_s": -0.8, "ang_vel_rad_s": -0.8},
+    "high": {"lin_vel_x_m_s": -0.4, "ang_vel_rad_s": 0.8},
+}
+B: dict[str, dict[str, Any]] = {"friction": FRICTION, "push": PUSH, "commands": COMMANDS}
+WIDE = B | {
+    "friction": FRICTION | {"range": [0.3, 1.2]},
+    "commands": COMMANDS | {"high": {"lin_vel_x_m_s": 0.8, "ang_vel_rad_s": 0.8}},
+}
+"""Of A's training where it is randomized from the start: A is within it, and B."""
+ARMS: dict[str, tuple[str, list[str]]] = {
+    "B alone": ("A", []),
+    "A and B mixed": ("A", []),
+    "penalty 0.1": ("A", ["init.kl_coef=0.1"]),
+    "penalty 1": ("A", ["init.kl_coef=1.0"]),
+    "A randomized": ("A randomized", []),
+}
+"""What goes on with B -> the training that it begins with, and its settings."""
+CONDITIONS = {"A": {"env.randomization": {}}, "B": {"env.randomization": B}}
+EVALUATION = ["checkpoint=all", "episodes=64", "env.episode_length_s=6", "name=forgetting"]
+MEASURED = ("speed_m_s", "velocity_error_m_s", "yaw_rate_error_rad_s")
+
+
+def train(folder: Path, seeds: list[int]) -> None:
+    """Two chains at a time, each on one core."""
+    folder.mkdir(parents=True, exist_ok=True)
+    conditions = folder / "conditions.yaml"
+    conditions.write_text(json.dumps(CONDITIONS))
+    firsts = [(seed, start) for seed in seeds for start in ("A", "A randomized")]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda first: begin(folder, *first), firsts))
+        arms = [(seed, arm) for seed in seeds for arm in ARMS]
+        list(pool.map(lambda later: go_on(folder, conditions, *later), arms))
+
+
+def begin(folder: Path, seed: int, start: str) -> None:
+    """A training from scratch."""
+    overrides = [*terms(WIDE), "max_iterations=300"] if start == "A randomized" else ["max_iterations=150"]
+    run(folder / f"{start} {seed}", [*overrides, f"seed={seed}"])
+
+
+def go_on(folder: Path, conditions: Path, seed: int, arm: str) -> None:
+    """A training on B, and its evaluation."""
+    start, overrides = ARMS[arm]
+    share = 0.5 if arm == "A and B mixed" else 1.0
+    of_b = terms({name: term | {"share": share} for name, term in B.items()})
+    run_folder = folder / f"{arm} {seed}"
+    run(
+        run_folder,
+        [*of_b, *overrides, f"init_from='{folder / f'{start} {seed}'}'", "max_iterations=150", f"seed={seed}"],
+    )
+    if not (run_folder / "evaluation/forgetting.json").exists():
+        call(run_folder, [*"-m ppo_lab evaluate".split(), str(run_folder), f"conditions={conditions}", *EVALUATION])
+    before = folder / f"{start} {seed}"
+    if not (before / "evaluation/forgetting.json").exists():
+        last = ["checkpoint=last", *EVALUATION[1:]]
+        call(run_folder, [*"-m ppo_lab evaluate".split(), str(before), f"conditions={conditions}", *last])
+
+
+def run(folder: Path, overrides: list[str]) -> None:
+    if not (folder / "summary.json").exists():
+        call(folder, ["train.py", *SMALL, *overrides, f"hydra.run.dir='{folder}'", "quiet=true"])
+
+
+def call(folder: Path, arguments: list[str]) -> None:
+    log = folder.with_suffix(".log")
+    with log.open("a") as output:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        ended = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, stdout=output, stderr=output)
+    if ended.returncode:
+        sys.exit(f"{' '.join(arguments)} ended with {ended.returncode}: see {log}")
+
+
+def terms(randomization: dict[str, dict[str, Any]]) -> list[str]:
+    """As overrides."""
+    return [
+        f"+env.randomization.{name}={json.dumps(term).replace(chr(34), '')}" for name, term in randomization.items()
+    ]
+
+
+def results(folder: Path) -> Iterator[dict[str, Any]]:
+    """Of each arm, seed, condition and iteration of B; iteration 0 is the policy that it begins with."""
+    for arm, (start, _) in ARMS.items():
+        for seed in SEEDS:
+            for name, offset in ((f"{start} {seed}", None), (f"{arm} {seed}", 1)):
+                file = folder / name / "evaluation/forgetting.json"
+                for result in json.loads(file.read_text())["results"] if file.exists() else []:
+                    yield {
+                        "arm": arm,
+                        "seed": seed,
+                        "condition": result["condition"],
+                        "iteration": 0 if offset is None else result["iteration"] + offset,
+                        "return": result["return"]["mean"],
+                        "fell": 1 - result["endings"]["time_out"]["rate"],
+                        **{key: result["measured"][key]["mean"] for key in MEASURED},
+                    }
+
+
+def draw(rows: list[dict[str, Any]], out: Path) -> None:
+    figure = Figure(figsize=(11, 3.8), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    colors = (palette.INDIGO, palette.GREEN, palette.SAND, palette.ROSE, palette.CYAN)
+    for axes, condition in zip(figure.subplots(1, 2, sharey=True), CONDITIONS, strict=True):
+        for color, arm in zip(colors, ARMS, strict=True):
+            of_arm = [row for row in rows if (row["arm"], row["condition"]) == (arm, condition)]
+            for seed in SEEDS:
+                of_seed = sorted((row["iteration"], row["return"]) for row in of_arm if row["seed"] == seed)
+                axes.plot(*zip(*of_seed, strict=True), color=color, alpha=0.25, linewidth=1) if of_seed else None
+            mean = sorted(
+                (at, fmean(row["return"] for row in of_arm if row["iteration"] == at))
+                for at in {row["iteration"] for row in of_arm}
+            )
+            axes.plot(*zip(*mean, strict=True), color=color, label=arm, linewidth=2)
+        axes.set_title(f"return in {condition}", fontsize="medium")
+        axes.set_xlabel("iterations of B")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.savefig(out)
+
+
+def write(folder: Path, document: Path, picture: Path) -> None:
+    rows = list(results(folder))
+    some = next(folder.glob("*/evaluation/forgetting.json"))
+    about = {key: json.loads(some.read_text())[key] for key in ("commit", "packages", "machine", "episodes")}
+    write_json(document, about | {"date": datetime.date.today().isoformat(), "conditions": CONDITIONS, "results": rows})
+    draw(rows, picture)
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["train", folder, *seeds]:
+            train(Path(folder).absolute(), [int(seed) for seed in seeds] or list(SEEDS))
+        case ["write", folder, document, picture]:
+            write(Path(folder), Path(document), Path(picture))
+        case _:
+            sys.exit(__doc__)
