@@ -163,7 +163,7 @@ class CheckpointConfig:
 
 @dataclass
 class InitConfig:
-    """What a run that begins with `init_from` takes beside the actor with its normalizer."""
+    """What a run that begins with `init_from` takes beside the actor with its normalizer, and what it holds to."""
 
     critic: bool = setting()
     """The critic, with its normalizer."""
@@ -171,6 +171,8 @@ class InitConfig:
     """The optimizer's moments; the learning rate is never taken."""
     std: bool = setting()
     """The deviations of the actions; without them they begin with network.actor.init_std."""
+    kl_coef: float = setting(at_least=0)
+    """The weight in the loss of KL(initial policy || policy), the mean over a mini-batch; 0: no such term."""
 
 
 @dataclass
@@ -350,6 +352,11 @@ def _impossible_combinations(cfg: ExperimentConfig) -> Iterator[str]:
         yield (
             f"entropy_schedule.from_iteration={schedule.from_iteration} is after "
             f"entropy_schedule.to_iteration={schedule.to_iteration}. Exchange them."
+        )
+    if cfg.init.kl_coef and cfg.init_from is None:
+        yield (
+            f"init.kl_coef={as_text(cfg.init.kl_coef)} holds the policy near the one that the run begins with, and "
+            "init_from=null begins with random weights. Try init_from=RUN or init.kl_coef=0."
         )
     yield from cfg.env.too_long("episode_length_s")
     yield from cfg.env.problems()

@@ -1,9 +1,10 @@
 """Checkpoints: what is saved, when, and never half.
 
 `model_<iteration>.pt` holds the learner in rsl_rl's own keys: actor_state_dict, critic_state_dict,
-optimizer_state_dict, iter, infos; and learning_rate. `state_<iteration>.pt` holds what else the coming iterations
-depend on, so that a run goes on as if it had never stopped: iteration, best_reward, and env, episodes, random; of a
-run of several ranks these three for each of them, in the list `ranks`.
+optimizer_state_dict, iter, infos; and learning_rate; with `init.kl_coef` also reference_actor_state_dict, the policy
+that the run began with. `state_<iteration>.pt` holds what else the coming iterations depend on, so that a run goes on
+as if it had never stopped: iteration, best_reward, and env, episodes, random; of a run of several ranks these three
+for each of them, in the list `ranks`.
 
 Both are torch files, sealed with a checksum (`ppo_lab.runs.files.seal`), and `torch.load(path, weights_only=True)`
 reads them, on a machine without a GPU too: their tensors are on the CPU.

@@ -21,6 +21,7 @@ from ppo_lab.learning.perceptron import Networks
 from ppo_lab.learning.ppo import build_ppo
 from ppo_lab.learning.random_state import kind_of_device, random_state, reseed, set_random_state
 from ppo_lab.learning.ranks import SingleProcess
+from ppo_lab.learning.reference import Reference
 from ppo_lab.learning.rollout import Rollout
 from ppo_lab.learning.update import LeanUpdate, network_input
 from ppo_lab.memory.measure.monitor import of_all_ranks
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ALONE = SingleProcess()
+REFERENCE = "reference_actor_state_dict"
+"""Key in a checkpoint of the policy that a run with `init.kl_coef` began with."""
 FAR = 20.0
 """Deviations from the mean of an observation that a policy can hardly have learned from."""
 
@@ -77,7 +80,9 @@ class Loop:
         for tensor in (*self.alg.actor.state_dict().values(), *self.alg.critic.state_dict().values()):
             ranks.broadcast(tensor)
         self.networks = Networks.of(self.alg)
-        self.update: Update = LeanUpdate(self.alg, self.networks, ranks, cfg.algorithm.num_learning_epochs)
+        self.reference = Reference(self.alg, self.networks, cfg.init.kl_coef) if cfg.init.kl_coef else None
+        epochs = cfg.algorithm.num_learning_epochs
+        self.update: Update = LeanUpdate(self.alg, self.networks, ranks, epochs, self.reference)
         self.rollout = Rollout(self.alg, self.networks)
         self.episodes = EpisodeStatistics(env.num_envs, cfg.num_steps_per_env, env.spec.rewards, env.device)
         self._phases = phases
@@ -150,11 +155,13 @@ class Loop:
         return Iteration(scalars, any(record["stop"] for record in records), records[0]["save"])
 
     def model(self) -> State:
-        """The learner, in rsl_rl's keys, and its learning rate."""
-        return self.alg.save() | {
+        """The learner, in rsl_rl's keys, its learning rate, and the policy that `init.kl_coef` holds it to."""
+        return {
+            **self.alg.save(),
             "iter": self.next_iteration - 1,
             "infos": None,
             "learning_rate": self.alg.learning_rate,
+            **self._saved_reference(),
         }
 
     def state(self) -> State:
@@ -184,11 +191,15 @@ class Loop:
             actor = {name: value for name, value in actor.items() if name not in is_std}
             actor |= {name: value for name, value in own.items() if name in is_std}
         check_fits("the actor", actor, own)
+        if self.reference:
+            check_fits("the initial policy", model["actor_state_dict"], self.reference.actor.state_dict())
         if parts.critic:
             check_fits("the critic", model["critic_state_dict"], self.alg.critic.state_dict())
         if parts.optimizer:
             self._check_optimizer(model["optimizer_state_dict"])
         self.alg.load(model | {"actor_state_dict": actor}, {"actor": True, "critic": parts.critic}, strict=True)
+        if self.reference:  # the other run's policy, whatever it saved of one that it had itself
+            self.reference.load(model["actor_state_dict"])
         if parts.optimizer:
             moments = {"state": model["optimizer_state_dict"]["state"]}
             self.alg.optimizer.load_state_dict(self.alg.optimizer.state_dict() | moments)
@@ -218,6 +229,8 @@ class Loop:
         check_fits("the actor", model["actor_state_dict"], self.alg.actor.state_dict())
         check_fits("the critic", model["critic_state_dict"], self.alg.critic.state_dict())
         self._check_optimizer(model["optimizer_state_dict"])
+        own = self._saved_reference()
+        check_fits("a run with init.kl_coef", {name: model[name] for name in own if name in model}, own)
         check_fits("the episode statistics", state["episodes"], self.episodes.state())
         generators = random_state(self.env.device)
         saved = dict(state["random"])
@@ -235,6 +248,8 @@ class Loop:
                 f"it can go on with device={there} alone"
             ) from error
         self.alg.load(model, load_cfg=None, strict=True)
+        if self.reference:
+            self.reference.load(model[REFERENCE])
         self.alg.learning_rate = model["learning_rate"]
         self.episodes.restore(state["episodes"])
         self.next_iteration = state["iteration"] + 1
@@ -246,6 +261,9 @@ class Loop:
                 "it will not come out as on %s alone",
                 *(there, here, there),
             )
+
+    def _saved_reference(self) -> State:
+        return {REFERENCE: self.reference.actor.state_dict()} if self.reference else {}
 
     def _check_optimizer(self, saved: State) -> None:
         """Its moments are of the parameters' shapes, or it has none at all, as SGD."""

@@ -6,6 +6,7 @@ activation whose slope follows from its output works in place; the others go thr
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -50,22 +51,31 @@ class Perceptron:
 
     def __init__(self, layers: nn.Sequential, rows: int, dtype: torch.dtype) -> None:
         """`rows`: at most so many inputs at a time. `dtype`: of the hidden layers."""
-        *self._hidden_layers, self._last = [layer for layer in layers if isinstance(layer, nn.Linear)]
-        self._activation = layers[1]
-        self._parameters = [parameter for layer in self._hidden_layers for parameter in (layer.weight, layer.bias)]
-        self._cast = self._parameters  # the hidden layers' parameters, as they are multiplied
-        if dtype != torch.float32:
-            self._cast = [
-                torch.empty_like(parameter, dtype=dtype, requires_grad=False) for parameter in self._parameters
-            ]
+        self._rows, self._dtype = rows, dtype
+        self._take(layers)
         new = self._last.weight.new_empty
         shapes = [(rows, layer.out_features) for layer in self._hidden_layers]
         self._hidden = [new(shape, dtype=dtype, requires_grad=False) for shape in shapes]
         self._gradients = [new(shape, dtype=dtype, requires_grad=False) for shape in shapes[:-1]]
         self._ones = self._last.weight.new_ones((1, rows), requires_grad=False)
-        self._rows, self._dtype = rows, dtype
         self._inputs: list[Tensor] = []  # of every layer, the last forward pass's
         self._graphs: list[tuple[Tensor, Tensor]] = []  # input and output of each activation that is not in place
+
+    def in_its_buffers(self, layers: nn.Sequential) -> Perceptron:
+        """Another one, of layers of the same sizes. It may not be used between this one's two passes."""
+        other = copy.copy(self)
+        other._take(layers)
+        return other
+
+    def _take(self, layers: nn.Sequential) -> None:
+        *self._hidden_layers, self._last = [layer for layer in layers if isinstance(layer, nn.Linear)]
+        self._activation = layers[1]
+        self._parameters = [parameter for layer in self._hidden_layers for parameter in (layer.weight, layer.bias)]
+        self._cast = self._parameters  # the hidden layers' parameters, as they are multiplied
+        if self._dtype != torch.float32:
+            self._cast = [
+                torch.empty_like(parameter, dtype=self._dtype, requires_grad=False) for parameter in self._parameters
+            ]
 
     @property
     def buffers(self) -> Sequence[Tensor]:

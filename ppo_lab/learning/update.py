@@ -10,6 +10,9 @@ could capture; that is not built.
 In mixed precision the hidden layers are bfloat16; all else is float32. rsl_rl has the last layers and the losses in
 bfloat16 too, so that its ratios are less exact.
 
+In a run with `init.kl_coef` the loss has one more term, which rsl_rl does not know: `init.kl_coef` times the KL
+divergence of the policy that the run began with from the learned one.
+
 T = num_steps_per_env, N = num_envs, A = number of actions, B = transitions in a mini-batch.
 """
 
@@ -31,12 +34,15 @@ if TYPE_CHECKING:
     from tensordict import TensorDict
 
     from ppo_lab.contracts import Ranks
+    from ppo_lab.learning.reference import Reference
 
 LOG_SQRT_2_PI = math.log(math.sqrt(2 * math.pi))
 LEARNING_RATE_FACTOR = 1.5
 MIN_LEARNING_RATE, MAX_LEARNING_RATE = 1e-5, 1e-2
 """Of the adaptive schedule, as rsl_rl has them."""
 LOSSES = ("value", "surrogate", "entropy")
+INITIAL_KL = "initial_kl"
+"""One more of a run with `init.kl_coef`: KL(initial policy || policy), not weighted."""
 
 
 class MiniBatch(NamedTuple):
@@ -57,29 +63,37 @@ class MiniBatch(NamedTuple):
     """(B, 1), when the actions were taken."""
     returns: Tensor
     """(B, 1)."""
+    reference_mean: Tensor | None = None
+    """(B, A), of the policy that the run began with; None in a run that does not hold to it."""
 
 
 class LeanUpdate:
     """`ppo_lab.contracts.Update` is the contract."""
 
-    def __init__(self, alg: PPO, networks: Networks, ranks: Ranks, num_learning_epochs: int) -> None:
-        """Works on the networks, the optimizer and the rollout storage of `alg`."""
+    def __init__(
+        self, alg: PPO, networks: Networks, ranks: Ranks, num_learning_epochs: int, reference: Reference | None = None
+    ) -> None:
+        """Works on the networks, the optimizer and the rollout storage of `alg`.
+
+        `reference`: the policy that the loss holds the learned one near.
+        """
         self.num_learning_epochs = num_learning_epochs
-        self._alg, self._networks, self._ranks = alg, networks, ranks
+        self._alg, self._networks, self._ranks, self._reference = alg, networks, ranks, reference
+        self._names = (*LOSSES, INITIAL_KL) if reference else LOSSES
         self._is_fused = "fused" in alg.optimizer.defaults
         of_actor, of_critic = list(alg.actor.parameters()), list(alg.critic.parameters())
         self._parameters = [*of_actor, *of_critic]
         sizes = [parameter.numel() for parameter in self._parameters]
         device = self._parameters[0].device
-        self._reduced = torch.zeros(sum(sizes) + 1 + len(LOSSES), device=device)  # by all ranks, once a mini-batch
-        *flat, self._kl, self._losses = self._reduced.split([*sizes, 1, len(LOSSES)])
+        self._reduced = torch.zeros(sum(sizes) + 1 + len(self._names), device=device)  # by all ranks, once a mini-batch
+        *flat, self._kl, self._losses = self._reduced.split([*sizes, 1, len(self._names)])
         self._gradients = [part.view_as(parameter) for part, parameter in zip(flat, self._parameters, strict=True)]
         by_network = [sum(sizes[: len(of_actor)]), sum(sizes[len(of_actor) :])]
         self._gradients_by_network = self._reduced[: sum(sizes)].split(by_network)
         self._learning_rate = torch.zeros((), dtype=torch.float64, device=device)
         # As the optimizer's fused kernels take it: those of GPUs take float32 alone.
         self._step_size = self._learning_rate.to(torch.float32 if device.type == "cuda" else torch.float64, copy=True)
-        self._loss_sums = torch.zeros(len(LOSSES), dtype=torch.float64, device=device)
+        self._loss_sums = torch.zeros(len(self._names), dtype=torch.float64, device=device)
         self._no_mean = torch.zeros(1, alg.storage.actions.shape[-1], device=device)
 
     @torch.no_grad()
@@ -101,7 +115,7 @@ class LeanUpdate:
         alg.critic.update_normalization(observations)
         alg.storage.clear()
         steps = self.num_learning_epochs * alg.num_mini_batches
-        return {name: total / steps for name, total in zip(LOSSES, sums, strict=True)}
+        return {name: total / steps for name, total in zip(self._names, sums, strict=True)}
 
     def _take_steps(self, old_std: Tensor, *columns: Tensor) -> None:
         """All steps of the optimizer: always the same operations on tensors, none of which the host reads.
@@ -150,7 +164,14 @@ class LeanUpdate:
             advantages,
             storage.values.flatten(0, 1)[order],
             storage.returns.flatten(0, 1)[order],
+            *([self._reference_mean(order.split(size))] if self._reference else []),
         ]
+
+    def _reference_mean(self, orders: Sequence[Tensor]) -> Tensor:
+        """The reference's mean actions for the transitions of `orders`, (transitions, A), one order at a time."""
+        assert self._reference
+        perceptron, actor = self._reference.perceptron, self._reference.actor
+        return torch.cat([perceptron.predict(self._input(actor, order)) for order in orders])
 
     def _input(self, network: MLPModel, order: Tensor) -> Tensor:
         """What the network sees of every transition, in this order."""
@@ -168,10 +189,16 @@ class LeanUpdate:
         value, value_gradient = value_loss(batch, values, alg.clip_param if alg.use_clipped_value_loss else None)
         entropy = (0.5 + LOG_SQRT_2_PI + std.log()).sum()
         std_gradient -= alg.entropy_coef / std
+        losses = [value, surrogate, entropy]
+        if self._reference and batch.reference_mean is not None:
+            then = batch.reference_mean, self._reference.std
+            losses.append(kl_divergence(*then, mean, std))
+            for gradient, more in zip((mean_gradient, std_gradient), kl_gradients(*then, mean, std), strict=True):
+                gradient.add_(more, alpha=self._reference.coef)
         actor.backward(mean_gradient)
         critic.backward(value_gradient.mul_(alg.value_loss_coef))
         write_std_gradient(alg.actor.distribution, std, std_gradient)
-        torch.stack([value, surrogate, entropy], out=self._losses)
+        torch.stack(losses, out=self._losses)
         if alg.schedule == "adaptive":
             self._kl.copy_(kl_divergence(batch.old_mean, old_std, mean, std))
 
@@ -262,6 +289,13 @@ def kl_divergence(old_mean: Tensor, old_std: Tensor, mean: Tensor, std: Tensor) 
     variance_ratio = (old_std / std).square()
     distance = ((old_mean - mean) / std).square().mean(dim=0)
     return (0.5 * (variance_ratio + distance - 1 - variance_ratio.log())).sum()
+
+
+def kl_gradients(old_mean: Tensor, old_std: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of `kl_divergence` in `mean`, (B, A), and in `std`, (A,)."""
+    moves = mean - old_mean
+    variance = old_std.square() + moves.square().mean(dim=0)
+    return moves / (len(moves) * std.square()), 1 / std - variance / std**3
 
 
 def surrogate_loss(batch: MiniBatch, mean: Tensor, std: Tensor, clip_param: float) -> tuple[Tensor, Tensor, Tensor]:

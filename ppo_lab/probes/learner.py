@@ -239,6 +239,10 @@ def run(cfg: ExperimentConfig, device_type: DeviceType) -> Trace:
             for model in (alg.actor, alg.critic):
                 recorder.label("parameters", [*model.parameters(), *model.buffers()])
                 recorder.label("gradients", [parameter.grad for parameter in model.parameters()])
+            if loop.reference:
+                actor = loop.reference.actor
+                recorder.label("parameters", [*actor.parameters(), *actor.buffers()])
+                recorder.label("activations", loop.reference.perceptron.buffers)
             recorder.label("optimizer", dict(alg.optimizer.state))
             recorder.label("activations", loop.networks.buffers)
             if device_type == "cuda" and not is_fused:

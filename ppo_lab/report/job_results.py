@@ -263,7 +263,7 @@ def _differing(runs: list[dict[str, Value]]) -> list[str]:
 
 def _settings(run: RunFigures) -> dict[str, Value]:
     """Dotted key -> value; what is not a number or text is written as JSON."""
-    found = flat(FROM_SCRATCH | {**run.config}) if run.config else {}
+    found = flat(FROM_SCRATCH) | flat({**run.config}) if run.config else {}
     if run.ancestry:
         found["init_from"] = run.ancestry.partition(" < ")[0]
     return {key: value if _is_plain(value) else json.dumps(value, default=str) for key, value in found.items()}

@@ -256,7 +256,7 @@ def _misfits(there: ExperimentConfig, here: ExperimentConfig) -> Iterator[_Misfi
         ours, theirs = (getattr(cfg.network, network) for cfg in (here, there))
         for key in ("hidden_dims", "activation", "obs_normalization"):
             yield from _other_setting(f"network.{network}.{key}", getattr(theirs, key), getattr(ours, key))
-    if here.init.std:
+    if here.init.std or here.init.kl_coef:
         std_types = there.network.actor.std_type, here.network.actor.std_type
         yield from _other_setting("network.actor.std_type", *std_types)
     if here.init.optimizer:

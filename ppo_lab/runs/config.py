@@ -42,10 +42,13 @@ MAY_CHANGE = (*ON_REQUEST, "save_interval", "evaluate_every", "checkpoint", "mem
 """Settings that a run may go on with changed: none of them touches what is learned, but for another kind of device."""
 
 
-FROM_SCRATCH: dict[str, Any] = {"init_from": None, "init": {"critic": True, "optimizer": False, "std": True}}
-"""Of a run folder whose config.yaml says nothing of `init_from`."""
 CONSTANT: dict[str, Any] = {"final_coef": None, "from_iteration": 0, "to_iteration": 0}
-"""Of one that says nothing of `entropy_schedule`."""
+"""Of a run folder whose config.yaml says nothing of `entropy_schedule`."""
+FROM_SCRATCH: dict[str, Any] = {
+    "init_from": None,
+    "init": {"critic": True, "optimizer": False, "std": True, "kl_coef": 0.0},
+}
+"""Of a run folder whose config.yaml says nothing of `init_from`, or not all of `init`."""
 
 
 def to_experiment(cfg: DictConfig) -> ExperimentConfig:
@@ -85,6 +88,8 @@ def from_older_version(content: dict[Any, Any]) -> dict[Any, Any]:
     num_envs = content.get("num_envs")
     content = {"processes": 1, "envs_per_scene": num_envs} | content  # before 2026-11-26 there was one of each
     content = FROM_SCRATCH | {"evaluate_every": None, "entropy_schedule": CONSTANT} | content
+    if isinstance(content["init"], dict):
+        content["init"] = FROM_SCRATCH["init"] | content["init"]
     env = content.get("env")
     if not isinstance(env, dict) or env.get("name") not in envs.names():
         return content

@@ -231,7 +231,9 @@ def _predicted(jobs: list[Job], experiments: list[ExperimentConfig], settings: S
     say(f"plan: {len(planned)} jobs, {free_bytes / MIB:,.0f} MiB free on {machine.name}{each}")
     alike: dict[str, list[Job]] = {}  # in what they need
     for job in planned:
-        experiment = dataclasses.replace(experiments[job.number], seed=0, init_from=None)
+        experiment = experiments[job.number]
+        begins_with = "RUN" if experiment.init.kl_coef else None
+        experiment = dataclasses.replace(experiment, seed=0, init_from=begins_with)
         alike.setdefault(config.to_json(experiment), []).append(job)
     jobs, too_large = [*jobs], []
     for number, (text, group) in enumerate(alike.items(), 1):

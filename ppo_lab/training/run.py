@@ -119,7 +119,7 @@ def _train(
         elif run.continues:
             log.info("nothing was saved yet: the run starts over")
         if run.ancestor:
-            taken = ", ".join(["actor", *(f.name for f in fields(cfg.init) if getattr(cfg.init, f.name))])
+            taken = ", ".join(["actor", *(f.name for f in fields(cfg.init) if getattr(cfg.init, f.name) is True)])
             iteration, rate = order["model"]["iter"], cfg.algorithm.learning_rate
             log.info("%s: begins with %s of iteration %d; learning rate %g", run.ancestor, taken, iteration, rate)
             for term, deviations in loop.unfamiliar_observations().items():

@@ -121,6 +121,36 @@ def test_one_that_was_killed_before_its_first_checkpoint_starts_over_with_the_sa
     assert curve_of(killed) == curve_of(child)
 
 
+def test_one_that_holds_to_the_other_runs_policy_goes_on_identically_and_is_reproduced(lab: Lab, here: Path) -> None:
+    words = [*CHILD, "init.kl_coef=0.3", "init.std=false", "save_interval=3"]
+    code, out, errors = lab.train(*words, "max_iterations=6", "hydra.run.dir=held")
+    assert code == 0, errors
+    assert "begins with actor, critic of iteration 6; learning rate 0.0003" in out
+    assert lab.train(*words, "max_iterations=4", "hydra.run.dir=held_stopped")[0] == 0
+    (here / "parent").rename(here / "away")
+    try:
+        code, _, errors = lab.train("resume=held_stopped", "init.kl_coef=0.2")
+        assert code == 2
+        assert "init.kl_coef=0.2 would change the run, which has 0.3. Leave it out." in errors
+        code, _, errors = lab.train("resume=held_stopped", "max_iterations=6")
+    finally:
+        (here / "away").rename(here / "parent")
+    assert code == 0, errors
+    assert weights_of(here / "held_stopped", 5) == weights_of(here / "held", 5)
+    curve = curve_of(here / "held")
+    assert curve_of(here / "held_stopped") == curve
+    assert all(row["Loss/initial_kl"] for row in curve), "above 0 from the start, as the deviations are others"
+    parent = load(here / "parent/checkpoints/model_6.pt")["actor_state_dict"]
+    kept = load(here / "held_stopped/checkpoints/model_5.pt")["reference_actor_state_dict"]
+    assert all(torch.equal(kept[name], tensor) for name, tensor in parent.items())
+    code, out, errors = lab.train("reproduce=held", "hydra.run.dir=held_again")
+    assert code == 0, errors
+    assert "reproduced: the weights after iteration 5 are equal" in out
+    code, out, errors = lab.train(*SIZES, "init_from=held", "max_iterations=1", "hydra.run.dir=after_held")
+    assert code == 0, errors
+    assert "reference_actor_state_dict" not in load(here / "after_held/checkpoints/model_0.pt")
+
+
 def test_it_is_reproduced(lab: Lab, child: Path) -> None:
     code, out, errors = lab.train(f"reproduce={child}", "hydra.run.dir=again")
     assert code == 0, errors

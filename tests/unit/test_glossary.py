@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ppo_lab.learning.episodes import EpisodeStatistics
+from ppo_lab.learning.update import INITIAL_KL, LOSSES
 from ppo_lab.memory.measure.measured import predicted_bytes
 from ppo_lab.memory.measure.monitor import MemoryMonitor
 from ppo_lab.runs.hparams import RESULTS
@@ -69,5 +70,6 @@ def tags_of_memory() -> set[str]:
 
 def test_the_glossary_has_a_row_for_every_tag_that_a_run_writes_and_for_no_other() -> None:
     results = {f"Result/{name}" for name in RESULTS}
-    written = tags_spelled_in_the_package() | set(tags_of_an_episode()) | tags_of_memory() | results
+    losses = {f"Loss/{name}" for name in (*LOSSES, INITIAL_KL)}
+    written = tags_spelled_in_the_package() | set(tags_of_an_episode()) | tags_of_memory() | results | losses
     assert tags_explained() == written

@@ -24,7 +24,7 @@ KEEPS_INPUT = frozenset("selu crelu lrelu softplus gelu swish mish".split())
 The others work in place (`ppo_lab.learning.perceptron`).
 """
 REDUCED_BESIDE_GRADIENTS = 4
-"""The KL divergence and three losses, which ranks reduce in one tensor with the gradients."""
+"""The KL divergence and three losses, which ranks reduce in one tensor with the gradients; init.kl_coef adds a loss."""
 
 MOMENTS = {"adam": ("exp_avg", "exp_avg_sq"), "adamw": ("exp_avg", "exp_avg_sq"), "rmsprop": ("square_avg",), "sgd": ()}
 """What each optimizer keeps for a parameter, in the parameter's own shape, with torch's default settings."""
@@ -101,6 +101,7 @@ def mini_batches(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
         TensorSpec("advantages", (size,)),
         TensorSpec("values", (size, 1)),
         TensorSpec("returns", (size, 1)),
+        *([TensorSpec("reference_mean", (size, actions))] if cfg.init.kl_coef else []),
     )
 
 
@@ -126,10 +127,30 @@ def normalizer_buffers(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
     return tuple(specs)
 
 
+def reference(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
+    """The actor that `init.kl_coef` holds the policy near (`ppo_lab.learning.reference`), with its normalizer.
+
+    Its deviations are there once more, and the hidden layers' parameters in mixed precision. Its passes go through the
+    policy's buffers.
+    """
+    if not cfg.init.kl_coef:
+        return ()
+    held = [spec for spec in (*parameters(cfg), *normalizer_buffers(cfg)) if spec.name.startswith("actor.")]
+    copies = [
+        spec for spec in saved_activations(cfg) if spec.name.startswith("actor.") and spec.name.endswith(".bfloat16")
+    ]
+    return (*held, TensorSpec("std", (cfg.env.num_actions,)), *copies)
+
+
+def reduced_beside_gradients(cfg: ExperimentConfig) -> int:
+    """Numbers that ranks reduce in one tensor with the gradients."""
+    return REDUCED_BESIDE_GRADIENTS + bool(cfg.init.kl_coef)
+
+
 def gradients(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
     """One tensor with those of all parameters, and what ranks reduce with them; kept from the start on."""
     count = sum(spec.elements for spec in parameters(cfg))
-    return (TensorSpec("reduced", (count + REDUCED_BESIDE_GRADIENTS,)),)
+    return (TensorSpec("reduced", (count + reduced_beside_gradients(cfg),)),)
 
 
 def optimizer_state(cfg: ExperimentConfig) -> tuple[TensorSpec, ...]:
@@ -192,6 +213,8 @@ def formulas(cfg: ExperimentConfig) -> tuple[Formula, ...]:
     observed = " + ".join(str(spec.width(group)) for group in spec.observations)
     count = sum(spec.elements for spec in parameters(cfg))
     item_bytes = ITEM_BYTES[_hidden_dtype(cfg)]
+    beside = reduced_beside_gradients(cfg)
+    of_actions, of_losses = (3, "four") if cfg.init.kl_coef else (2, "three")
     seen = [spec.shape[1] for spec in mini_batches(cfg) if spec.name.endswith("_input")]
     shapes = [shape for of_network in layers(cfg).values() for shape in of_network]
     optimizer, moments = cfg.algorithm.optimizer, MOMENTS[cfg.algorithm.optimizer]
@@ -219,9 +242,11 @@ def formulas(cfg: ExperimentConfig) -> tuple[Formula, ...]:
         of_bytes(
             "mini-batches",
             "all transitions once more, in the order in which the optimizer's steps take them: what the networks see, "
-            "the action and the mean it was drawn from, log probability, advantage, value and return",
-            f"transitions x ({item_bytes} x seen + 4 x (2 x num_actions + 4)), seen: widths of the networks' inputs",
-            f"{cfg.transitions:,} x ({item_bytes} x {_sum(seen)} + 4 x (2 x {actions} + 4))",
+            "the action and the mean it was drawn from, log probability, advantage, value and return"
+            + ("; and the mean of the policy that the run began with" if cfg.init.kl_coef else ""),
+            f"transitions x ({item_bytes} x seen + 4 x ({of_actions} x num_actions + 4)), "
+            "seen: widths of the networks' inputs",
+            f"{cfg.transitions:,} x ({item_bytes} x {_sum(seen)} + 4 x ({of_actions} x {actions} + 4))",
             mini_batches(cfg),
         ),
         of_bytes(
@@ -233,9 +258,9 @@ def formulas(cfg: ExperimentConfig) -> tuple[Formula, ...]:
         ),
         of_bytes(
             "gradients",
-            "the slope of the loss in each parameter, in one tensor with the KL divergence and three losses",
-            "4 x (parameters + 4)",
-            f"4 x ({count:,} + {REDUCED_BESIDE_GRADIENTS})",
+            f"the slope of the loss in each parameter, in one tensor with the KL divergence and {of_losses} losses",
+            f"4 x (parameters + {beside})",
+            f"4 x ({count:,} + {beside})",
             gradients(cfg),
         ),
         of_bytes(
@@ -246,6 +271,31 @@ def formulas(cfg: ExperimentConfig) -> tuple[Formula, ...]:
             optimizer_state(cfg),
         ),
         _saved_activations_formula(cfg),
+        *([_reference_formula(cfg)] if cfg.init.kl_coef else []),
+    )
+
+
+def _reference_formula(cfg: ExperimentConfig) -> Formula:
+    size_bytes = total_bytes(reference(cfg))
+    shapes = [f"({inputs} + 1) x {outputs}" for inputs, outputs in layers(cfg)["actor"]]
+    actions, mixed = cfg.env.num_actions, cfg.algorithm.use_mixed_precision
+    formula = "4 x (2 x num_actions + sum over the actor's layers of (inputs + 1) x outputs)"
+    numbers = f"4 x (2 x {actions} + {' + '.join(shapes)})"
+    if cfg.network.actor.obs_normalization:
+        width = layers(cfg)["actor"][0][0]
+        formula, numbers = f"{formula} + 12 x inputs of the first + 8", f"{numbers} + 12 x {width} + 8"
+    if mixed:
+        formula, numbers = (
+            f"{formula} + 2 x parameters of the hidden layers",
+            f"{numbers} + 2 x ({' + '.join(shapes[:-1])})",
+        )
+    return Formula(
+        "reference actor",
+        "the actor that the run began with, its normalizer and its deviations (init.kl_coef); its passes go through "
+        "the policy's buffers",
+        formula,
+        f"{numbers} = {size_bytes:,}",
+        size_bytes,
     )
 
 

@@ -153,25 +153,27 @@ def _of_one_rank(cfg: ExperimentConfig, hardware: Hardware, with_trace: bool, co
     mini_batches = total_bytes(closed_form.mini_batches(cfg))
     parameters = closed_form.parameters(cfg)
     parameter_count = sum(spec.elements for spec in parameters)
-    gradients = total_bytes(closed_form.gradients(cfg))
+    gradients, beside = total_bytes(closed_form.gradients(cfg)), closed_form.reduced_beside_gradients(cfg)
     optimizer = total_bytes(closed_form.optimizer_state(cfg))
     activations = total_bytes(closed_form.saved_activations(cfg))
+    reference = total_bytes(closed_form.reference(cfg))
     counted = simulator.simulator_memory(cfg) or (simulator.measure(cfg) if with_trace and count_new_envs else None)
     simulator_bytes = counted.bytes(cfg.num_envs, hardware) if counted else None
     rows = [
         Row("rollout", f"{cfg.transitions:,} transitions x {rollout // cfg.transitions:,}", rollout, "exact"),
         Row("mini-batches", f"{cfg.transitions:,} x {mini_batches // cfg.transitions:,}", mini_batches, "exact"),
         Row("parameters", f"{parameter_count:,} x 4", total_bytes(parameters), "exact"),
-        Row("gradients", f"({parameter_count:,} + 4) x 4", gradients, "exact"),
+        Row("gradients", f"({parameter_count:,} + {beside}) x 4", gradients, "exact"),
         Row("optimizer state", f"{parameter_count:,} x {optimizer // parameter_count}", optimizer, "exact"),
         Row("saved activations", f"{cfg.mini_batch_size:,} x both networks", activations, "exact"),
+        *([Row("reference actor", "of init.kl_coef", reference, "exact")] if reference else []),
         *_env_rows(cfg, hardware, counted),
     ]
 
     found = trace(cfg, "cuda" if hardware.is_gpu else "cpu") if with_trace else None
     allocated = reserved = None
     if not found:
-        learner = rollout + mini_batches + total_bytes(parameters) + gradients + optimizer + activations
+        learner = rollout + mini_batches + total_bytes(parameters) + gradients + optimizer + activations + reference
         learner += counted.env_bytes(cfg.num_envs) if counted else 0
     else:
         rows += _traced_rows(cfg, found)

@@ -136,6 +136,7 @@ def dependencies(cfg: ExperimentConfig, device_type: DeviceType) -> dict[str, An
         "algorithm": {name: value for name, value in algorithm.items() if name not in FACTORS},
         "actor": {name: value for name, value in actor.items() if name != "init_std"},
         "critic": dataclasses.asdict(cfg.network.critic),
+        "reference": cfg.init.kl_coef > 0,
         "env_tensors": counted
         and {name: size for name, size in vars(counted).items() if name.startswith(("env_", "step_", "scenes"))},
         "python": platform.python_version(),
@@ -156,6 +157,7 @@ def _without_what_changes_nothing(cfg: ExperimentConfig) -> ExperimentConfig:
     """`cfg` with fixed values for the settings that `dependencies` leaves out, so that they cannot change the trace."""
     factors: dict[str, Any] = dict.fromkeys(FACTORS, 0.5)
     actor = dataclasses.replace(cfg.network.actor, init_std=1.0)
+    has_reference = cfg.init.kl_coef > 0
     return dataclasses.replace(
         cfg,
         algorithm=dataclasses.replace(cfg.algorithm, **factors),
@@ -167,8 +169,8 @@ def _without_what_changes_nothing(cfg: ExperimentConfig) -> ExperimentConfig:
         max_iterations=1,
         save_interval=1,
         evaluate_every=None,
-        init_from=None,
-        init=InitConfig(critic=True, optimizer=False, std=True),
+        init_from="RUN" if has_reference else None,
+        init=InitConfig(critic=True, optimizer=False, std=True, kl_coef=0.5 * has_reference),
         seed=0,
         device="cpu",
         deterministic=False,

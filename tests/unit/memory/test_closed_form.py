@@ -26,6 +26,7 @@ from ppo_lab.learning.episodes import EpisodeStatistics
 from ppo_lab.learning.perceptron import Networks
 from ppo_lab.learning.ppo import rsl_rl_config
 from ppo_lab.learning.ranks import SingleProcess
+from ppo_lab.learning.reference import Reference
 from ppo_lab.learning.update import LeanUpdate, MiniBatch
 from ppo_lab.memory.predict import closed_form
 from ppo_lab.memory.predict.closed_form import TensorSpec, total_bytes
@@ -106,7 +107,9 @@ def train_once(cfg: ExperimentConfig) -> Reality:
         for _ in range(cfg.num_steps_per_env):
             obs, rewards, dones, extras = env.step(alg.act(obs))
             alg.process_env_step(obs, rewards, dones, extras)
-    update = LeanUpdate(alg, Networks.of(alg), SingleProcess(), cfg.algorithm.num_learning_epochs)
+    networks = Networks.of(alg)
+    reference = Reference(alg, networks, cfg.init.kl_coef) if cfg.init.kl_coef else None
+    update = LeanUpdate(alg, networks, SingleProcess(), cfg.algorithm.num_learning_epochs, reference)
     update(obs)
     return Reality(cfg, alg, update)
 
@@ -139,6 +142,8 @@ def random_config(seed: int) -> ExperimentConfig:
     cfg = replace(
         cfg, algorithm=algorithm, num_envs=mini_batches * draw.randint(2, 9), num_steps_per_env=draw.randint(1, 7)
     )
+    if draw.random() < 0.4:
+        cfg = replace(cfg, init_from="RUN", init=replace(cfg.init, kl_coef=0.5))
     check(cfg)
     return cfg
 
@@ -208,7 +213,8 @@ def test_the_rollout_is_rsl_rls_storage(reality: Reality) -> None:
 
 def test_the_mini_batches_are_what_the_update_gathers(reality: Reality) -> None:
     with torch.no_grad():
-        gathered = MiniBatch(*reality.update._gathered())._asdict()
+        columns = MiniBatch(*reality.update._gathered())._asdict()
+    gathered = {name: column for name, column in columns.items() if column is not None}
     if gathered["critic_input"].data_ptr() == gathered["actor_input"].data_ptr():
         del gathered["critic_input"]
     assert agree(closed_form.mini_batches(reality.cfg), gathered)
@@ -254,6 +260,25 @@ def test_the_passes_hold_the_saved_activations(reality: Reality) -> None:
     assert kept_alike(closed_form.saved_activations(reality.cfg), real)
 
 
+@pytest.mark.parametrize("words", [[], ["algorithm.use_mixed_precision=true", "network.obs_normalization=true"]])
+def test_the_reference_holds_one_more_actor_and_no_buffers(words: list[str]) -> None:
+    cfg = composed("experiment=smoke", "init_from=RUN", "init.kl_coef=0.5", *words)
+    alg = untrained(cfg)
+    networks = Networks.of(alg)
+    reference = Reference(alg, networks, cfg.init.kl_coef)
+    real = {
+        f"actor.{name}": tensor
+        for name, tensor in (*reference.actor.named_parameters(), *reference.actor.named_buffers())
+    }
+    own = {tensor.data_ptr() for tensor in reference.perceptron.buffers} - {t.data_ptr() for t in networks.buffers}
+    copies = [tensor for tensor in reference.perceptron.buffers if tensor.data_ptr() in own]
+    assert kept_alike(closed_form.reference(cfg), [*real.values(), reference.std, *copies])
+    assert len(copies) == (6 if words else 0)
+    *_, term = closed_form.formulas(cfg)
+    expression, _, result = term.numbers.rpartition(" = ")
+    assert evaluate(expression) == evaluate(result) == term.bytes
+
+
 def test_the_episode_statistics_are_the_runners(reality: Reality) -> None:
     cfg = reality.cfg
     real = EpisodeStatistics(cfg.num_envs, cfg.num_steps_per_env, cfg.env.spec().rewards, torch.device("cpu"))
@@ -274,6 +299,7 @@ def test_the_numbers_in_a_formula_work_out_to_its_bytes(reality: Reality) -> Non
             closed_form.gradients,
             closed_form.optimizer_state,
             closed_form.saved_activations,
+            *([closed_form.reference] if reality.cfg.init.kl_coef else []),
         )
     ]
 

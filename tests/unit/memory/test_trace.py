@@ -75,6 +75,7 @@ def random_overrides(seed: int) -> list[str]:
         f"algorithm.normalize_advantage_per_mini_batch={draw.choice(['true', 'false'])}",
         f"algorithm.use_mixed_precision={draw.choice(['true', 'false'])}",
         f"algorithm.use_clipped_value_loss={draw.choice(['true', 'false'])}",
+        *(["init_from=RUN", "init.kl_coef=0.5"] if draw.random() < 0.4 else []),
     ]
 
 
@@ -110,6 +111,22 @@ def test_a_random_learner_holds_on_real_tensors_what_the_trace_says_to_the_byte(
     with suppress(ConfigError):  # softplus in mixed precision has no closed form
         untraced = estimate(cfg, Hardware("a CPU", 1024, "cpu", 0), with_trace=False)
         assert untraced.least_learner_bytes <= found.update_peak_bytes, "a lower bound"
+
+
+@pytest.mark.parametrize("mixed", ["false", "true"])
+def test_a_run_that_holds_to_its_initial_policy_has_one_more_actor_and_what_it_would_do(mixed: str) -> None:
+    words = ["env=go2", f"algorithm.use_mixed_precision={mixed}", "network.obs_normalization=true", "init_from=RUN"]
+    plain, held = (experiment(*words, f"init.kl_coef={coef}") for coef in (0, 0.5))
+    without, found = traced(plain), traced(held)
+    assert measured(held) == {
+        "rollout_peak": found.rollout_peak_bytes,
+        "update_peak": found.update_peak_bytes,
+        "resident": found.resident_bytes,
+    }
+    rows = estimate(held, Hardware("a CPU", 1024, "cpu", 0), with_trace=False).rows
+    (reference_bytes,) = (row.bytes or 0 for row in rows if row.name == "reference actor")
+    # and an empty mean, (1, A), that the deviations are computed with; one more loss, reduced and summed
+    assert found.resident_bytes - without.resident_bytes == reference_bytes + 12 * 4 + 4 + 8
 
 
 def test_go2_at_its_peaks_holds_what_one_counts_by_hand() -> None:

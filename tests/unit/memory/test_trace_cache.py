@@ -129,6 +129,19 @@ def test_a_setting_that_changes_no_tensor_leaves_the_key_and_is_not_seen_by_the_
     assert changed == plain
 
 
+def test_whether_a_run_holds_to_its_initial_policy_changes_the_key_and_how_much_does_not(
+    calls: list[ExperimentConfig],
+) -> None:
+    plain = experiment("init_from=a_run")
+    some, more = (replace(plain, init=replace(plain.init, kl_coef=coef)) for coef in (0.1, 7.0))
+    assert dependencies(plain, "cpu") != dependencies(some, "cpu") == dependencies(more, "cpu")
+    for cfg in (some, more, plain):
+        trace.trace(cfg)
+    held, without = calls
+    check(held)
+    assert (held.init.kl_coef > 0, without.init.kl_coef) == (True, 0.0)
+
+
 def test_every_setting_is_known_to_change_the_key_or_not() -> None:
     """A setting that is new must be put into one of the two lists above."""
     tested = {override.partition("=")[0] for override in CHANGES_THE_TRACE + CHANGES_NO_TRACE}

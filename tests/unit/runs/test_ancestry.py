@@ -151,6 +151,7 @@ FIT = [
     "init.std=false network.actor.std_type=log",
     "init.critic=false network.critic.hidden_dims=[3]",
     "init.optimizer=true",
+    "init_from=run init.kl_coef=0.5 init.std=false",
 ]
 
 
@@ -164,6 +165,7 @@ MISFITS = {
     "network.critic.activation=relu": "network.critic.activation: tanh there, relu here",
     "network.actor.obs_normalization=true": "network.actor.obs_normalization: false there, true here",
     "network.actor.std_type=log": "network.actor.std_type: scalar there, log here",
+    "init.std=false init.kl_coef=1 init_from=run network.actor.std_type=log": "std_type: scalar there, log here",
     "init.optimizer=true algorithm.optimizer=sgd": "algorithm.optimizer: adam there, sgd here",
 }
 
@@ -320,5 +322,31 @@ def test_a_config_from_before_there_was_init_from_began_from_scratch(here: Path)
     cfg = read_experiment(config)
     assert (cfg.init_from, dataclasses.asdict(cfg.init)) == (
         None,
-        {"critic": True, "optimizer": False, "std": True},
+        {"critic": True, "optimizer": False, "std": True, "kl_coef": 0.0},
     )
+
+
+def test_a_config_from_before_init_kl_coef_keeps_what_it_says_of_init(here: Path) -> None:
+    config = here / "run" / "config.yaml"
+    content = yaml.safe_load(config.read_text())
+    content["init"] = {"critic": False, "optimizer": False, "std": False}
+    config.write_text(yaml.safe_dump(content))
+    assert dataclasses.asdict(read_experiment(config).init) == {**content["init"], "kl_coef": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "init.kl_coef=0.5",
+            "init.kl_coef=0.5 holds the policy near the one that the run begins with, and init_from=null begins with "
+            "random weights. Try init_from=RUN or init.kl_coef=0.",
+        ),
+        ("init_from=run init.kl_coef=-1", "init.kl_coef=-1.0 is out of range. Allowed: >= 0."),
+        ("init_from=run init.kl_coef=much", "init.kl_coef=much is of the wrong kind. Allowed: a number."),
+    ],
+)
+def test_a_weight_that_cannot_be_is_refused(words: str, message: str, experiment: Experiment) -> None:
+    with pytest.raises(ConfigError) as refused:
+        experiment("env=hover", *words.split())
+    assert str(refused.value) == message
