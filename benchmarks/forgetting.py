@@ -30,7 +30,7 @@ from ppo_lab.runs.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 SEEDS = (1, 2, 3)
-SMALL = ["experiment=go2_small", "processes=1", "network.obs_normalization=false", "save_interval=15"]
+SMALL = ["experiment=go2_small", "processes=1", "network.obs_normalization=false", "save_interval=25"]
 """Without normalization: a normalizer of one command alone makes any other look huge (docs/init_from.md)."""
 FRICTION = {"when": "reset", "operation": "set", "range": [0.3, 0.6]}
 PUSH = {"when": "interval", "operation": "add", "range": [-0.5, 0.5], "interval_s": [2.0, 4.0]}
@@ -73,7 +73,7 @@ def train(folder: Path, seeds: list[int]) -> None:
 
 def begin(folder: Path, seed: int, start: str) -> None:
     """A training from scratch."""
-    overrides = [*terms(WIDE), "max_iterations=300"] if start == "A randomized" else ["max_iterations=150"]
+    overrides = [*terms(WIDE), "max_iterations=300"] if start == "A randomized" else ["max_iterations=200"]
     run(folder / f"{start} {seed}", [*overrides, f"seed={seed}"])
 
 

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from ppo_lab.runs.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
-CHOICES, SEEDS = ("none", "light", "full"), (1, 2)
+CHOICES, SEEDS = ("none", "light", "full"), (1,)
 NOISE = {"base_ang_vel": 0.2, "projected_gravity": 0.05, "dof_pos": 0.01, "dof_vel": 1.5}  # as in light
 FRICTION, PUSH_M_S, MASS_KG, NOISE_TIMES = (1.0, 0.5, 0.2), (0.0, 0.5, 1.0), (0.0, 3.0), (0.0, 1.0)
 Values = tuple[float, float, float, float]
