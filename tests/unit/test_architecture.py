@@ -5,9 +5,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from pkgutil import iter_modules
 
 import pytest
 
+from ppo_lab.envs import tasks
 from tests.paths import REPOSITORY
 
 PACKAGE = REPOSITORY / "ppo_lab"
@@ -105,13 +107,12 @@ def test_only_runs_spells_the_file_names_of_a_run_folder() -> None:
 
 TORCH_FREE = [
     *("config", "errors", "states", "machine.devices", "machine.commands"),
-    *("envs", "envs.tasks.go2", "envs.tasks.hover"),
-    *("cli.export", "cli.evaluate", "deploy.trained", "deploy.interface", "deploy.exported"),
-    *("runs.config", "runs.folder", "runs.hparams", "runs.record", "runs.metrics", "runs.manifest", "cli.runs"),
+    *("envs", *(f"envs.tasks.{module.name}" for module in iter_modules(tasks.__path__))),
+    *("cli.export", "cli.evaluate", "deploy.trained", "deploy.table", "deploy.interface", "deploy.exported"),
+    *("runs.config", "runs.folder", "runs.hparams", "runs.record", "runs.metrics", "runs.manifest", "runs.ancestry"),
     *("memory.predict.estimate", "memory.predict.largest", "memory.measure.measured", "memory.measure.growth"),
-    *("memory.show.table", "training.budget", "sweeps.plan", "report", "cli.choose_run", "cli.estimate"),
-    *("deploy.trained", "deploy.table", "cli.evaluate"),
-    *("runs.ancestry",),
+    *("memory.show.table", "training.budget", "sweeps.plan", "report"),
+    *("cli.choose_run", "cli.estimate", "cli.runs"),
 ]
 
 
