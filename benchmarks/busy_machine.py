@@ -1,4 +1,4 @@
-"""How long an iteration takes beside other busy processes: `python benchmarks/busy_machine.py [words]`.
+"""How long an iteration takes beside other busy processes: `python benchmarks/busy_machine.py [overrides]`.
 
 Trains 512 Go2 envs for a few iterations with each way in which OpenMP's threads may wait, alone and beside processes
 that keep a core busy each. Prints one JSON object; seconds are medians over the iterations after the first two. Needs
@@ -42,7 +42,7 @@ def main() -> None:
                 {"busy_processes": busy, "setting": name} | {"collection_s": collection_s, "learning_s": learning_s}
             )
             print(rows[-1], file=sys.stderr)
-    print(json.dumps({"words": words, "machine": describe_machine(torch.device("cpu")), "rows": rows}, indent=2))
+    print(json.dumps({"overrides": words, "machine": describe_machine(torch.device("cpu")), "rows": rows}, indent=2))
 
 
 def train(folder: Path, words: list[str], environment: dict[str, str]) -> tuple[float, float]:

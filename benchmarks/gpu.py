@@ -1,4 +1,4 @@
-"""What only a GPU can tell, in ten minutes: `python benchmarks/gpu.py [words]`.
+"""What only a GPU can tell, in ten minutes: `python benchmarks/gpu.py [arguments]`.
 
     device=cpu     a dry run where there is no GPU: what makes sense on a CPU, at tiny sizes
     parts=A,B      these alone, or those that fit a pattern such as memory*; parts=list says which there are
@@ -140,13 +140,13 @@ def main(words: list[str]) -> None:
 
 
 def ask(words: list[str]) -> dict[str, str]:
-    """The words, with what is not said filled in. Raises a ConfigError."""
+    """The arguments, with what is not said filled in. Raises a ConfigError."""
     given = {"device": "cuda", "parts": "*", "out": "outputs/gpu", "again": "false", "seconds": "600"}
     allowed = {"device": ("cuda", "cpu"), "again": ("true", "false")}
     for word in words:
         key, _, value = word.partition("=")
         if key not in given:
-            raise ConfigError(f"{word} is not a word of this benchmark. Allowed: {', '.join(given)}, each with =.")
+            raise ConfigError(f"{word} is not an argument of this benchmark. Allowed: {', '.join(given)}, each with =.")
         if value not in allowed.get(key, (value,)) or (key == "seconds" and not value.isdecimal()):
             raise ConfigError(f"{word}: allowed: {' or '.join(allowed.get(key, ['a whole number']))}.")
         given[key] = value

@@ -174,7 +174,7 @@ def experiment(*words: str) -> ExperimentConfig:
 
 
 def size(device: str) -> tuple[str, ...]:
-    """Words that make an experiment tiny on a CPU."""
+    """Overrides that make an experiment tiny on a CPU."""
     return ("num_envs=16", "num_steps_per_env=8") if device == "cpu" else ()
 
 

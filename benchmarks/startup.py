@@ -1,6 +1,6 @@
 """How long a start takes, phase by phase, from the command to the end of the first iteration.
 
-    python benchmarks/startup.py [warm=5] [cold=0] [side_by_side=0] [out=docs/results/startup.json] [words of train.py]
+    python benchmarks/startup.py [warm=5] [cold=0] [side_by_side=0] [out=docs/results/startup.json] [overrides]
 
 Runs `python train.py env=go2 num_envs=512 max_iterations=2` in processes of its own and reads the times in their logs:
 `warm` runs with the caches as they are, `cold` runs with empty ones, and as often as `warm` so many runs at once as

@@ -708,7 +708,7 @@ def test_while_the_disk_is_full_training_goes_on_and_what_was_saved_stays(
     assert_same(straight("hover"), run)
 
 
-def test_a_run_that_ends_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
+def test_a_run_that_ends_on_a_full_disk_says_so_and_goes_on_when_there_is_space(
     straight: Callable[[str], Path], small_disk: Callable[[str], Path], tmp_path: Path
 ) -> None:
     run, forked, ballast = run_out_of_disk(small_disk("size=8m"), tmp_path)

@@ -112,7 +112,10 @@ def test_a_part_that_the_whole_time_cut_short_is_run_again(
     [
         ("parts=memory", "parts=memory: there is no part memory. Allowed: list, context, workspaces, "),
         ("parts=syncs,what", "parts=syncs,what: there is no part what. Allowed: list, context, "),
-        ("gpu=0", "gpu=0 is not a word of this benchmark. Allowed: device, parts, out, again, seconds, each with =."),
+        (
+            "gpu=0",
+            "gpu=0 is not an argument of this benchmark. Allowed: device, parts, out, again, seconds, each with =.",
+        ),
         ("device=cuda:1", "device=cuda:1: allowed: cuda or cpu."),
         ("seconds=ten", "seconds=ten: allowed: a whole number."),
     ],

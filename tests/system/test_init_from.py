@@ -109,7 +109,10 @@ def test_one_that_was_killed_before_its_first_checkpoint_starts_over_with_the_sa
         parent.unlink()
         code, _, errors = lab.train("resume=killed")
         assert code == 2
-        assert "the run began with parent/checkpoints/model_6.pt, which is gone. Put it back, or name the" in errors
+        assert (
+            "the run began with parent/checkpoints/model_6.pt, which is gone. Put it back, or name where it is now"
+            in errors
+        )
     finally:
         parent.write_bytes(content)
     shutil.copytree(here / "parent", here / "moved", dirs_exist_ok=True)

@@ -304,8 +304,8 @@ def test_a_setting_of_hydra_that_would_write_elsewhere_or_call_anything_is_refus
         prepare([word])
 
 
-def test_a_group_cannot_be_moved_to_another_place() -> None:
-    with pytest.raises(ConfigError, match=r"moves experiment to another place"):
+def test_a_group_cannot_be_moved_to_another_package() -> None:
+    with pytest.raises(ConfigError, match=r"moves experiment to another part of the configuration"):
         prepare(["+experiment@hydra.job.env_set=smoke"])
 
 
