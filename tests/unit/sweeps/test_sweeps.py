@@ -24,6 +24,7 @@ import pytest
 from rich.console import Console
 
 from ppo_lab import envs, report
+from ppo_lab.cli import argv as command_line
 from ppo_lab.cli import sweep as sweep_command
 from ppo_lab.cli.compose import compose
 from ppo_lab.cli.sweep import expand
@@ -387,6 +388,22 @@ def test_the_plan_is_written_down_and_leaves_out_what_will_not_fit(
     assert re.fullmatch(rf"plan: 4 jobs, {free_mib // 2:,} MiB free on .* for each of 2 at a time", said[0])
     assert re.match(r"  prediction 1 of 2 \| jobs 0, 1 \| num_envs=16 \| needs .*; fits: ", said[1])
     assert re.match(r"  prediction 2 of 2 \| jobs 2, 3 \| num_envs=4000000 \| needs .*; fits: no$", said[2])
+
+
+def test_config_dir_and_settings_of_hydra_are_given_to_every_job(tmp_path: Path) -> None:
+    conf = tmp_path / "my conf"
+    (conf / "experiment").mkdir(parents=True)
+    overlay = "# @package _global_\ndefaults:\n  - smoke\n  - _self_\nnum_envs: 24\n"
+    (conf / "experiment" / "mine.yaml").write_text(overlay)
+    given = ["experiment=mine", "env=hover", "device=cpu", "hydra.verbose=ppo_lab", "+hydra.job.env_set.NAME=value"]
+    argv = ["-m", "--config-dir", str(conf), *given, "seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    planned = jobs.read(sweep_command.prepare(argv)).jobs
+    assert [job.overrides for job in planned] == [(f"--config-dir={conf}", *given, f"seed={n}") for n in (1, 2)]
+    for number, job in enumerate(planned, 1):
+        cfg = compose(*command_line.read(job.overrides))
+        experiment = to_experiment(cfg)
+        assert (experiment.num_envs, experiment.max_iterations, experiment.seed) == (24, 2, number)
+        assert (cfg.hydra.verbose, cfg.hydra.job.env_set) == ("ppo_lab", {"NAME": "value"})
 
 
 @pytest.mark.usefixtures("free_mib")
