@@ -66,6 +66,15 @@ def available_bytes(device: str) -> int:
     return hardware.free_bytes(device) + (0 if is_gpu else _held_bytes())
 
 
+def still_available_bytes(device: str, predicted: Estimate | None, at_start_bytes: int) -> int:
+    """What was available at the start of a run that ran out of memory, without what other processes have taken since.
+
+    On a GPU the simulator may keep what it holds.
+    """
+    held_bytes = (predicted.simulator_bytes or 0) if predicted and predicted.hardware.is_gpu else 0
+    return min(at_start_bytes, available_bytes(device) + held_bytes)
+
+
 def _held_bytes() -> int:
     """By this process and those that it has started."""
     held_bytes = 0

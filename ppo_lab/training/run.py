@@ -230,10 +230,7 @@ def _say_how_to_go_on(folder: Path) -> None:
 def _out_of_memory(record: Recording, checkpoints: Checkpoints, available_bytes: int) -> str:
     """What happened, and what to try. `available_bytes`: free at the start."""
     cfg, predicted = record.run.cfg, record.estimate
-    held_bytes = 0
-    if predicted and predicted.hardware.is_gpu:  # the simulator may keep it; of a CPU it counts as available
-        held_bytes = predicted.simulator_bytes or 0
-    available_bytes = min(available_bytes, budget.available_bytes(cfg.device) + held_bytes)
+    available_bytes = budget.still_available_bytes(cfg.device, predicted, available_bytes)
     when = f"in iteration {record.iterations}" if record.is_training else "while simulator and learner were built"
     safe = "" if checkpoints.newest() is None else "; checkpoints are safe"
     return f"out of memory {when}{safe}. {budget.advice_after(cfg, predicted, available_bytes, record.is_training)}"

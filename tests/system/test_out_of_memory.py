@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -22,7 +22,6 @@ from ppo_lab.memory.predict.estimate import Span
 from ppo_lab.memory.predict.hardware import Hardware
 from ppo_lab.memory.rows import MIB
 from ppo_lab.training import budget
-from ppo_lab.training import run as training
 from tests.forked_runs import Fault, ForkedRun
 
 Experiment = Callable[..., ExperimentConfig]
@@ -123,21 +122,12 @@ def predicted(needed_mib: int, simulator_mib: int) -> Any:
         (4000, 3900, 4000),
     ],
 )
-def test_advice_counts_the_memory_free_at_the_start_less_what_other_processes_took(
-    at_start_mib: int, now_mib: int, available_mib: int, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+def test_available_is_the_memory_free_at_the_start_less_what_other_processes_took(
+    at_start_mib: int, now_mib: int, available_mib: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cfg = experiment("env=go2")
-    asked: list[int] = []
     monkeypatch.setattr(budget, "available_bytes", lambda device: now_mib * MIB)
-    monkeypatch.setattr(
-        budget, "advice_after", lambda cfg, predicted, available_bytes, _: asked.append(available_bytes)
-    )
-    record = SimpleNamespace(
-        run=SimpleNamespace(cfg=cfg), estimate=predicted(9000, 5000), iterations=0, is_training=True
-    )
-    checkpoints = SimpleNamespace(newest=lambda: None)
-    training._out_of_memory(cast(Any, record), cast(Any, checkpoints), at_start_mib * MIB)
-    assert asked == [available_mib * MIB]
+    found = budget.still_available_bytes("auto", predicted(9000, 5000), at_start_mib * MIB)
+    assert found == available_mib * MIB
 
 
 def test_a_run_predicted_not_to_fit_is_advised_what_fits(

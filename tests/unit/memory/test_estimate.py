@@ -150,11 +150,16 @@ def test_a_wrong_override_is_refused_in_one_line(override: str, message: str) ->
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_help_is_a_page_with_examples() -> None:
+def test_help_lists_the_cards_explains_every_key_of_its_own_and_has_examples_that_are_accepted() -> None:
     done = ask("--help")
     assert done.returncode == 0
     assert "hardware: a100_80gb" in done.stdout
-    assert done.stdout.count("python estimate.py ") >= 5
+    for key in dataclasses.fields(estimating.Question):
+        assert re.search(rf"^  {key.name}[=.]", done.stdout, re.MULTILINE), key.name
+    examples = re.findall(r"^  python estimate\.py ([a-z]\S*(?: [^\s|]+)*)", done.stdout, re.MULTILINE)
+    assert "env=hover hardware=rtx_4090" in examples
+    for example in examples:
+        estimating.ask(example.split())
 
 
 def test_a_card_of_ones_own_is_given_by_overrides_and_what_is_left_out_is_named(
