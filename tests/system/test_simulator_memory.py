@@ -192,7 +192,7 @@ def test_an_env_that_was_never_counted_is_unknown(overrides: list[str]) -> None:
 
 
 def test_a_count_of_another_genesis_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simulator, "_genesis_version", lambda: "1.4.6")
+    monkeypatch.setattr(simulator, "version_of", lambda package: "1.4.6")
     assert simulator_memory(experiment("env=go2")) is None
 
 
