@@ -77,6 +77,17 @@ def test_a_package_imports_only_from_lower_layers() -> None:
     assert wrong == []
 
 
+@pytest.mark.parametrize(("package", "allowed"), [("importers", {"cli"}), ("probes", set())])
+def test_only_cli_imports_importers_and_nothing_imports_probes(package: str, allowed: set[str]) -> None:
+    users = {
+        package_of(path)
+        for path in SOURCES
+        for module in imports(path)
+        if f"{module}.".startswith(f"ppo_lab.{package}.")
+    }
+    assert users - {package} == allowed
+
+
 def test_only_the_simulated_envs_import_genesis() -> None:
     own = ("envs/genesis/", "envs/tasks/", "probes/simulator_arrays.py")
     assert [name for name in users_of("genesis") if not name.startswith(own)] == []
