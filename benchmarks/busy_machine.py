@@ -1,4 +1,4 @@
-"""How long an iteration takes beside other busy processes: `python benchmarks/busy_machine.py [words]`.
+"""How long an iteration takes beside other busy processes: `python benchmarks/busy_machine.py [overrides]`.
 
 Trains 512 Go2 envs for a few iterations with each way in which OpenMP's threads may wait, alone and beside processes
 that keep a core busy each. Prints one JSON object; seconds are medians over the iterations after the first two. Needs
@@ -32,22 +32,24 @@ WARM_UP = 2
 
 
 def main() -> None:
-    words = sys.argv[1:] or ["experiment=go2_small", "max_iterations=10"]
+    overrides = sys.argv[1:] or ["experiment=go2_small", "max_iterations=10"]
     rows = []
     for busy in (0, 1):
         for name, environment in SETTINGS.items():
             with tempfile.TemporaryDirectory() as folder, busy_processes(busy):
-                collection_s, learning_s = train(Path(folder) / "run", words, environment)
+                collection_s, learning_s = train(Path(folder) / "run", overrides, environment)
             rows.append(
                 {"busy_processes": busy, "setting": name} | {"collection_s": collection_s, "learning_s": learning_s}
             )
             print(rows[-1], file=sys.stderr)
-    print(json.dumps({"words": words, "machine": describe_machine(torch.device("cpu")), "rows": rows}, indent=2))
+    print(
+        json.dumps({"overrides": overrides, "machine": describe_machine(torch.device("cpu")), "rows": rows}, indent=2)
+    )
 
 
-def train(folder: Path, words: list[str], environment: dict[str, str]) -> tuple[float, float]:
+def train(folder: Path, overrides: list[str], environment: dict[str, str]) -> tuple[float, float]:
     """Seconds of collection and of the update."""
-    command = [sys.executable, "train.py", *words, "quiet=true", f"hydra.run.dir={folder}"]
+    command = [sys.executable, "train.py", *overrides, "quiet=true", f"hydra.run.dir={folder}"]
     subprocess.run(command, cwd=REPOSITORY, env=os.environ | environment, check=True, stdout=subprocess.DEVNULL)
     rows = read_metrics(folder)[WARM_UP:]
     collection_s, learning_s = (

@@ -67,17 +67,17 @@ def main() -> None:
 def measure(
     env: str, num_envs: int, num_mini_batches: int, network: str, found: calibration.Calibration
 ) -> dict[str, Any]:
-    words = [f"env={env}", f"num_envs={num_envs}", f"algorithm.num_mini_batches={num_mini_batches}", "device=cpu"]
-    words.append(f"network.hidden_dims={NETWORKS[network]}")
-    iteration_s = found.iteration_s(calibration.workload(to_experiment(compose(words))))
+    overrides = [f"env={env}", f"num_envs={num_envs}", f"algorithm.num_mini_batches={num_mini_batches}", "device=cpu"]
+    overrides.append(f"network.hidden_dims={NETWORKS[network]}")
+    iteration_s = found.iteration_s(calibration.workload(to_experiment(compose(overrides))))
     assert iteration_s
-    words.append(f"max_iterations={max(4, min(100, round(TRAINING_S / iteration_s.likely)))}")
-    predicted = estimate(to_experiment(compose(words)), this_machine("cpu"))
+    overrides.append(f"max_iterations={max(4, min(100, round(TRAINING_S / iteration_s.likely)))}")
+    predicted = estimate(to_experiment(compose(overrides)), this_machine("cpu"))
     assert predicted.wall_s
     with tempfile.TemporaryDirectory() as parent:
         run = Path(parent) / "run"
         also = ["quiet=true", "save_interval=1000", f"hydra.run.dir={run}"]
-        subprocess.run([sys.executable, "train.py", *words, *also], cwd=REPOSITORY, check=True)
+        subprocess.run([sys.executable, "train.py", *overrides, *also], cwd=REPOSITORY, check=True)
         peak_mib = measured.read_run(run).peak_mib["Memory/host_peak_rss_mib"]
         wall_s = json.loads((run / "summary.json").read_text())["wall_s"]
         commit = json.loads((run / "manifest.json").read_text())["git"]["commit"]

@@ -86,6 +86,8 @@ def ends(groups: dict[str, Curves]) -> dict[str, Any]:
 if __name__ == "__main__":
     if len(sys.argv) < 4:
         sys.exit(__doc__)
-    found = {name: curves_of(Path(folder)) for name, _, folder in (word.partition("=") for word in sys.argv[3:])}
+    found = {
+        name: curves_of(Path(folder)) for name, _, folder in (argument.partition("=") for argument in sys.argv[3:])
+    }
     draw(found, Path(sys.argv[1]))
     write_json(Path(sys.argv[2]), ends(found))

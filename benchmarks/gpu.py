@@ -1,4 +1,4 @@
-"""What only a GPU can tell, in ten minutes: `python benchmarks/gpu.py [words]`.
+"""What only a GPU can tell, in ten minutes: `python benchmarks/gpu.py [arguments]`.
 
     device=cpu     a dry run where there is no GPU: what makes sense on a CPU, at tiny sizes
     parts=A,B      these alone, or those that fit a pattern such as memory*; parts=list says which there are
@@ -93,9 +93,9 @@ def _send_rows(part: Part, device: str, log: Path, sender: Connection) -> None:
     sender.close()
 
 
-def main(words: list[str]) -> None:
+def main(arguments: list[str]) -> None:
     """Raises a ConfigError."""
-    given = ask(words)
+    given = ask(arguments)
     if given["parts"] == "list":
         for name, part in PARTS.items():
             print(f"{name:<22} {part.limit_s:>4.0f} s  {'GPU' if part.needs_gpu else '   '}  {part.what}")
@@ -139,16 +139,18 @@ def main(words: list[str]) -> None:
     print(f"wrote {out}/gpu.json and gpu.txt; what the parts said: gpu.log")
 
 
-def ask(words: list[str]) -> dict[str, str]:
-    """The words, with what is not said filled in. Raises a ConfigError."""
+def ask(arguments: list[str]) -> dict[str, str]:
+    """The arguments, with what is not said filled in. Raises a ConfigError."""
     given = {"device": "cuda", "parts": "*", "out": "outputs/gpu", "again": "false", "seconds": "600"}
     allowed = {"device": ("cuda", "cpu"), "again": ("true", "false")}
-    for word in words:
-        key, _, value = word.partition("=")
+    for argument in arguments:
+        key, _, value = argument.partition("=")
         if key not in given:
-            raise ConfigError(f"{word} is not a word of this benchmark. Allowed: {', '.join(given)}, each with =.")
+            raise ConfigError(
+                f"{argument} is not an argument of this benchmark. Allowed: {', '.join(given)}, each with =."
+            )
         if value not in allowed.get(key, (value,)) or (key == "seconds" and not value.isdecimal()):
-            raise ConfigError(f"{word}: allowed: {' or '.join(allowed.get(key, ['a whole number']))}.")
+            raise ConfigError(f"{argument}: allowed: {' or '.join(allowed.get(key, ['a whole number']))}.")
         given[key] = value
     return given
 

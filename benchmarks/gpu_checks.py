@@ -108,8 +108,8 @@ class Part(NamedTuple):
     @property
     def what(self) -> str:
         function = self.check.func if isinstance(self.check, partial) else self.check
-        words = " ".join(map(str, self.check.args)) if isinstance(self.check, partial) else ""
-        return " ".join([(function.__doc__ or "").partition("\n")[0], words]).strip()
+        arguments = " ".join(map(str, self.check.args)) if isinstance(self.check, partial) else ""
+        return " ".join([(function.__doc__ or "").partition("\n")[0], arguments]).strip()
 
 
 # The card, as CUDA tells it
@@ -169,12 +169,12 @@ def _succeed(code: int, call: str) -> None:
 # What the models expect of it
 
 
-def experiment(*words: str) -> ExperimentConfig:
-    return to_experiment(compose(list(words)))
+def experiment(*overrides: str) -> ExperimentConfig:
+    return to_experiment(compose(list(overrides)))
 
 
 def size(device: str) -> tuple[str, ...]:
-    """Words that make an experiment tiny on a CPU."""
+    """Overrides that make an experiment tiny on a CPU."""
     return ("num_envs=16", "num_steps_per_env=8") if device == "cpu" else ()
 
 
@@ -329,9 +329,9 @@ def simulator(device: str) -> Iterator[Row]:
     yield Row("that is, of each thread", None, stack / threads / 1024, "KiB")
 
 
-def memory(words: str, device: str) -> Iterator[Row]:
+def memory(overrides: str, device: str) -> Iterator[Row]:
     """Memory of six iterations, and their times:"""
-    cfg, hardware = experiment(*words.split(), *size(device)), card(device)
+    cfg, hardware = experiment(*overrides.split(), *size(device)), card(device)
     estimating = ThreadPoolExecutor().submit(memory_spans, cfg, hardware)
     rows = train_here(cfg, device, iterations=3 if device == "cpu" else 6)
     expected = estimating.result()
@@ -349,7 +349,7 @@ def memory(words: str, device: str) -> Iterator[Row]:
     if hardware.is_gpu:
         if_not = "the simulator's line in num_envs (memory/simulator.json)"
         yield Row("the pool's bytes in use", pool_span(cfg, hardware), pool_bytes(POOL_USED), "B", if_not)
-    guessed = H100_TIMES if "H100" in hardware.name and words == "env=go2 num_envs=4096" else {}
+    guessed = H100_TIMES if "H100" in hardware.name and overrides == "env=go2 num_envs=4096" else {}
     for tag, unit in {"Perf/collection_time": "s", "Perf/learning_time": "s", "Perf/total_fps": "1/s"}.items():
         median = statistics.median(row[tag] for row in rows[2:])
         yield Row(tag, guessed.get(tag), median, unit, "a guess from FLOPs and launches: no model")
@@ -442,8 +442,8 @@ def repeat(device: str) -> Iterator[Row]:
         yield Row("stopped and resumed", "equal", "equal" if all_of_it else str(resumed), "", if_not)
 
 
-def start_training(*words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "train.py", *words, "quiet=true", "memory.over_budget=warn"]
+def start_training(*overrides: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "train.py", *overrides, "quiet=true", "memory.over_budget=warn"]
     return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
@@ -565,8 +565,8 @@ def update(device: str) -> Iterator[Row]:
     where = devices.resolve_device(device)
     synchronize: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else lambda: None
     for precision in ("false", "true"):
-        words = ("env=go2", "processes=1", f"algorithm.use_mixed_precision={precision}", *size(device))
-        loop = build_loop(experiment(*words), where, MemoryMonitor(where), NoCheckpoints(), lambda *_: None)
+        overrides = ("env=go2", "processes=1", f"algorithm.use_mixed_precision={precision}", *size(device))
+        loop = build_loop(experiment(*overrides), where, MemoryMonitor(where), NoCheckpoints(), lambda *_: None)
         loop.learn(1, init_at_random_ep_len=True)
         alg, last, began = loop.alg, loop.env.get_observations(), copy.deepcopy(loop.model())
 
@@ -612,8 +612,8 @@ def ranks(device: str) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         for processes in (1, most):
             run = Path(folder) / str(processes)
-            words = (f"processes={processes}", f"num_envs={each * processes}", *size(device)[1:])
-            finish(start_training(*words, "max_iterations=8", f"device={device}", f"hydra.run.dir={run}"))
+            overrides = (f"processes={processes}", f"num_envs={each * processes}", *size(device)[1:])
+            finish(start_training(*overrides, "max_iterations=8", f"device={device}", f"hydra.run.dir={run}"))
             fps[processes] = statistics.median(row["Perf/total_fps"] for row in read_metrics(run)[3:])
             yield Row(f"steps per second, {processes} x {each} envs", None, fps[processes], "1/s")
     if_not = "NCCL between the cards, or too few cores: a rank needs one"

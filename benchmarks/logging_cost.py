@@ -34,7 +34,7 @@ def now() -> Any:
     return np.array([time.perf_counter(), time.process_time()])
 
 
-def main(words: list[str]) -> dict[str, Any]:
+def main(overrides: list[str]) -> dict[str, Any]:
     yield_busy_cores()
     import torch
 
@@ -74,7 +74,7 @@ def main(words: list[str]) -> dict[str, Any]:
     setattr(EpisodeStatistics, "add", clocked_enter)  # noqa: B010  mypy allows no method to be assigned
     setattr(MemoryMonitor, "phase", clocked_phase)  # noqa: B010
     setattr(Checkpoints, "maybe_save", clocked_save)  # noqa: B010
-    asked = ["experiment=go2_small", "max_iterations=30", "save_interval=1000", *words]
+    asked = ["experiment=go2_small", "max_iterations=30", "save_interval=1000", *overrides]
     with tempfile.TemporaryDirectory() as parent:
         run = Path(parent) / "run"
         train.main([*asked, f"hydra.run.dir={run}"])

@@ -55,4 +55,4 @@ def draw(figure: Figure, run: Path) -> None:
 if __name__ == "__main__":
     if len(sys.argv) < 3:
         sys.exit(__doc__)
-    main(Path(sys.argv[1]), [Path(word) for word in sys.argv[2:]])
+    main(Path(sys.argv[1]), [Path(argument) for argument in sys.argv[2:]])

@@ -35,8 +35,8 @@ CASES = [
 def main() -> None:
     runs = []
     for env, num_envs, num_mini_batches in CASES:
-        words = [f"env={env}", f"num_envs={num_envs}", f"algorithm.num_mini_batches={num_mini_batches}"]
-        runs.append({"env": env, "num_envs": num_envs, "num_mini_batches": num_mini_batches} | measure(words))
+        overrides = [f"env={env}", f"num_envs={num_envs}", f"algorithm.num_mini_batches={num_mini_batches}"]
+        runs.append({"env": env, "num_envs": num_envs, "num_mini_batches": num_mini_batches} | measure(overrides))
         print(json.dumps(runs[-1]), flush=True)
     write_json(RESULT, {"date": datetime.date.today().isoformat(), "runs": runs})
     print(table(runs))
@@ -55,11 +55,11 @@ def table(runs: list[dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
-def measure(words: list[str]) -> dict[str, Any]:
+def measure(overrides: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as parent:
         run = Path(parent) / "run"
         also = ["max_iterations=2", "device=cpu", "memory.count_tensors=true", "quiet=true", f"hydra.run.dir={run}"]
-        subprocess.run([sys.executable, "train.py", *words, *also], cwd=REPOSITORY, check=True)
+        subprocess.run([sys.executable, "train.py", *overrides, *also], cwd=REPOSITORY, check=True)
         record = read(run)
     return {
         "memory": {row["name"]: row for row in record.summary["memory"]},

@@ -48,7 +48,7 @@ SIZES = [("go2", 512), ("go2", 4096), ("hover", 512), ("hover", 4096)]
 ITERATIONS, KILLS = 150, 4
 """Of the run whose ranks are killed; how often each fault is done to it."""
 FAULTS_OF_RANKS = ALL_RANKS, RANK_0, OTHER_RANK = "SIGKILL of all ranks", "SIGKILL of rank 0", "SIGKILL of another rank"
-WORDS_OF_RANKS = ["experiment=smoke", "env=go2", f"max_iterations={ITERATIONS}"]
+OVERRIDES_OF_RANKS = ["experiment=smoke", "env=go2", f"max_iterations={ITERATIONS}"]
 WAIT_S = 30.0
 """Within this time after a kill all processes of a run are gone."""
 WARM_UP, PAIRS = 4, 20
@@ -62,8 +62,8 @@ def main() -> None:
         "cost": lambda overrides: in_a_process(cost, overrides),
         "ranks": ranks,
     }
-    overrides = [word for word in sys.argv[1:] if "=" in word]
-    asked = [word for word in sys.argv[1:] if "=" not in word]
+    overrides = [argument for argument in sys.argv[1:] if "=" in argument]
+    asked = [argument for argument in sys.argv[1:] if "=" not in argument]
     if set(asked) - measures.keys():
         sys.exit(__doc__)
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
@@ -115,25 +115,29 @@ def ranks(overrides: list[str]) -> dict[str, Any]:
     or where the run that was resumed at last differs from one that was never killed.
     """
     dice, fates = random.Random(0), list[dict[str, Any]]()
-    words = [*WORDS_OF_RANKS, *([] if any("processes=" in word for word in overrides) else ["processes=2"]), *overrides]
+    arguments = [
+        *OVERRIDES_OF_RANKS,
+        *([] if any("processes=" in argument for argument in overrides) else ["processes=2"]),
+        *overrides,
+    ]
     with tempfile.TemporaryDirectory() as parent:
         straight, run = Path(parent) / "straight", Path(parent) / "run"
-        start(words, straight).wait()
+        start(arguments, straight).wait()
         for fault in FAULTS_OF_RANKS * KILLS:
-            fates.append({"fault": fault} | kill_once(start([*words, "resume=auto"], run), run, fault, dice))
+            fates.append({"fault": fault} | kill_once(start([*arguments, "resume=auto"], run), run, fault, dice))
             print(fates[-1], file=sys.stderr)
-        code = start([*words, "resume=auto"], run).wait()
+        code = start([*arguments, "resume=auto"], run).wait()
         is_equal = code == 0 and compare(straight, run).equal and compare(straight, run).iterations == ITERATIONS
     by_fault = {}
     for fault in FAULTS_OF_RANKS:
         of_fault = [fate for fate in fates if fate["fault"] == fault and fate["killed"]]
         lost = sum(not is_equal or fate["left_behind"] > 0 or not fate["explained"] for fate in of_fault)
         by_fault[fault] = {"tried": len(of_fault), "lost": lost}
-    return {"by_fault": by_fault, "longest_end_s": max(fate["end_s"] for fate in fates), "overrides": words}
+    return {"by_fault": by_fault, "longest_end_s": max(fate["end_s"] for fate in fates), "overrides": arguments}
 
 
-def start(words: list[str], run: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "train.py", *words, "quiet=true", f"hydra.run.dir={run}"]
+def start(arguments: list[str], run: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "train.py", *arguments, "quiet=true", f"hydra.run.dir={run}"]
     return subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
 
 
@@ -178,8 +182,8 @@ def sizes_of(env: str, num_envs: int) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as parent:
         run = Path(parent) / "run"
-        words = [f"env={env}", f"num_envs={num_envs}", "max_iterations=2", "device=cpu", "quiet=true"]
-        command = [sys.executable, "train.py", *words, f"hydra.run.dir={run}"]
+        arguments = [f"env={env}", f"num_envs={num_envs}", "max_iterations=2", "device=cpu", "quiet=true"]
+        command = [sys.executable, "train.py", *arguments, f"hydra.run.dir={run}"]
         subprocess.run(command, cwd=REPOSITORY, check=True)
         found: dict[str, Any] = {"env": env, "num_envs": num_envs}
         for kind in ("model", "state"):
@@ -189,7 +193,7 @@ def sizes_of(env: str, num_envs: int) -> dict[str, Any]:
 
     from ppo_lab.envs import make_env
 
-    cfg = to_experiment(compose(words))
+    cfg = to_experiment(compose(arguments))
     built: Any = make_env(cfg.env, num_envs, torch.device("cpu"), seed=1)
     whole = io.BytesIO()
     torch.save(built._scene.__getstate__(), whole)
@@ -222,10 +226,10 @@ def cost(overrides: list[str]) -> dict[str, Any]:
 
     setattr(Loop, "state", clocked_gather)  # noqa: B010  mypy allows no method to be assigned
     setattr(Checkpoints, "maybe_save", clocked_save)  # noqa: B010
-    words = ["experiment=go2_small", f"max_iterations={2 * (WARM_UP + PAIRS)}", "save_interval=2", "quiet=true"]
+    arguments = ["experiment=go2_small", f"max_iterations={2 * (WARM_UP + PAIRS)}", "save_interval=2", "quiet=true"]
     with tempfile.TemporaryDirectory() as parent:
         run = Path(parent) / "run"
-        train.main([*words, *overrides, f"hydra.run.dir={run}"])
+        train.main([*arguments, *overrides, f"hydra.run.dir={run}"])
         config = read(run).config
     default = to_experiment(compose([])).save_interval
     whole_s = [math.nan, *(after - before for before, after in itertools.pairwise(ended_s))]

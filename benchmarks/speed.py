@@ -111,7 +111,7 @@ Until = Callable[[list[Iteration]], bool]
 # Measuring
 
 
-def run(name: str, words: Sequence[str], busy: int = 0, until: Until | None = None) -> Measured:
+def run(name: str, overrides: Sequence[str], busy: int = 0, until: Until | None = None) -> Measured:
     """Trains in a process of its own beside `busy` others: the iterations, and the settings as they were resolved.
 
     Ends the run as soon as `until` holds, where it is given. Raises a RuntimeError where the run fails.
@@ -119,7 +119,7 @@ def run(name: str, words: Sequence[str], busy: int = 0, until: Until | None = No
     with tempfile.TemporaryDirectory() as parent, busy_processes(busy):
         folder, said = Path(parent) / "run", Path(parent) / "stderr"
         started_s = time.time()  # as TensorBoard's events have it
-        with said.open("wb") as stderr, started(name, words, folder, stderr) as process:
+        with said.open("wb") as stderr, started(name, overrides, folder, stderr) as process:
             while (code := exit_code(process, POLL_S if until else LIMIT_S)) is None:
                 if until and until(read_iterations(folder, started_s)):
                     break
@@ -132,15 +132,15 @@ def run(name: str, words: Sequence[str], busy: int = 0, until: Until | None = No
 
 
 @contextmanager
-def started(name: str, words: Sequence[str], folder: Path, stderr: Any) -> Iterator[subprocess.Popen[bytes]]:
+def started(name: str, overrides: Sequence[str], folder: Path, stderr: Any) -> Iterator[subprocess.Popen[bytes]]:
     """The process that trains, without settings for threads of whoever measures. It ends with all that it started."""
     quiet = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_", "MKL_"))}
     environment = quiet | {"GIT_PYTHON_REFRESH": "quiet"}  # rsl_rl's logger asks for git
     if name == STOCK:
         command = [sys.executable, "benchmarks/stock.py", str(folder)]
-        given = to_json(to_experiment(compose(list(words)))).encode()
+        given = to_json(to_experiment(compose(list(overrides)))).encode()
     else:
-        command, given = [sys.executable, "train.py", *words, f"hydra.run.dir={folder}"], b""
+        command, given = [sys.executable, "train.py", *overrides, f"hydra.run.dir={folder}"], b""
     process = subprocess.Popen(
         command, cwd=REPOSITORY, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stderr
     )
@@ -208,7 +208,7 @@ def whole_s(iterations: Sequence[Iteration]) -> list[float]:
     return [after.ended_s - before.ended_s for before, after in itertools.pairwise(iterations)]
 
 
-def words_of(name: str, num_envs: int, iterations: int) -> list[str]:
+def overrides_of(name: str, num_envs: int, iterations: int) -> list[str]:
     """A row's overrides."""
     return [*WORKLOAD, f"num_envs={num_envs}", f"max_iterations={iterations}", *ROWS[name]]
 
@@ -216,7 +216,7 @@ def words_of(name: str, num_envs: int, iterations: int) -> list[str]:
 def measure(name: str, num_envs: int, iterations: int, busy: int = 0) -> dict[str, Any]:
     """One measurement of a row."""
     before_s, others_before_s = time.monotonic(), others_s()
-    rows, settings = run(name, words_of(name, num_envs, iterations), busy)
+    rows, settings = run(name, overrides_of(name, num_envs, iterations), busy)
     others = (others_s() - others_before_s) / (time.monotonic() - before_s)
     found: dict[str, Any] = {"row": name, "num_envs": num_envs, "iterations": iterations, "busy_processes": busy}
     found |= medians(rows) | {"others_cores": round(others, 2)}
@@ -240,7 +240,7 @@ def iteration(quick: bool) -> dict[str, Any]:
     names = list(dict.fromkeys([STOCK, list(ROWS)[-1]])) if quick else list(ROWS)
     for name in names:
         if name != STOCK and not quick:
-            run(name, words_of(name, NUM_ENVS, 1))  # compiles kernels and traces, once for all
+            run(name, overrides_of(name, NUM_ENVS, 1))  # compiles kernels and traces, once for all
     runs = [
         measure(name, NUM_ENVS, ITERATIONS[busy] - 2 * quick, busy)
         for busy in CONDITIONS
@@ -262,7 +262,7 @@ def sizes(_quick: bool) -> dict[str, Any]:
 
 def growth(_quick: bool) -> dict[str, Any]:
     name = list(ROWS)[-1]
-    iterations, _ = run(name, words_of(name, GROWTH_ENVS, LATE.stop))
+    iterations, _ = run(name, overrides_of(name, GROWTH_ENVS, LATE.stop))
     took_s = [math.nan, *whole_s(iterations)]  # what the first took is in the start-up
     early_s, late_s = median(took_s[EARLY]), median(took_s[LATE])
     return {"row": name, "num_envs": GROWTH_ENVS, "early_s": round(early_s, 4), "late_s": round(late_s, 4)}

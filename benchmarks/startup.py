@@ -1,6 +1,6 @@
 """How long a start takes, phase by phase, from the command to the end of the first iteration.
 
-    python benchmarks/startup.py [warm=5] [cold=0] [side_by_side=0] [out=docs/results/startup.json] [words of train.py]
+    python benchmarks/startup.py [warm=5] [cold=0] [side_by_side=0] [out=docs/results/startup.json] [overrides]
 
 Runs `python train.py env=go2 num_envs=512 max_iterations=2` in processes of its own and reads the times in their logs:
 `warm` runs with the caches as they are, `cold` runs with empty ones, and as often as `warm` so many runs at once as
@@ -28,7 +28,7 @@ from ppo_lab.runs.files import write_json
 from ppo_lab.runs.manifest import describe_machine, read_checkout
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-WORDS = ["env=go2", "num_envs=512", "max_iterations=2"]
+OVERRIDES = ["env=go2", "num_envs=512", "max_iterations=2"]
 PHASES = {
     "python_hydra_checks": "all is checked that can be without torch",
     "torch_learner_imported": "run folder: ",
@@ -45,11 +45,11 @@ TIME = "%Y-%m-%d %H:%M:%S,%f"
 class Start:
     """One run that is on its way."""
 
-    def __init__(self, folder: Path, words: list[str], environment: dict[str, str]) -> None:
+    def __init__(self, folder: Path, overrides: list[str], environment: dict[str, str]) -> None:
         self._log = folder / "run" / "train.log"
         self._began_s = time.time()
         self._process = subprocess.Popen(
-            [sys.executable, "train.py", *WORDS, *words, f"hydra.run.dir={self._log.parent}"],
+            [sys.executable, "train.py", *OVERRIDES, *overrides, f"hydra.run.dir={self._log.parent}"],
             cwd=REPOSITORY,
             stdout=subprocess.DEVNULL,
             env=environment,
@@ -69,14 +69,14 @@ class Start:
         return spent | {"is_cold": float(any(COMPILED in line for line in lines))}
 
 
-def starts(count: int, at_once: int, words: list[str], is_cold: bool) -> list[dict[str, float]]:
+def starts(count: int, at_once: int, overrides: list[str], is_cold: bool) -> list[dict[str, float]]:
     """`count` times `at_once` runs, one row each."""
     rows = []
     for number in range(count):
         with tempfile.TemporaryDirectory() as folder:
             environment = os.environ | ({"XDG_CACHE_HOME": f"{folder}/cache"} if is_cold else {})
             cpu_s = _cpu_s()
-            running = [Start(Path(folder, str(place)), words, environment) for place in range(at_once)]
+            running = [Start(Path(folder, str(place)), overrides, environment) for place in range(at_once)]
             found = [start.phases_s() for start in running]
             cpu_s = (_cpu_s() - cpu_s) / at_once
         rows += [row | {"cpu_of_two_iterations": cpu_s} for row in found]
@@ -96,22 +96,22 @@ def medians(rows: list[dict[str, float]], is_cold: bool) -> dict[str, Any]:
 
 def main(arguments: list[str]) -> None:
     own = {"warm": "5", "cold": "0", "side_by_side": "0", "out": ""}
-    words = []
-    for word in arguments:
-        name, _, value = word.partition("=")
+    overrides = []
+    for override in arguments:
+        name, _, value = override.partition("=")
         if name in own:
             own[name] = value
         else:
-            words.append(word)
+            overrides.append(override)
     warm, cold, side_by_side = (int(own[name]) for name in ("warm", "cold", "side_by_side"))
-    result: dict[str, Any] = {"command": " ".join(["python train.py", *WORDS, *words])}
-    starts(1, 1, words, is_cold=False)  # fills the caches
-    result["warm"] = medians(starts(warm, 1, words, is_cold=False), is_cold=False)
+    result: dict[str, Any] = {"command": " ".join(["python train.py", *OVERRIDES, *overrides])}
+    starts(1, 1, overrides, is_cold=False)  # fills the caches
+    result["warm"] = medians(starts(warm, 1, overrides, is_cold=False), is_cold=False)
     if side_by_side:
-        rows = starts(warm, side_by_side, words, is_cold=False)
+        rows = starts(warm, side_by_side, overrides, is_cold=False)
         result["side_by_side"] = {"at_once": side_by_side} | medians(rows, is_cold=False)
     if cold:
-        result["cold"] = medians(starts(cold, 1, words, is_cold=True), is_cold=True)
+        result["cold"] = medians(starts(cold, 1, overrides, is_cold=True), is_cold=True)
     result |= {
         "machine": describe_machine(torch.device("cpu")),
         "commit": read_checkout().commit,

@@ -8,12 +8,12 @@ from __future__ import annotations
 import difflib
 import signal
 import sys
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import NoReturn
 
 from ppo_lab import __version__
 from ppo_lab.machine import commands, loading
-from ppo_lab.machine.preflight import exit_on_wrong_packages, yield_busy_cores
+from ppo_lab.machine.preflight import exit_on_wrong_packages, version_of, yield_busy_cores
 
 COMMANDS = {
     "train": "train a robot; with -m, many runs at once",
@@ -64,7 +64,7 @@ def run(name: str, argv: list[str]) -> NoReturn:
     yield_busy_cores()
     if name in ("train", "replay", *ON_A_RUN):  # they load the simulator
         loading.begin()
-    if name in ON_A_RUN:
+    if name in ("dashboard", *ON_A_RUN):
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # tidies up, as after Ctrl-C
     from ppo_lab.cli.exits import exit_codes
 
@@ -75,12 +75,7 @@ def run(name: str, argv: list[str]) -> NoReturn:
 
 def versions() -> str:
     """Our version, and those of what decides a run's numbers."""
-    found = []
-    for name in VERSIONS:
-        try:
-            found.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            found.append(f"{name} missing")
+    found = [f"{name} {version_of(name) or 'missing'}" for name in VERSIONS]
     return f"ppo-lab {__version__} ({', '.join(found)})"
 
 

@@ -99,8 +99,8 @@ def _traces_in_this_process() -> Iterator[None]:
 
 @pytest.fixture
 def experiment() -> Callable[..., ExperimentConfig]:
-    """Composes an experiment from words of the command line."""
-    return lambda *words: to_experiment(compose(list(words)))
+    """Composes an experiment from overrides."""
+    return lambda *overrides: to_experiment(compose(list(overrides)))
 
 
 @pytest.fixture
@@ -122,11 +122,11 @@ def simulator() -> torch.device:
 
 @pytest.fixture(scope="session")
 def train() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs `python train.py` with words, in a process of its own, as a user does."""
+    """Runs `python train.py` with arguments, in a process of its own, as a user does."""
 
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "train.py", *words],
+            [sys.executable, "train.py", *arguments],
             cwd=REPOSITORY,
             capture_output=True,
             text=True,
@@ -144,8 +144,8 @@ def dashboard() -> Callable[..., AbstractContextManager[tuple[subprocess.Popen[s
     """
 
     @contextmanager
-    def run(*words: str, default_port: int | None = None) -> Iterator[tuple[subprocess.Popen[str], str]]:
-        command = [sys.executable, "-m", "ppo_lab", "dashboard", *words]
+    def run(*arguments: str, default_port: int | None = None) -> Iterator[tuple[subprocess.Popen[str], str]]:
+        command = [sys.executable, "-m", "ppo_lab", "dashboard", *arguments]
         if default_port is not None:
             code = f"""
 import runpy, sys
@@ -154,7 +154,7 @@ core_plugin.DEFAULT_PORT = {default_port}
 sys.argv = ["ppo_lab", *sys.argv[1:]]
 runpy.run_module("ppo_lab", run_name="__main__")
 """
-            command = [sys.executable, "-c", code, "dashboard", *words]
+            command = [sys.executable, "-c", code, "dashboard", *arguments]
         with serving(command) as (process, said):
             yield process, re.findall(r"(http://localhost:\d+/)#timeseries", said)[0]
 

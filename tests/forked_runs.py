@@ -28,7 +28,7 @@ from tests.paths import REPOSITORY
 NUM_ENVS = 16
 SEED = 1
 ITERATIONS = 16
-WORDS = [
+OVERRIDES = [
     *("experiment=smoke", f"max_iterations={ITERATIONS}", "algorithm.num_learning_epochs=2"),
     *("network.hidden_dims=[32,32]", "network.actor.obs_normalization=true", "network.critic.obs_normalization=true"),
 ]
@@ -40,14 +40,14 @@ Fault = Callable[[], None]
 
 
 class ForkedRun:
-    """One process that runs train.py, or another program, with the arguments `words`.
+    """One process that runs train.py, or another program, with `arguments`.
 
     What it prints goes to the file `output`; what it prints to stderr too, or else to the file `errors`.
     """
 
     def __init__(
         self,
-        words: list[str],
+        arguments: list[str],
         output: Path,
         fault: Fault | None = None,
         cwd: Path = REPOSITORY,
@@ -60,7 +60,7 @@ class ForkedRun:
         os.environ["PYTHONPATH"] = str(REPOSITORY)  # where the preloaded is looked for
         self._output = output
         self._process = context.Process(
-            target=_run_program, args=(program, words, output, errors, fault, cwd, predicts), daemon=True
+            target=_run_program, args=(program, arguments, output, errors, fault, cwd, predicts), daemon=True
         )
         self._process.start()
         assert self._process.pid
@@ -84,7 +84,7 @@ class ForkedRun:
 
 
 def begin(env: str, folder: Path, *more: str) -> list[str]:
-    return [*WORDS, f"env={env}", *more, f"hydra.run.dir={folder}"]
+    return [*OVERRIDES, f"env={env}", *more, f"hydra.run.dir={folder}"]
 
 
 def is_complete(run: Path) -> bool:
@@ -139,7 +139,7 @@ def compile_kernels(env: Any) -> None:
 
 def _run_program(
     program: str,
-    words: list[str],
+    arguments: list[str],
     output: Path,
     errors: Path | None,
     fault: Fault | None,
@@ -156,7 +156,7 @@ def _run_program(
         _predict_nothing()
     if fault:
         fault()
-    sys.argv = [program, *words]
+    sys.argv = [program, *arguments]
     if program.endswith(".py"):
         runpy.run_path(str(REPOSITORY / program), run_name="__main__")
     else:

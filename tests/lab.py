@@ -62,11 +62,11 @@ class Lab:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
 
-    def start(self, *words: str, program: tuple[str, ...] = (), **variables: str) -> subprocess.Popen[str]:
-        """train.py with these words; `program`: what starts it."""
+    def start(self, *arguments: str, program: tuple[str, ...] = (), **variables: str) -> subprocess.Popen[str]:
+        """train.py with these arguments; `program`: what starts it."""
         environment = self.environment() | variables
         train = str(REPOSITORY / "train.py")
-        command = [*(program or (sys.executable,)), *([] if "replay" in program else [train]), *words]
+        command = [*(program or (sys.executable,)), *([] if "replay" in program else [train]), *arguments]
         pipe = subprocess.PIPE
         process = subprocess.Popen(command, cwd=self.site.parent, env=environment, stdout=pipe, stderr=pipe, text=True)
         self.started.append(process)
@@ -76,8 +76,8 @@ class Lab:
         path = os.pathsep.join([str(REPOSITORY), str(self.site)])
         return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
-    def train(self, *words: str, **variables: str) -> tuple[int, str, str]:
-        return ended(self.start(*words, program=(), **variables))
+    def train(self, *arguments: str, **variables: str) -> tuple[int, str, str]:
+        return ended(self.start(*arguments, program=(), **variables))
 
 
 def ended(process: subprocess.Popen[str], within_s: float = 240.0) -> tuple[int, str, str]:

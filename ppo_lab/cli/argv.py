@@ -170,7 +170,7 @@ def parse(text: str, several: bool = False) -> Override:
             "or add -m to train with each."
         )
     if override.package is not None:
-        raise ConfigError(f"{shown} moves {key} to another place. Allowed: {key}=..., without @.")
+        raise ConfigError(f"{shown} moves {key} to another part of the configuration. Allowed: {key}=..., without @.")
     if re.split("[./]", key)[0] == "hydra":
         _check_hydra_setting(text, key)
     return override

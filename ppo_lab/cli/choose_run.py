@@ -369,10 +369,10 @@ def _new_run(start: _Start, changes: list[str], name: str | None) -> str:
     `name`: of the checkpoint, last where there is none.
     """
     with suppress(ConfigError):
-        words = _begin_with_weights(_begun_with(start), start.folder, name, changes)
-        overrides, source = command_line.read(words)
+        arguments = _begin_with_weights(_begun_with(start), start.folder, name, changes)
+        overrides, source = command_line.read(arguments)
         ancestry.with_ancestor(to_experiment(compose(overrides, source)))
-        return commands.train(*words)
+        return commands.train(*arguments)
     return ""
 
 
@@ -402,8 +402,8 @@ def _begun_with(start: _Start) -> list[str]:
     defaults, saved = _settings(compose(env[-1:], start.source)), flat(asdict(start.saved))
     changed = {key: value for key, value in saved.items() if key not in defaults or defaults[key] != value}
     left_out = [f"~{key}" for key in defaults.keys() - saved.keys()]
-    words = (f"{'' if key in defaults else '++'}{key}={_as_override(value)}" for key, value in changed.items())
-    return [*env, *left_out, *words]
+    new = (f"{'' if key in defaults else '++'}{key}={_as_override(value)}" for key, value in changed.items())
+    return [*env, *left_out, *new]
 
 
 def _settings_begun_with(cfg: ExperimentConfig) -> dict[str, Any]:
@@ -416,8 +416,8 @@ def _as_override(value: Any) -> str:
     """A value as Hydra reads it."""
     if isinstance(value, list):
         return f"[{','.join(map(_as_override, value))}]"
-    is_word = isinstance(value, str) and re.fullmatch(r"[a-z]{2,}", value) and value not in ("true", "false", "null")
-    return quoted(value) if isinstance(value, str) and not is_word else as_text(value)
+    is_plain = isinstance(value, str) and re.fullmatch(r"[a-z]{2,}", value) and value not in ("true", "false", "null")
+    return quoted(value) if isinstance(value, str) and not is_plain else as_text(value)
 
 
 def _newest_whole(start: _Start, warnings: list[str]) -> int | None:

@@ -125,7 +125,7 @@ def compose(overrides: Sequence[str], source: Source = TRAIN) -> DictConfig:
         try:
             cfg = hydra.compose(source.name, list(overrides), return_hydra_config=True)
         except Exception as error:  # Hydra has its own, and lets AssertionError and ValueError out as well
-            chosen = [text for text, word in zip(overrides, parsed, strict=True) if word.key_or_group in groups]
+            chosen = [text for text, override in zip(overrides, parsed, strict=True) if override.key_or_group in groups]
             known: set[str] = set()
             with suppress(Exception):  # of a primary configuration that is wrong in itself
                 known = all_keys(hydra.compose(source.name, chosen))

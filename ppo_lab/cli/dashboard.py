@@ -30,7 +30,6 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--port", type=int, help="default: 6006, or the next that is free")
     asked = parser.parse_args(argv)
     url = serve(asked.folder, asked.port)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
         print(f"TensorBoard on {asked.folder}:")
         for view, what in views(asked.folder).items():

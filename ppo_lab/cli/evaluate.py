@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
 def _check_policy(asked: Evaluation, argv: list[str], conditions: Mapping[str, Trained]) -> RunnerPolicy | None:
     """The exported folder that `asked.policy` names; None for a file. Raises a ConfigError where it does not fit."""
     path = Path(str(asked.policy))
-    if any(word.startswith("checkpoint=") for word in argv):
+    if any(argument.startswith("checkpoint=") for argument in argv):
         raise ConfigError("checkpoint= names a policy of the run, policy= another. Give one of them.")
     if asked.actions == "sampled":
         raise ConfigError("actions=sampled: a policy from a file gives its mean alone. Allowed with policy=: mean.")

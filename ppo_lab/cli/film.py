@@ -37,7 +37,9 @@ class Filming:
 def main(argv: list[str]) -> None:
     """Raises a ConfigError, or a RunFailedError where no film came of it."""
     began_s = time.perf_counter()
-    trained, asked = on_run.read([re.sub("^checkpoints=", "checkpoint=", word) for word in argv], "film", Filming)
+    trained, asked = on_run.read(
+        [re.sub("^checkpoints=", "checkpoint=", argument) for argument in argv], "film", Filming
+    )
     checkpoints = trained.checkpoints(asked.checkpoint)
     _check_pictures(asked, len(checkpoints), trained.cfg.env.dt)
     into = make_part(RunFolder(trained.folder).films) / (asked.name or asked.checkpoint)

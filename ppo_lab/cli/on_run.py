@@ -49,16 +49,16 @@ def read(argv: list[str], command: str, schema: type[Settings]) -> tuple[Trained
     Ends the process where --help is asked. Raises a ConfigError.
     """
     defaults = CONF / "commands" / f"{command}.yaml"
-    if not argv or any(word in ("-h", "--help") for word in argv):
+    if not argv or any(argument in ("-h", "--help") for argument in argv):
         print(f"{commands.portable(command)} RUN [key=value ...]\n\n{defaults.read_text()}", end="")
         sys.exit(0 if argv else 2)
-    folders = [word for word in argv if "=" not in word or Path(word).is_dir()]
-    if option := next((word for word in folders if word.startswith("-")), None):
+    folders = [argument for argument in argv if "=" not in argument or Path(argument).is_dir()]
+    if option := next((argument for argument in folders if argument.startswith("-")), None):
         raise ConfigError(f"unknown option {as_text(option)}; settings are written as key=value; see --help.")
     if len(folders) != 1:
         given = "none was given" if not folders else f"got {len(folders)}: {', '.join(map(as_text, folders))}"
         raise ConfigError(f"name one run folder; {given}. {commands.portable('runs')} lists the runs.")
-    values = _values([word for word in argv if word not in folders])
+    values = _values([argument for argument in argv if argument not in folders])
     names = [f.name for f in dataclasses.fields(schema)]  # type: ignore[arg-type]
     for key in values:
         if key not in names and not key.startswith("env."):
@@ -69,13 +69,15 @@ def read(argv: list[str], command: str, schema: type[Settings]) -> tuple[Trained
     return Trained.read(Path(folders[0]), {key: value for key, value in values.items() if key not in names}), settings
 
 
-def _values(words: list[str]) -> dict[str, Any]:
+def _values(arguments: list[str]) -> dict[str, Any]:
     """Settings as typed, with values as YAML has them."""
     found = {}
-    for word in words:
-        key, _, text = word.partition("=")
+    for argument in arguments:
+        key, _, text = argument.partition("=")
         try:
             found[key] = yaml.safe_load(text)
         except yaml.YAMLError:
-            raise ConfigError(f"{as_text(word)}: the value is no YAML; quote it for the shell: '{key}=...'.") from None
+            raise ConfigError(
+                f"{as_text(argument)}: the value is no YAML; quote it for the shell: '{key}=...'."
+            ) from None
     return found

@@ -1,4 +1,4 @@
-"""Lists runs: `python -m ppo_lab runs --help`."""
+"""Lists runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ UNKNOWN = "-"
 
 
 def main(argv: list[str]) -> None:
-    parser = Parser(prog="python -m ppo_lab runs", description="Lists runs, the newest first.")
+    parser = Parser(prog=commands.portable("runs"), description="Lists runs, the newest first.")
     parser.add_argument("folders", nargs="*", type=Path, help="runs, sweeps, or folders of them; default: outputs")
     parser.add_argument("--json", action="store_true", help="one JSON list, with what could not be read")
     asked = parser.parse_args(argv)

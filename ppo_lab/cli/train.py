@@ -19,7 +19,7 @@ from ppo_lab.cli.exits import exit_codes
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.errors import ExitCode
 from ppo_lab.machine import devices, launch, loading
-from ppo_lab.runs.folder import Run
+from ppo_lab.runs.folder import Run, RunFolder
 from ppo_lab.sweeps import launcher
 from ppo_lab.training import budget, console, stopping
 
@@ -84,7 +84,7 @@ def _begin_log(run: Run, cfg: DictConfig) -> None:
         return
     settings = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     hydra = OmegaConf.masked_copy(cfg, ["hydra"])
-    folder = run.folder / ".hydra"
+    folder = RunFolder(run.folder).hydra
     folder.mkdir()
     for name, part in {"config": settings, "hydra": hydra, "overrides": cfg.hydra.overrides.task}.items():
         (folder / f"{name}.yaml").write_text(OmegaConf.to_yaml(part), encoding="utf-8")

@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +26,7 @@ from ppo_lab.deploy.interface import interface
 from ppo_lab.deploy.runner import EXAMPLE, FORMAT, MANIFEST, POLICY, TOLERANCE, difference
 from ppo_lab.deploy.script import as_script, load_script
 from ppo_lab.errors import ConfigError, NotReproducedError
+from ppo_lab.machine.preflight import version_of
 from ppo_lab.runs.files import read_json, write_json
 from ppo_lab.runs.folder import cannot_write
 from ppo_lab.runs.manifest import packages, read_checkout
@@ -161,7 +161,7 @@ def export(trained: Trained, checkpoint: Path, env: WatchedEnv, into: Path) -> A
             "iteration": original.iteration,
             "exported": datetime.now().astimezone().isoformat(timespec="seconds"),
             "git": {"commit": checkout.commit, "dirty": checkout.is_dirty},
-            "packages": packages() | {name: metadata.version(name) for name in PACKAGES},
+            "packages": packages() | {name: version_of(name) for name in PACKAGES},
         }
         manifest = about | described | {"files": {name: _sha256(folder / name) for name in FILES}}
         write_json(folder / MANIFEST, manifest)

@@ -25,6 +25,7 @@ from ppo_lab.deploy.trained import Trained
 from ppo_lab.errors import RunFailedError, SimulatorError
 from ppo_lab.machine.preflight import SYSTEM_PACKAGES
 from ppo_lab.runs.events import show_film
+from ppo_lab.runs.folder import checkpoint_name
 
 if TYPE_CHECKING:
     from ppo_lab.contracts import FilmedEnv, Measurement, Policy, StepDetails
@@ -106,7 +107,7 @@ def film(
 
 
 def _title(file: Path, policy: ActorPolicy) -> str:
-    is_numbered = file.stem == f"model_{policy.iteration}"
+    is_numbered = policy.iteration is not None and file.name == checkpoint_name("model", policy.iteration)
     return f"iteration {policy.iteration}" + ("" if is_numbered else f" ({file.stem})")
 
 

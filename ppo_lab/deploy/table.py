@@ -9,6 +9,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from ppo_lab.runs.folder import checkpoint_name
+
 UNKNOWN = "-"
 EXACT = 1e-9
 """Relative to the mean: a smaller interval is rounding."""
@@ -50,7 +52,9 @@ def _has_spread(result: Mapping[str, Any]) -> bool:
 
 
 def _title(result: Mapping[str, Any], has_conditions: bool) -> str:
-    name = result["policy"].removesuffix(".pt").replace("model_", "iteration ")
+    name, iteration = result["policy"], result["iteration"]
+    is_numbered = iteration is not None and name == checkpoint_name("model", iteration)
+    name = f"iteration {iteration}" if is_numbered else name.removesuffix(".pt")
     return f"{name}\n{result['condition']}" if has_conditions else name
 
 

@@ -43,21 +43,21 @@ def check_installed() -> None:
     wrong = [
         requirement
         for requirement in needed
-        if (version := _version(requirement.name)) is None
+        if (version := version_of(requirement.name)) is None
         or not requirement.specifier.contains(version, prereleases=True)
     ]
     if wrong:
         if _is_system_python():
             lacks = ", ".join(requirement.name for requirement in wrong)
             raise MachineError(f"{sys.executable} lacks {lacks}; {_how_to_install()}")
-        found = ", ".join(f"{requirement.name} {_version(requirement.name) or 'missing'}" for requirement in wrong)
+        found = ", ".join(f"{requirement.name} {version_of(requirement.name) or 'missing'}" for requirement in wrong)
         wanted = [f"{requirement.name}{requirement.specifier}" for requirement in wrong]
         raise MachineError(f"installed: {found}; needed: {', '.join(wanted)}; run: {_pip_install(wanted)}")
-    if _version("rsl-rl") is not None:
+    if version_of("rsl-rl") is not None:
         ours = next(f"{requirement.name}{requirement.specifier}" for requirement in needed if "rsl" in requirement.name)
         again = _pip_install(["--force-reinstall", "--no-deps", ours])
         raise MachineError(
-            f"installed: rsl-rl {_version('rsl-rl')}, which shadows rsl-rl-lib; needed: rsl-rl-lib alone; "
+            f"installed: rsl-rl {version_of('rsl-rl')}, which shadows rsl-rl-lib; needed: rsl-rl-lib alone; "
             f"run: {sys.executable} -m pip uninstall -y rsl-rl && {again}"
         )
 
@@ -74,6 +74,14 @@ def requirements() -> list[str]:
     except metadata.PackageNotFoundError:
         raise MachineError(f"{NAME} was copied, not installed; {_how_to_install()}") from None
     return [text for text in noted or () if "extra ==" not in text]
+
+
+def version_of(package: str) -> str | None:
+    """Of an installed package, such as "2.11.0+cpu"; None where it is missing."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def check_system_libraries() -> None:
@@ -130,13 +138,6 @@ def _how_to_install() -> str:
 
 def _is_system_python() -> bool:
     return sys.prefix == sys.base_prefix and "CONDA_PREFIX" not in os.environ
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name).split("+")[0]
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _pip_install(requirements: list[str]) -> str:

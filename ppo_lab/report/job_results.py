@@ -17,7 +17,7 @@ from ppo_lab.config import flat
 from ppo_lab.config.overrides import shown
 from ppo_lab.errors import ConfigError
 from ppo_lab.memory.measure import measured
-from ppo_lab.memory.rows import MIB
+from ppo_lab.memory.rows import MIB, name_of
 from ppo_lab.runs import ancestry
 from ppo_lab.runs.config import FROM_SCRATCH, LABELS, START_KEYS
 from ppo_lab.runs.folder import RunFolder, find_runs
@@ -230,11 +230,7 @@ def _read_run(folder: Path) -> RunFigures:
         np.array([math.nan if reward is None else reward for reward in rewards], dtype=np.float64),
         np.cumsum([iteration_s(row) for row in record.metrics], dtype=np.float64),
         predicted,
-        {
-            tag.removeprefix("Memory/").removesuffix("_mib"): round(mib * MIB)
-            for tag, mib in highest.items()
-            if not tag.startswith("Memory/predicted_")
-        },
+        {name: round(mib * MIB) for tag, mib in highest.items() if (name := name_of(tag))},
         ancestry.in_short(record.manifest),
         tuple(damages),
         newest_evaluation(folder),

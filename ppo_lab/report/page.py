@@ -55,9 +55,9 @@ def render(results: Results, pictures: Mapping[str, Picture], folder: Path) -> s
 
 def _settings_table(results: Results) -> list[tuple[Configuration, Any, bool]]:
     """Configuration, figures, and whether no other beats it (it is Pareto-optimal); the best final reward first."""
-    best = {id(one) for one in results.pareto_front}
+    pareto_optimal = {id(one) for one in results.pareto_front}
     best_first = sorted(results.configurations, key=_final_reward, reverse=True)
-    return [(one, _figures(results, one), id(one) in best) for one in best_first]
+    return [(one, _figures(results, one), id(one) in pareto_optimal) for one in best_first]
 
 
 def _shown(pictures: Mapping[str, Picture], env: str) -> list[tuple[Picture, str]]:

@@ -112,7 +112,7 @@ def find_again(asked: str, folder: Path, cfg: ExperimentConfig) -> Ancestor | No
     if cfg.init_from is None:
         return None
     before, path = recorded(read_json(RunFolder(folder).manifest)), relative_to_cwd(Path(cfg.init_from))
-    mend = "Put it back, or name the place where it is now: init_from=CHECKPOINT."
+    mend = "Put it back, or name where it is now: init_from=CHECKPOINT."
     if not _exists(path):
         raise ConfigError(f"{asked}: the run began with {as_text(path)}, which is gone. {mend}")
     found = find(cfg.init_from)

@@ -61,6 +61,11 @@ class RunFolder:
         return self.path / "train.log"
 
     @property
+    def hydra(self) -> Path:
+        """A folder: what Hydra composed."""
+        return self.path / ".hydra"
+
+    @property
     def lock(self) -> Path:
         return self.path / ".lock"
 

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,7 +20,7 @@ import psutil
 from ppo_lab import envs
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.machine import commands, devices
-from ppo_lab.machine.preflight import cpu_name
+from ppo_lab.machine.preflight import cpu_name, version_of
 from ppo_lab.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ def describe_run(
 
 def packages() -> dict[str, str | None]:
     """The versions that decide a run's numbers."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    return {"python": platform.python_version(), **{name: version_of(name) for name in PACKAGES}}
 
 
 def describe_env_package(env: str) -> dict[str, Any] | None:
@@ -241,10 +240,3 @@ def _git(repository: Path, *arguments: str, environment: Mapping[str, str] | Non
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout if answer.returncode == 0 else None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

@@ -57,13 +57,22 @@ def estimate_in_background(cfg: ExperimentConfig) -> Future[Estimate]:
     return future
 
 
-def room_bytes(device: str) -> int:
+def available_bytes(device: str) -> int:
     """What a run of this process may come to: what is free on `device`, and on a CPU what its ranks hold already.
 
     To be asked before there is a CUDA context, which what a run needs contains.
     """
     is_gpu = this_machine(device).is_gpu
     return hardware.free_bytes(device) + (0 if is_gpu else _held_bytes())
+
+
+def still_available_bytes(device: str, predicted: Estimate | None, at_start_bytes: int) -> int:
+    """What was available at the start of a run that ran out of memory, without what other processes have taken since.
+
+    On a GPU the simulator may keep what it holds.
+    """
+    held_bytes = (predicted.simulator_bytes or 0) if predicted and predicted.hardware.is_gpu else 0
+    return min(at_start_bytes, available_bytes(device) + held_bytes)
 
 
 def _held_bytes() -> int:
@@ -165,14 +174,14 @@ def advice(cfg: ExperimentConfig, card: Hardware, free_bytes: int) -> str:
     return f"Try {', or '.join(tries)}."
 
 
-def advice_after(cfg: ExperimentConfig, predicted: Estimate | None, room_bytes: int, has_begun: bool) -> str:
+def advice_after(cfg: ExperimentConfig, predicted: Estimate | None, available_bytes: int, has_begun: bool) -> str:
     """What to try of a run that ran out of memory, as overrides for the command line.
 
-    What fits into `room_bytes`, or half of the run where it was predicted to fit into that, and did not. Smaller
+    What fits into `available_bytes`, or half of the run where it was predicted to fit into that, and did not. Smaller
     mini-batches are no help where it ran out before it had begun.
     """
-    is_foreseen = predicted and verdict(predicted.device_bytes, room_bytes) == "no"
-    tries = _what_fits(cfg, predicted.hardware, room_bytes) if predicted and is_foreseen else _half(cfg)
+    is_foreseen = predicted and verdict(predicted.device_bytes, available_bytes) == "no"
+    tries = _what_fits(cfg, predicted.hardware, available_bytes) if predicted and is_foreseen else _half(cfg)
     tries = [setting for setting in tries if has_begun or setting.startswith(("num_envs=", "processes="))]
     return f"Try {', or '.join(tries or ['a smaller num_steps_per_env or network'])}."
 
@@ -185,7 +194,7 @@ def _half(cfg: ExperimentConfig) -> list[str]:
 
 def _what_fits(cfg: ExperimentConfig, card: Hardware, free_bytes: int) -> list[str]:
     """The settings with which `cfg` fits into `free_bytes`."""
-    room = Hardware(card.name, free_bytes // MIB, card.compute_capability, card.multiprocessors)
+    available = Hardware(card.name, free_bytes // MIB, card.compute_capability, card.multiprocessors)
     calibrated, _ = calibration.find(card.name)
     tries = []
     for search, setting in (
@@ -193,21 +202,21 @@ def _what_fits(cfg: ExperimentConfig, card: Hardware, free_bytes: int) -> list[s
         (largest.smallest_num_mini_batches, "algorithm.num_mini_batches={0.num_mini_batches}"),
     ):
         try:
-            tries.append(setting.format(search(cfg, room, calibrated)))
+            tries.append(setting.format(search(cfg, available, calibrated)))
         except (ConfigError, RuntimeError) as error:
             log.debug("no advice: %s", error)
-    fewer = None if card.is_gpu else _fewer_processes(cfg, room)
+    fewer = None if card.is_gpu else _fewer_processes(cfg, available)
     return [*tries, *([f"processes={fewer}"] if fewer else [])]
 
 
-def _fewer_processes(cfg: ExperimentConfig, room: Hardware) -> int | None:
+def _fewer_processes(cfg: ExperimentConfig, available: Hardware) -> int | None:
     """The largest half, quarter, ... of the ranks with which `cfg` fits; None where none does."""
     processes = cfg.processes // 2
     while processes:
         run = replace(cfg, processes=processes)
         with suppress(ConfigError, RuntimeError):
             check(run)
-            if verdict(estimate(run, room, count_new_envs=False).device_bytes, room.memory_bytes) != "no":
+            if verdict(estimate(run, available, count_new_envs=False).device_bytes, available.memory_bytes) != "no":
                 return processes
         processes //= 2
     return None

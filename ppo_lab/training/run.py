@@ -69,7 +69,7 @@ def train(run: Run, estimated: Future[Estimate], others: OtherRanks | None = Non
         log.info(note)
     for warning in run.warnings:
         log.warning(warning)
-    room_bytes = budget.room_bytes(cfg.device)  # before there is a CUDA context, which is part of the need
+    available_bytes = budget.available_bytes(cfg.device)  # before there is a CUDA context, which is part of the need
     device = devices.resolve_device(cfg.device)
     if device.type == "cuda":
         log.info("device: %s", devices.card(cfg.device) or device)
@@ -82,10 +82,10 @@ def train(run: Run, estimated: Future[Estimate], others: OtherRanks | None = Non
     checkpoints = Checkpoints(
         kept, cfg.save_interval, cfg.checkpoint.keep_state, cfg.checkpoint.every_seconds, record.sync, evaluations
     )
-    with StopSignals() as stop, _failures_explained(folder, record, checkpoints, room_bytes):
+    with StopSignals() as stop, _failures_explained(folder, record, checkpoints, available_bytes):
         with evaluations, record:  # the run is complete before the last evaluations are
             envs.preload(cfg.env.name)  # while the estimate is made
-            record.predict(budget.check_budget(cfg, estimated, room_bytes, device.type == "cuda"))
+            record.predict(budget.check_budget(cfg, estimated, available_bytes, device.type == "cuda"))
             _train(run, record, checkpoints, saved, ancestor, stop, others)
         log.info("see it:   %s", commands.module("dashboard", str(relative_to_cwd(folder))))
         if run.reproduces:
@@ -196,8 +196,10 @@ def _evidence_kept(run: Run, checkpoints: Checkpoints) -> Iterator[None]:
 
 
 @contextmanager
-def _failures_explained(folder: Path, record: Recording, checkpoints: Checkpoints, room_bytes: int) -> Iterator[None]:
-    """Raises what `train` promises, with what to do next. `room_bytes`: free at the start."""
+def _failures_explained(
+    folder: Path, record: Recording, checkpoints: Checkpoints, available_bytes: int
+) -> Iterator[None]:
+    """Raises what `train` promises, with what to do next. `available_bytes`: free at the start."""
     try:
         yield
     except (KeyboardInterrupt, StoppedError):
@@ -216,7 +218,7 @@ def _failures_explained(folder: Path, record: Recording, checkpoints: Checkpoint
         what = f"the run failed: {error}"
         if ran_out_of_memory(error):
             free_memory_held_by(error)  # before asking what is free
-            what = _out_of_memory(record, checkpoints, room_bytes)
+            what = _out_of_memory(record, checkpoints, available_bytes)
         raise RunFailedError(f"{what} (more in {relative_to_cwd(RunFolder(folder).log)})") from error
 
 
@@ -225,16 +227,13 @@ def _say_how_to_go_on(folder: Path) -> None:
         log.info("go on:    %s", commands.train(f"resume={relative_to_cwd(folder)}"))
 
 
-def _out_of_memory(record: Recording, checkpoints: Checkpoints, room_bytes: int) -> str:
-    """What happened, and what to try. `room_bytes`: free at the start."""
+def _out_of_memory(record: Recording, checkpoints: Checkpoints, available_bytes: int) -> str:
+    """What happened, and what to try. `available_bytes`: free at the start."""
     cfg, predicted = record.run.cfg, record.estimate
-    held_bytes = 0
-    if predicted and predicted.hardware.is_gpu:  # the simulator may keep it; of a CPU it is in the room
-        held_bytes = predicted.simulator_bytes or 0
-    room_bytes = min(room_bytes, budget.room_bytes(cfg.device) + held_bytes)
+    available_bytes = budget.still_available_bytes(cfg.device, predicted, available_bytes)
     when = f"in iteration {record.iterations}" if record.is_training else "while simulator and learner were built"
     safe = "" if checkpoints.newest() is None else "; checkpoints are safe"
-    return f"out of memory {when}{safe}. {budget.advice_after(cfg, predicted, room_bytes, record.is_training)}"
+    return f"out of memory {when}{safe}. {budget.advice_after(cfg, predicted, available_bytes, record.is_training)}"
 
 
 def _keep_evidence(found: NonFiniteError, run: Run, checkpoints: Checkpoints) -> str:

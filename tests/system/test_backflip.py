@@ -15,8 +15,8 @@ from ppo_lab.envs import make_env
 Experiment = Callable[..., ExperimentConfig]
 
 
-def build(experiment: Experiment, device: torch.device, *words: str, num_envs: int = 3) -> Any:
-    return make_env(experiment("env=go2_backflip", *words).env, num_envs, device, seed=1)
+def build(experiment: Experiment, device: torch.device, *overrides: str, num_envs: int = 3) -> Any:
+    return make_env(experiment("env=go2_backflip", *overrides).env, num_envs, device, seed=1)
 
 
 @torch.inference_mode()

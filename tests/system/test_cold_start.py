@@ -88,7 +88,9 @@ def test_a_terminal_counts_the_kernels_that_are_compiled(
     assert ("kernels compiled: 2" in capsys.readouterr().out) == shown
 
 
-def test_the_line_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_compiled_kernels_are_announced_in_one_info_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.DEBUG, logger="ppo_lab"):
         looked_up(monkeypatch, True, True)
         assert caplog.messages == []

@@ -157,8 +157,8 @@ def test_a_run_piped_to_tee_that_is_stopped_saves_its_last_iteration_and_the_com
     assert (run / "checkpoints" / f"state_{rows_so_far(run) - 1}.pt").exists()
 
     command = re.findall(r"go on: +(.*)", (run / "train.log").read_text())[-1]
-    words = [*shlex.split(command)[2:], f"max_iterations={rows_so_far(run) + 1}"]
-    code, printed = ForkedRun(words, tmp_path / "out").ends()
+    overrides = [*shlex.split(command)[2:], f"max_iterations={rows_so_far(run) + 1}"]
+    code, printed = ForkedRun(overrides, tmp_path / "out").ends()
     assert code == 0, printed
     assert is_complete(run)
 
@@ -170,8 +170,8 @@ def test_a_stopped_pipeline_in_a_shell_saves_its_last_iteration_and_the_command_
 ) -> None:
     """`train.py | tee log` in a shell on a terminal. Either ending reaches tee as well, which then breaks the pipe."""
     run, log = tmp_path / "a run=1, of two", tmp_path / "log"
-    words = ["experiment=smoke", "env=hover", ENDLESS, f"hydra.run.dir={run}"]
-    line = f"{shlex.join([sys.executable, 'train.py', *words])} 2>&1 | tee {log}; echo ended ${{PIPESTATUS[@]}}"
+    overrides = ["experiment=smoke", "env=hover", ENDLESS, f"hydra.run.dir={run}"]
+    line = f"{shlex.join([sys.executable, 'train.py', *overrides])} 2>&1 | tee {log}; echo ended ${{PIPESTATUS[@]}}"
     shell = subprocess.Popen(
         ["setsid", "--ctty", "bash", "--norc", "-i"],
         cwd=REPOSITORY, stdin=terminal.theirs, stdout=terminal.theirs, stderr=terminal.theirs,
@@ -220,8 +220,8 @@ def wait_for(condition: object, within_s: float = 300.0) -> None:
 @pytest.mark.parametrize("name", [*PATHS[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in PATHS[2:])])
 def test_the_command_printed_for_a_run_folder_of_any_name_resumes_and_reproduces_it(name: str, tmp_path: Path) -> None:
     run = tmp_path / name
-    words = [*begin("hover", run, "max_iterations=2")]
-    code, printed = ForkedRun(words, tmp_path / "out").ends()
+    overrides = [*begin("hover", run, "max_iterations=2")]
+    code, printed = ForkedRun(overrides, tmp_path / "out").ends()
     assert code == 0, printed
     code, printed = ForkedRun([f"resume={run}"], tmp_path / "out").ends()
     assert (code, "is complete: all 2 iterations are done" in printed) == (0, True)
@@ -244,8 +244,8 @@ def test_a_progress_line_that_is_too_long_drops_its_last_parts_first() -> None:
 
 def test_a_terminal_of_80_columns_shows_iteration_and_time_left(terminal: Terminal, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    words = begin("hover", run, "max_iterations=6", "memory.count_tensors=true")
-    assert ForkedRun(words, terminal.path).join() == 0
+    overrides = begin("hover", run, "max_iterations=6", "memory.count_tensors=true")
+    assert ForkedRun(overrides, terminal.path).join() == 0
     lines = [line for line in terminal.lines() if line.startswith("iteration ")]
     assert any(re.match(r"iteration 6/6 \| left 0:00:00 \| ", line) for line in lines), terminal.text
     assert max(map(len, lines)) <= 80

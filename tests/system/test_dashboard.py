@@ -36,8 +36,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def refusal(*words: str) -> str:
-    command = [sys.executable, "-m", "ppo_lab", "dashboard", *words]
+def refusal(*arguments: str) -> str:
+    command = [sys.executable, "-m", "ppo_lab", "dashboard", *arguments]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done
     return done.stderr

@@ -72,8 +72,8 @@ def examples() -> dict[str, str]:
     return dict(re.findall(r"`(\S+\.(?:yaml|py))`\n\n```\w+\n(.*?)```", "\n".join(pages), re.DOTALL))
 
 
-def python(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *words], cwd=checkout, capture_output=True, text=True, timeout=300)
+def python(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=checkout, capture_output=True, text=True, timeout=300)
 
 
 def test_the_examples_on_the_simulator_keep_the_contract_and_train_as_they_stand(checkout: Path) -> None:
@@ -113,9 +113,9 @@ def test_the_readme_shows_the_errors_that_one_gets() -> None:
     page = (REPOSITORY / "README.md").read_text()
     shown = re.findall(r"^\$ python train.py (\S+)\n(error: .*)$", page, re.MULTILINE)
     assert len(shown) >= 2
-    for word, message in shown:
+    for argument, message in shown:
         with pytest.raises(ConfigError) as refused:
-            to_experiment(compose([word]))
+            to_experiment(compose([argument]))
         assert f"error: {refused.value}" == message
 
 

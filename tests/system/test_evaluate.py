@@ -42,7 +42,7 @@ def evaluate(lab: Lab, run: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[C
     monkeypatch.syspath_prepend(lab.site)
     monkeypatch.chdir(lab.site.parent)
     envs.registered.cache_clear()
-    yield lambda *words: main(list(words))
+    yield lambda *arguments: main(list(arguments))
     envs.registered.cache_clear()
 
 
@@ -188,7 +188,7 @@ def test_the_report_shows_the_evaluation_of_the_latest_iteration(
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["nowhere"], "there is no such folder"),
         (["."], "is no run folder"),
@@ -210,9 +210,9 @@ def test_the_report_shows_the_evaluation_of_the_latest_iteration(
         (["a run", "conditions=nothing.yaml"], "conditions=nothing.yaml is missing"),
     ],
 )
-def test_wrong_words_are_refused(evaluate: Callable[..., None], words: list[str], message: str) -> None:
+def test_wrong_arguments_are_refused(evaluate: Callable[..., None], arguments: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        evaluate(*words)
+        evaluate(*arguments)
 
 
 def test_a_process_that_is_asked_nonsense_ends_with_one_line_and_exit_code_2(lab: Lab) -> None:

@@ -34,7 +34,7 @@ from ppo_lab.training import reproduction
 from ppo_lab.training.stopping import AGAIN_AFTER_S
 from tests.forked_runs import (
     ITERATIONS,
-    WORDS,
+    OVERRIDES,
     Fault,
     ForkedRun,
     begin,
@@ -67,8 +67,8 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return of
 
 
-def run_to_end(words: list[str], tmp_path: Path, fault: Fault | None = None) -> tuple[int, str]:
-    code, printed = ForkedRun(words, tmp_path / "out", fault).ends()
+def run_to_end(overrides: list[str], tmp_path: Path, fault: Fault | None = None) -> tuple[int, str]:
+    code, printed = ForkedRun(overrides, tmp_path / "out", fault).ends()
     assert "Traceback" not in printed
     return code, printed
 
@@ -152,9 +152,9 @@ def test_a_run_killed_at_random_moments_and_resumed_ends_as_an_uninterrupted_run
     number: int, kills: int, env: str, straight: Callable[[str], Path], tmp_path: Path, record_property: Record
 ) -> None:
     dice, run, killed = random.Random(f"{env} {number}"), tmp_path / "run", 0
-    words = begin(env, run)
+    overrides = begin(env, run)
     for _ in range(kills):
-        forked = ForkedRun([*words, "resume=auto"], tmp_path / "out")
+        forked = ForkedRun([*overrides, "resume=auto"], tmp_path / "out")
         rows = rows_so_far(run)
         if dice.random() < 0.2:
             time.sleep(dice.uniform(0, 1))  # before training, mostly
@@ -168,7 +168,7 @@ def test_a_run_killed_at_random_moments_and_resumed_ends_as_an_uninterrupted_run
         if code == 0:
             break
     else:
-        code, printed = run_to_end([*words, "resume=auto"], tmp_path)
+        code, printed = run_to_end([*overrides, "resume=auto"], tmp_path)
         assert code == 0, printed
     assert killed
     assert_same(straight(env), run)
@@ -214,17 +214,19 @@ def test_a_run_killed_before_each_file_operation_and_resumed_ends_as_an_uninterr
     tried = 0
     for nth in itertools.count(1):
         run = tmp_path / f"run_{nth}"
-        words = [*begin("hover", run, "max_iterations=2"), "resume=auto"]
-        code, printed = run_to_end(words, tmp_path, killed_before_touching(run, "", nth))
+        overrides = [*begin("hover", run, "max_iterations=2"), "resume=auto"]
+        code, printed = run_to_end(overrides, tmp_path, killed_before_touching(run, "", nth))
         if code == 0:
             break
         assert code == -signal.SIGKILL, printed
         tried += 1
         if not is_complete(run):
-            killed = run_to_end(words, tmp_path, killed_before_touching(run, "", nth // 2 + 1))[0] == -signal.SIGKILL
+            killed = (
+                run_to_end(overrides, tmp_path, killed_before_touching(run, "", nth // 2 + 1))[0] == -signal.SIGKILL
+            )
             tried += killed
         if not is_complete(run):
-            code, printed = run_to_end(words, tmp_path)
+            code, printed = run_to_end(overrides, tmp_path)
             assert code == 0, printed
         assert_same(straight("hover"), run)
         shutil.rmtree(run)
@@ -237,12 +239,12 @@ def test_a_run_killed_before_its_last_summary_is_completed_by_resume_auto(
     straight: Callable[[str], Path], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    words = [*begin("hover", run, "max_iterations=2"), "resume=auto"]
-    assert run_to_end(words, tmp_path, killed_before_touching(run, r"os.rename \.summary", 2))[0] == -signal.SIGKILL
-    assert run_to_end(words, tmp_path)[0] == 0
+    overrides = [*begin("hover", run, "max_iterations=2"), "resume=auto"]
+    assert run_to_end(overrides, tmp_path, killed_before_touching(run, r"os.rename \.summary", 2))[0] == -signal.SIGKILL
+    assert run_to_end(overrides, tmp_path)[0] == 0
     assert_same(straight("hover"), run)
     assert is_complete(run)
-    code, printed = run_to_end(words, tmp_path)
+    code, printed = run_to_end(overrides, tmp_path)
     assert (code, printed.count("\n")) == (0, 1)
     assert f"{run} is complete: all 2 iterations are done. To train on: " in printed
     assert f"train.py resume={run} max_iterations=4" in printed
@@ -252,9 +254,9 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(
     straight: Callable[[str], Path], tmp_path: Path, record_property: Record
 ) -> None:
     run = tmp_path / "run"
-    words = begin("hover", run, "save_interval=1000", "checkpoint.every_seconds=null")
+    overrides = begin("hover", run, "save_interval=1000", "checkpoint.every_seconds=null")
     fault = killed_before_touching(run, r"os.rename \.state_0")
-    assert run_to_end(words, tmp_path, fault)[0] == -signal.SIGKILL
+    assert run_to_end(overrides, tmp_path, fault)[0] == -signal.SIGKILL
     assert rows_so_far(run) > 0
     assert "nothing was saved yet: the run starts over" in go_on(run, tmp_path)
     assert_same(straight("hover"), run)
@@ -267,10 +269,10 @@ def test_a_run_resumed_from_an_older_checkpoint_sets_newer_ones_aside_and_ends_a
     stop = signalled_before_touching(signal.SIGTERM, run, r"open \.model_", 7)
     assert run_to_end(begin("hover", run, "checkpoint.keep_state=4"), tmp_path, stop)[0] == 75
     older = sorted(numbered(run / "checkpoints", "state"))[1]
-    words = [f"resume={run}/checkpoints/state_{older}.pt"]
+    overrides = [f"resume={run}/checkpoints/state_{older}.pt"]
     for moment in (r"os.rename \.manifest", r"open \.state_"):  # its rows are gone by then, or not yet replaced
-        assert run_to_end(words, tmp_path, killed_before_touching(run, moment))[0] == -signal.SIGKILL
-        words = [f"resume={run}"]
+        assert run_to_end(overrides, tmp_path, killed_before_touching(run, moment))[0] == -signal.SIGKILL
+        overrides = [f"resume={run}"]
     assert (run / "checkpoints" / f"model_{older + 1}.pt.old").exists()
     assert rows_so_far(run) <= older + 2
     go_on(run, tmp_path)
@@ -285,11 +287,11 @@ def test_a_run_stopped_by_four_signals_in_turn_and_resumed_ends_as_an_uninterrup
     env: str, straight: Callable[[str], Path], tmp_path: Path, record_property: Record
 ) -> None:
     run = tmp_path / "run"
-    words = begin(env, run, "save_interval=4")
+    overrides = begin(env, run, "save_interval=4")
     stops = [(signal.SIGTERM, 2, 75), (signal.SIGINT, 1, 130), (signal.SIGUSR1, 3, 75), (signal.SIGHUP, 1, 129)]
     for number, new_rows, code in stops:
         rows = rows_so_far(run)
-        forked = ForkedRun(words, tmp_path / "out")
+        forked = ForkedRun(overrides, tmp_path / "out")
         assert until(lambda: rows_so_far(run) >= rows + new_rows, forked)  # noqa: B023
         os.kill(forked.pid, number)
         ended, printed = forked.ends()
@@ -298,7 +300,7 @@ def test_a_run_stopped_by_four_signals_in_turn_and_resumed_ends_as_an_uninterrup
         summary = json.loads((run / "summary.json").read_text())
         assert (summary["status"], summary["iterations"]) == ("interrupted", rows_so_far(run))
         assert (run / "checkpoints" / f"state_{rows_so_far(run) - 1}.pt").exists()
-        words = [f"resume={run}"]
+        overrides = [f"resume={run}"]
     go_on(run, tmp_path)
     assert_same(straight(env), run)
     record_property("fault", "SIGTERM, SIGINT, SIGUSR1, SIGHUP")
@@ -339,23 +341,23 @@ def test_a_signal_before_the_first_iteration_leaves_no_run_folder(
     number: signal.Signals, moment: str, straight: Callable[[str], Path], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    words = [*begin("hover", run, "max_iterations=2"), "resume=auto"]
-    code, printed = run_to_end(words, tmp_path, signalled_before_touching(number, run, moment))
+    overrides = [*begin("hover", run, "max_iterations=2"), "resume=auto"]
+    code, printed = run_to_end(overrides, tmp_path, signalled_before_touching(number, run, moment))
     assert code == (130 if number == signal.SIGINT else 75), printed
     assert "after a checkpoint" not in printed
     assert not run.exists(), "of a run that never began nothing is kept"
-    assert run_to_end(words, tmp_path)[0] == 0
+    assert run_to_end(overrides, tmp_path)[0] == 0
     assert_same(straight("hover"), run)
 
 
 def test_resume_auto_takes_the_newest_unfinished_run_with_the_same_overrides(
     straight: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    words = [*WORDS, "env=hover"]
+    overrides = [*OVERRIDES, "env=hover"]
     outputs = tmp_path / "outputs" / "hover"
 
     def auto(*more: str, fault: Fault | None = None) -> tuple[int, str]:
-        return ForkedRun([*words, "resume=auto", *more], tmp_path / "out", fault, cwd=tmp_path).ends()
+        return ForkedRun([*overrides, "resume=auto", *more], tmp_path / "out", fault, cwd=tmp_path).ends()
 
     stop = signalled_before_touching(signal.SIGTERM, outputs, r"open \.model_")
     code, printed = auto(fault=stop)
@@ -494,15 +496,15 @@ def test_a_checkpoint_without_its_state_is_refused(stopped: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["seed=2", "num_envs=32", "env=go2", "algorithm.gamma=0.9", "algorithm.desired_kl=0.5",
+    "override", ["seed=2", "num_envs=32", "env=go2", "algorithm.gamma=0.9", "algorithm.desired_kl=0.5",
              "network.actor.init_std=2.0", "experiment=hover_small", "deterministic=true", "env.dt=0.02"]
 )  # fmt: skip
-def test_an_override_that_would_change_a_resumed_run_is_refused_by_name(word: str, stopped: Path) -> None:
-    key = {"env=go2": "env", "experiment=hover_small": ""}.get(word, word.partition("=")[0])
+def test_an_override_that_would_change_a_resumed_run_is_refused_by_name(override: str, stopped: Path) -> None:
+    key = {"env=go2": "env", "experiment=hover_small": ""}.get(override, override.partition("=")[0])
     with pytest.raises(
         ConfigError, match=rf"{key}\S*=\S+ would change the run, which has .* Allowed to change: max_it"
     ):
-        prepare([f"resume={stopped}", word])
+        prepare([f"resume={stopped}", override])
 
 
 def test_overrides_beside_resume_are_checked_against_the_env_of_the_run(stopped: Path) -> None:
@@ -530,8 +532,8 @@ def test_a_config_that_was_changed_since_the_run_began_is_refused_with_what_diff
     message = str(refused.value)
     assert "num_envs was 16 and is 32" in message
     assert "algorithm.learning_rate was 0.0003 and is 0.01" in message
-    words = shlex.split(message.partition("train a new run: ")[2])[2:]
-    new = to_experiment(compose(words))
+    overrides = shlex.split(message.partition("train a new run: ")[2])[2:]
+    new = to_experiment(compose(overrides))
     assert (new.env.name, new.num_envs, new.algorithm.learning_rate) == ("hover", 32, 0.01)
 
 
@@ -556,8 +558,8 @@ def test_settings_that_do_not_change_what_is_learned_may_change_on_resume(
 ) -> None:
     run = shutil.copytree(stopped, tmp_path / "run")
     done = rows_so_far(run)
-    words = [f"max_iterations={done + 3}", "quiet=true", "checkpoint.keep_state=1", "save_interval=100"]
-    assert "iteration" not in go_on(run, tmp_path, *words)
+    overrides = [f"max_iterations={done + 3}", "quiet=true", "checkpoint.keep_state=1", "save_interval=100"]
+    assert "iteration" not in go_on(run, tmp_path, *overrides)
     assert list(numbered(run / "checkpoints", "state")) == [done + 2]
     assert_same(straight("hover"), run)
 
@@ -614,7 +616,7 @@ def test_a_state_that_does_not_fit_the_other_kind_of_device_is_refused_and_no_fi
 
 def test_resume_auto_takes_no_run_with_another_device_setting(stopped: Path, tmp_path: Path) -> None:
     run = shutil.copytree(stopped, tmp_path / "outputs" / "hover" / "run")
-    asked = to_experiment(compose([*WORDS, "env=hover", "device=cpu"]))
+    asked = to_experiment(compose([*OVERRIDES, "env=hover", "device=cpu"]))
     found, why = _newest(asked, run, is_folder_named=False)
     assert found is None
     assert "differs in device" in why
@@ -708,7 +710,7 @@ def test_while_the_disk_is_full_training_goes_on_and_what_was_saved_stays(
     assert_same(straight("hover"), run)
 
 
-def test_a_run_that_ends_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
+def test_a_run_that_ends_on_a_full_disk_says_so_and_goes_on_when_there_is_space(
     straight: Callable[[str], Path], small_disk: Callable[[str], Path], tmp_path: Path
 ) -> None:
     run, forked, ballast = run_out_of_disk(small_disk("size=8m"), tmp_path)

@@ -124,8 +124,8 @@ def test_the_command_films_two_checkpoints_side_by_side(
     observations = TensorDict({"policy": torch.randn(cfg.num_envs, 17)}, batch_size=[cfg.num_envs], device=simulator)
     for number in (0, 100):
         save(folder.checkpoints / f"model_{number}.pt", build_ppo(cfg, observations).save() | {"iter": number})
-    words = ["checkpoint=six", "seconds=0.2", "fps=20", "width=320", "height=120", "device=cpu"]
-    film.main([str(folder.path), *words])
+    overrides = ["checkpoint=six", "seconds=0.2", "fps=20", "width=320", "height=120", "device=cpu"]
+    film.main([str(folder.path), *overrides])
     printed = capsys.readouterr().out
     assert re.search(r"^written: .*/a run/films/six\.mp4 \(0\.\d\d MB\)$", printed, re.MULTILINE), printed
     assert re.search(r"^4 frames of 320 x 120, 0\.2 s, in \d+ s; .* pictures/s, drawn by \w", printed, re.MULTILINE)

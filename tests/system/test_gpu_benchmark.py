@@ -39,10 +39,10 @@ H100 = Hardware("NVIDIA H100 80GB HBM3", 81559, "9.0", 132)
 def result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """Runs the benchmark in `tmp_path` with these parts alone, and reads gpu.json."""
 
-    def run(*words: str, machine: str = "here", **parts: Part) -> dict[str, Any]:
+    def run(*arguments: str, machine: str = "here", **parts: Part) -> dict[str, Any]:
         monkeypatch.setattr(gpu, "PARTS", parts)
         monkeypatch.setattr(gpu, "machine", partial(this_machine_is, machine))
-        gpu.main(["device=cpu", f"out={tmp_path}", *words])
+        gpu.main(["device=cpu", f"out={tmp_path}", *arguments])
         return json.loads((tmp_path / "gpu.json").read_text())
 
     return run
@@ -83,8 +83,8 @@ def test_what_fails_in_a_part_is_recorded_and_the_next_goes_on(
 def test_a_part_that_is_in_the_json_is_not_run_again(result: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     parts = {"one": Part(partial(good, tmp_path / "one"), 60), "two": Part(partial(good, tmp_path / "two"), 60)}
 
-    def run(*words: str, **also: str) -> str:
-        result(*words, **parts, **also)
+    def run(*arguments: str, **also: str) -> str:
+        result(*arguments, **parts, **also)
         return "".join(path.read_text() if path.exists() else "-" for path in (tmp_path / "one", tmp_path / "two"))
 
     assert run("parts=one") == "x-"
@@ -108,18 +108,21 @@ def test_a_part_that_the_whole_time_cut_short_is_run_again(
 
 
 @pytest.mark.parametrize(
-    ("word", "message"),
+    ("argument", "message"),
     [
         ("parts=memory", "parts=memory: there is no part memory. Allowed: list, context, workspaces, "),
         ("parts=syncs,what", "parts=syncs,what: there is no part what. Allowed: list, context, "),
-        ("gpu=0", "gpu=0 is not a word of this benchmark. Allowed: device, parts, out, again, seconds, each with =."),
+        (
+            "gpu=0",
+            "gpu=0 is not an argument of this benchmark. Allowed: device, parts, out, again, seconds, each with =.",
+        ),
         ("device=cuda:1", "device=cuda:1: allowed: cuda or cpu."),
         ("seconds=ten", "seconds=ten: allowed: a whole number."),
     ],
 )
-def test_wrong_words_are_refused_by_name(word: str, message: str) -> None:
+def test_wrong_arguments_are_refused_by_name(argument: str, message: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        gpu.main([word])
+        gpu.main([argument])
     assert str(refused.value).startswith(message)
 
 

@@ -453,8 +453,8 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Failed:
     """The folder of a run of train.py whose rewards turned NaN, its exit code, and what it printed to stderr."""
     folder = tmp_path_factory.mktemp("runs")
     run, errors = folder / "a run", folder / "errors"
-    words = ["experiment=smoke", "env=hover", "max_iterations=5", f"hydra.run.dir={run}"]
-    code = ForkedRun(words, folder / "out", rewards_turn(NAN), errors=errors).join()
+    overrides = ["experiment=smoke", "env=hover", "max_iterations=5", f"hydra.run.dir={run}"]
+    code = ForkedRun(overrides, folder / "out", rewards_turn(NAN), errors=errors).join()
     return run, code, errors.read_text()
 
 
@@ -598,8 +598,8 @@ def test_an_error_of_the_simulator_names_the_setting_to_change(experiment: Exper
 @pytest.mark.slow
 def test_more_contacts_than_the_simulator_has_room_for_stop_the_run(train: Train, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    words = ["experiment=smoke", *COLLAPSE, "num_steps_per_env=64", f"hydra.run.dir={folder}"]
-    done = train(*words)
+    overrides = ["experiment=smoke", *COLLAPSE, "num_steps_per_env=64", f"hydra.run.dir={folder}"]
+    done = train(*overrides)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert re.search(TOO_MANY + r"try env\.max_collision_pairs=2 ", done.stderr)

@@ -52,15 +52,15 @@ def manifest_of(run: Path) -> dict[str, Any]:
 
 def pasted(lab: Lab, message: str, *more: str) -> tuple[int, str, str]:
     """What comes of the command at the end of a message."""
-    words = shlex.split(message)
-    start = next(index for index, word in enumerate(words) if word.endswith("train.py"))
-    return lab.train(*words[start + 1 :], *more)
+    arguments = shlex.split(message)
+    start = next(index for index, argument in enumerate(arguments) if argument.endswith("train.py"))
+    return lab.train(*arguments[start + 1 :], *more)
 
 
 def test_the_first_actions_are_those_of_the_other_runs_policy(lab: Lab, here: Path) -> None:
     still = ("algorithm.schedule=fixed", "algorithm.learning_rate=1e-30", "max_iterations=1")
-    words = [*SIZES, "init_from=parent:best", "num_envs=32", *still, "hydra.run.dir=still"]
-    code, _, errors = lab.train(*words)
+    arguments = [*SIZES, "init_from=parent:best", "num_envs=32", *still, "hydra.run.dir=still"]
+    code, _, errors = lab.train(*arguments)
     assert code == 0, errors
     best, own = load(here / "parent/checkpoints/best.pt"), load(here / "still/checkpoints/model_0.pt")
     assert own["iter"] == 0
@@ -78,8 +78,8 @@ def test_it_goes_on_identically_from_its_own_checkpoint_with_its_ancestor_gone(
     lab: Lab, here: Path, child: Path
 ) -> None:
     """Also on rank 1, which gets its weights from another place in the two runs."""
-    words = [*CHILD, "max_iterations=5", "hydra.run.dir=stopped"]
-    assert lab.train(*words)[0] == 0
+    arguments = [*CHILD, "max_iterations=5", "hydra.run.dir=stopped"]
+    assert lab.train(*arguments)[0] == 0
     (here / "parent").rename(here / "away")
     try:
         code, out, errors = lab.train("resume=stopped", *CHILD, "max_iterations=9")
@@ -109,7 +109,10 @@ def test_one_that_was_killed_before_its_first_checkpoint_starts_over_with_the_sa
         parent.unlink()
         code, _, errors = lab.train("resume=killed")
         assert code == 2
-        assert "the run began with parent/checkpoints/model_6.pt, which is gone. Put it back, or name the" in errors
+        assert (
+            "the run began with parent/checkpoints/model_6.pt, which is gone. Put it back, or name where it is now"
+            in errors
+        )
     finally:
         parent.write_bytes(content)
     shutil.copytree(here / "parent", here / "moved", dirs_exist_ok=True)
@@ -165,8 +168,8 @@ def test_resume_auto_finds_it_by_the_command_that_began_it(lab: Lab, child: Path
 
 
 def test_a_sweep_begins_every_job_with_it_and_the_report_says_so(lab: Lab, here: Path, child: Path) -> None:
-    words = ("init_from=child:last,parent:0", "max_iterations=1", "hydra.sweep.dir=sweep")
-    code, out, errors = lab.train("-m", *SIZES, *words)
+    arguments = ("init_from=child:last,parent:0", "max_iterations=1", "hydra.sweep.dir=sweep")
+    code, out, errors = lab.train("-m", *SIZES, *arguments)
     assert code == 0, out + errors
     rows = json.loads((here / "sweep" / "sweep.json").read_text())["jobs"]
     assert [row["ancestry"] for row in rows] == ["child:8 < parent:6", "parent:0"]
@@ -198,8 +201,8 @@ def test_where_weights_do_not_fit_the_other_settings_resume_points_nowhere(lab: 
 
 
 def test_a_run_stopped_by_nan_points_to_a_command_that_works(lab: Lab, here: Path) -> None:
-    words = [*SIZES, "save_interval=1", "processes=2", "max_iterations=9", "hydra.run.dir=nan"]
-    code, _, errors = lab.train(*words, BREAKS="1:20")
+    arguments = [*SIZES, "save_interval=1", "processes=2", "max_iterations=9", "hydra.run.dir=nan"]
+    code, _, errors = lab.train(*arguments, BREAKS="1:20")
     assert code == 1
     assert "last good checkpoint: iteration 1; " in errors
     code, out, errors = pasted(lab, errors, "processes=1", "max_iterations=1", "hydra.run.dir=after")

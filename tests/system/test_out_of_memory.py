@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -22,7 +22,6 @@ from ppo_lab.memory.predict.estimate import Span
 from ppo_lab.memory.predict.hardware import Hardware
 from ppo_lab.memory.rows import MIB
 from ppo_lab.training import budget
-from ppo_lab.training import run as training
 from tests.forked_runs import Fault, ForkedRun
 
 Experiment = Callable[..., ExperimentConfig]
@@ -116,42 +115,35 @@ def predicted(needed_mib: int, simulator_mib: int) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("at_start_mib", "now_mib", "room_mib"),
+    ("at_start_mib", "now_mib", "available_mib"),
     [
         (8000, 500, 5500),  # another process has taken the rest
         (8000, 7000, 8000),  # the simulator was let go of as well
         (4000, 3900, 4000),
     ],
 )
-def test_advice_counts_the_memory_free_at_the_start_less_what_other_processes_took(
-    at_start_mib: int, now_mib: int, room_mib: int, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+def test_available_is_the_memory_free_at_the_start_less_what_other_processes_took(
+    at_start_mib: int, now_mib: int, available_mib: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cfg = experiment("env=go2")
-    asked: list[int] = []
-    monkeypatch.setattr(budget, "room_bytes", lambda device: now_mib * MIB)
-    monkeypatch.setattr(budget, "advice_after", lambda cfg, predicted, room_bytes, _: asked.append(room_bytes))
-    record = SimpleNamespace(
-        run=SimpleNamespace(cfg=cfg), estimate=predicted(9000, 5000), iterations=0, is_training=True
-    )
-    checkpoints = SimpleNamespace(newest=lambda: None)
-    training._out_of_memory(cast(Any, record), cast(Any, checkpoints), at_start_mib * MIB)
-    assert asked == [room_mib * MIB]
+    monkeypatch.setattr(budget, "available_bytes", lambda device: now_mib * MIB)
+    found = budget.still_available_bytes("auto", predicted(9000, 5000), at_start_mib * MIB)
+    assert found == available_mib * MIB
 
 
 def test_a_run_predicted_not_to_fit_is_advised_what_fits(
     experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cfg, rooms = experiment("env=go2"), []
+    cfg, asked = experiment("env=go2"), []
 
-    def what_fits(cfg: ExperimentConfig, card: Hardware, room_bytes: int) -> list[str]:
-        rooms.append(room_bytes)
+    def what_fits(cfg: ExperimentConfig, card: Hardware, available_bytes: int) -> list[str]:
+        asked.append(available_bytes)
         return ["num_envs=1536", "algorithm.num_mini_batches=32"]
 
     monkeypatch.setattr(budget, "_what_fits", what_fits)
     say = functools.partial(budget.advice_after, cfg, predicted(6000, 1000), 5000 * MIB)
     assert say(has_begun=True) == "Try num_envs=1536, or algorithm.num_mini_batches=32."
     assert say(has_begun=False) == "Try num_envs=1536."
-    assert rooms == [5000 * MIB] * 2
+    assert asked == [5000 * MIB] * 2
 
 
 def test_a_run_without_a_right_prediction_is_advised_half_of_it(experiment: Experiment) -> None:
@@ -197,13 +189,13 @@ def _run_out(number: int, run_out: Callable[[], NoReturn]) -> None:
         held.extend([weakref.ref(self), weakref.ref(self.alg.storage.observations["policy"])])
         run_out()
 
-    def room_bytes(device: str) -> int:
+    def available_bytes(device: str) -> int:
         if held:
             print("alive:", [reference() is not None for reference in held])
         return 2**33
 
     Loop._rollout = runs_out  # type: ignore[method-assign]
-    budget.room_bytes = room_bytes
+    budget.available_bytes = available_bytes
 
 
 def while_building(text: str) -> Fault:
@@ -224,8 +216,8 @@ def test_out_of_memory_in_an_iteration_ends_in_one_message_with_advice_frees_the
     run_out: Callable[[], NoReturn], says: str, tmp_path: Path
 ) -> None:
     run, errors = tmp_path / "run", tmp_path / "errors"
-    words = ["experiment=smoke", "env=hover", "num_steps_per_env=48", "max_iterations=5", f"hydra.run.dir={run}"]
-    forked = ForkedRun(words, tmp_path / "out", in_iteration(3, run_out), errors=errors)
+    overrides = ["experiment=smoke", "env=hover", "num_steps_per_env=48", "max_iterations=5", f"hydra.run.dir={run}"]
+    forked = ForkedRun(overrides, tmp_path / "out", in_iteration(3, run_out), errors=errors)
     code, printed = forked.ends()
     assert code == 1, printed
     assert "alive: [False, False]\n" in printed
@@ -243,8 +235,8 @@ def test_out_of_memory_in_an_iteration_ends_in_one_message_with_advice_frees_the
 
 def test_a_simulator_that_runs_out_while_it_is_built_gets_the_same_advice(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    words = ["experiment=smoke", "env=hover", f"hydra.run.dir={run}"]
-    code, printed = ForkedRun(words, tmp_path / "out", while_building("Out of CUDA pre-allocated memory")).ends()
+    overrides = ["experiment=smoke", "env=hover", f"hydra.run.dir={run}"]
+    code, printed = ForkedRun(overrides, tmp_path / "out", while_building("Out of CUDA pre-allocated memory")).ends()
     assert code == 1, printed
     assert "Traceback" not in printed
     assert "error: out of memory while simulator and learner were built. Try num_envs=8. (more in" in printed

@@ -148,8 +148,8 @@ def test_ctrl_c_saves_and_ends_all_ranks(lab: Lab, straight: Path) -> None:
 
 
 def test_an_error_in_rank_1_is_told_by_rank_0(lab: Lab) -> None:
-    words = [*SIZES, "processes=2", "max_iterations=9", "hydra.run.dir=error"]
-    code, _, errors = lab.train(*words, BREAKS="1:20", RAISES="yes")
+    overrides = [*SIZES, "processes=2", "max_iterations=9", "hydra.run.dir=error"]
+    code, _, errors = lab.train(*overrides, BREAKS="1:20", RAISES="yes")
     assert code == 1
     assert errors.splitlines()[0].startswith("error: the run failed: rank 1: the puck is lost")
     assert errors.count("\n") == 1
@@ -186,8 +186,8 @@ def test_two_nodes_of_torchrun_train_the_same_run_as_two_processes(lab: Lab, str
         "--rdzv-id=puck",
         "--local-addr=127.0.0.1",
     )
-    words = [*SIZES, "max_iterations=30", f"hydra.run.dir={run}"]
-    nodes = [lab.start(*words, program=(*torchrun, *rendezvous)) for _ in range(2)]
+    overrides = [*SIZES, "max_iterations=30", f"hydra.run.dir={run}"]
+    nodes = [lab.start(*overrides, program=(*torchrun, *rendezvous)) for _ in range(2)]
     results = [ended(node) for node in nodes]
     assert [code for code, _, _ in results] == [0, 0], results
     assert sum("run folder:" in out for _, out, _ in results) == 1

@@ -66,14 +66,14 @@ def real(
     env = f"env={request.param}"
     here = tmp_path_factory.mktemp("real")
     folder = here / "a sweep"
-    words = [env, *RUN, *SWEPT, f"hydra.sweep.dir={folder}"]
+    overrides = [env, *RUN, *SWEPT, f"hydra.sweep.dir={folder}"]
     if request.param == "hover":
-        return folder, train(*words)
+        return folder, train(*overrides)
     lab = Lab(here)
     (lab.site / "genesis.py").write_text("raise ImportError('nothing of this needs the simulator')")
     counted = [sys.executable, str(REPOSITORY / "estimate.py"), env, *RUN]
     subprocess.run(counted, cwd=here, env=lab.environment(), check=True, capture_output=True)  # it counts a new env
-    process = lab.start(*words)
+    process = lab.start(*overrides)
     code, out, errors = ended(process)
     return folder, subprocess.CompletedProcess(process.args, code, out, errors)
 
@@ -141,9 +141,9 @@ def test_the_report_says_what_metrics_jsonl_says(sweep: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_job_resumed_with_its_sweep_ends_as_an_uninterrupted_run(train: Train, tmp_path: Path) -> None:
-    words = [*TINY, "env=hover", "max_iterations=40", "save_interval=5"]
+    overrides = [*TINY, "env=hover", "max_iterations=40", "save_interval=5"]
     folder = tmp_path / "sweep"
-    command = [sys.executable, "train.py", "-m", *words, "seed=choice(7)", f"hydra.sweep.dir={folder}"]
+    command = [sys.executable, "train.py", "-m", *overrides, "seed=choice(7)", f"hydra.sweep.dir={folder}"]
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     run = folder / "0"
     try:
@@ -159,9 +159,9 @@ def test_a_killed_job_resumed_with_its_sweep_ends_as_an_uninterrupted_run(train:
         process.kill()
     assert process.returncode == ExitCode.FAILED
     assert [job.status for job in jobs.read(folder).jobs] == ["killed"]
-    done = train("-m", *words, "seed=choice(7)", f"sweep.resume={folder}")
+    done = train("-m", *overrides, "seed=choice(7)", f"sweep.resume={folder}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert train(*words, "seed=7", f"hydra.run.dir={tmp_path / 'alone'}").returncode == 0
+    assert train(*overrides, "seed=7", f"hydra.run.dir={tmp_path / 'alone'}").returncode == 0
     assert [job.status for job in jobs.read(folder).jobs] == ["completed"]
     resumed, alone = learned(run), learned(tmp_path / "alone")
     assert len(resumed) == 40

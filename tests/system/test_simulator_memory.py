@@ -57,8 +57,8 @@ def toy() -> SimulatorMemory:
     return interpolate(TOY, "by hand")
 
 
-def experiment(*words: str) -> ExperimentConfig:
-    return to_experiment(compose(list(words)))
+def experiment(*overrides: str) -> ExperimentConfig:
+    return to_experiment(compose(list(overrides)))
 
 
 def known(cfg: ExperimentConfig) -> SimulatorMemory:
@@ -185,14 +185,14 @@ def test_a_fresh_hover_gives_the_stored_lines_and_is_remembered(
 
 
 @pytest.mark.parametrize(
-    "words", [["env.max_collision_pairs=21"], ["env.performance_mode=true"], ["randomization=light"]]
+    "overrides", [["env.max_collision_pairs=21"], ["env.performance_mode=true"], ["randomization=light"]]
 )
-def test_an_env_that_was_never_counted_is_unknown(words: list[str]) -> None:
-    assert simulator_memory(experiment("env=go2", *words)) is None
+def test_an_env_that_was_never_counted_is_unknown(overrides: list[str]) -> None:
+    assert simulator_memory(experiment("env=go2", *overrides)) is None
 
 
 def test_a_count_of_another_genesis_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simulator, "_genesis_version", lambda: "1.4.6")
+    monkeypatch.setattr(simulator, "version_of", lambda package: "1.4.6")
     assert simulator_memory(experiment("env=go2")) is None
 
 

@@ -34,8 +34,8 @@ SMOKE = ["experiment=smoke", "num_steps_per_env=24"]  # long enough for some fir
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run."""
     folder = tmp_path_factory.mktemp("runs") / "a run"  # spaces happen
-    words = [*SMOKE, f"env={request.param}", "memory.count_tensors=true", f"hydra.run.dir={folder}"]
-    code, printed = ForkedRun(words, folder.parent / "out", predicts=True).ends()
+    overrides = [*SMOKE, f"env={request.param}", "memory.count_tensors=true", f"hydra.run.dir={folder}"]
+    code, printed = ForkedRun(overrides, folder.parent / "out", predicts=True).ends()
     assert code == 0, printed
     assert "iteration 2/2" in printed
     assert f"-m ppo_lab dashboard '{folder}'" in printed
@@ -69,8 +69,8 @@ def test_the_run_folder_holds_the_documented_files(run: Path) -> None:
 
 def test_the_saved_config_is_the_one_that_ran(run: Path) -> None:
     saved = yaml.safe_load((run / "config.yaml").read_text())
-    words = yaml.safe_load((run / ".hydra" / "overrides.yaml").read_text())
-    again = to_experiment(compose(words))
+    overrides = yaml.safe_load((run / ".hydra" / "overrides.yaml").read_text())
+    again = to_experiment(compose(overrides))
     assert OmegaConf.to_container(OmegaConf.structured(again)) == saved
     assert to_experiment(DictConfig(saved)) == again
 
@@ -164,9 +164,9 @@ def test_predicted_and_measured_tensor_bytes_are_equal(run: Path) -> None:
     "env", ["go2", *(pytest.param(name, marks=pytest.mark.slow) for name in envs.names() if name != "go2")]
 )
 def test_predicted_and_measured_tensor_bytes_are_equal_with_two_scenes(env: str, train: Train, tmp_path: Path) -> None:
-    words = ["experiment=smoke", f"env={env}", "num_envs=16", "envs_per_scene=8", "memory.count_tensors=true"]
+    overrides = ["experiment=smoke", f"env={env}", "num_envs=16", "envs_per_scene=8", "memory.count_tensors=true"]
     # with networks this small the rollout peaks within the env's step
-    done = train(*words, "network.hidden_dims=[4,4]", f"hydra.run.dir={tmp_path / 'run'}")
+    done = train(*overrides, "network.hidden_dims=[4,4]", f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     errors = {row["name"]: row["error_percent"] for row in summary["memory"]}
@@ -195,8 +195,8 @@ def test_checkpoints_load_without_unpickling(run: Path) -> None:
 
 @pytest.mark.slow  # tests/system/test_faults.py compares many more runs to the bit, in forks
 def test_the_same_seed_gives_identical_weights_and_curves(run: Path, train: Train, tmp_path: Path) -> None:
-    words = yaml.safe_load((run / ".hydra" / "overrides.yaml").read_text())
-    assert train(*words, "memory.count_tensors=false", f"hydra.run.dir={tmp_path / 'again'}").returncode == 0
+    overrides = yaml.safe_load((run / ".hydra" / "overrides.yaml").read_text())
+    assert train(*overrides, "memory.count_tensors=false", f"hydra.run.dir={tmp_path / 'again'}").returncode == 0
     for name in ("model_0.pt", "model_1.pt"):
         ours, theirs = checkpoint(run, name), checkpoint(tmp_path / "again", name)
         for model in ("actor_state_dict", "critic_state_dict"):
@@ -208,8 +208,8 @@ def test_the_same_seed_gives_identical_weights_and_curves(run: Path, train: Trai
 
 def test_ctrl_c_saves_a_checkpoint_and_the_summary_and_exits_130(tmp_path: Path) -> None:
     folder, errors = tmp_path / "run", tmp_path / "errors"
-    words = ["experiment=smoke", "env=hover", "max_iterations=1000000", "save_interval=1000000"]
-    forked = ForkedRun([*words, f"hydra.run.dir={folder}"], tmp_path / "out", errors=errors)
+    overrides = ["experiment=smoke", "env=hover", "max_iterations=1000000", "save_interval=1000000"]
+    forked = ForkedRun([*overrides, f"hydra.run.dir={folder}"], tmp_path / "out", errors=errors)
     assert until(lambda: rows_so_far(folder) > 3, forked)
     os.kill(forked.pid, signal.SIGINT)
     assert forked.join() == 130
@@ -223,8 +223,8 @@ def test_ctrl_c_saves_a_checkpoint_and_the_summary_and_exits_130(tmp_path: Path)
 
 def test_a_learning_rate_of_1e30_ends_the_run_with_code_1_and_the_reason(tmp_path: Path) -> None:
     folder, errors = tmp_path / "run", tmp_path / "errors"
-    words = ["experiment=smoke", "env=hover", "algorithm.schedule=fixed", "algorithm.learning_rate=1e30"]
-    assert ForkedRun([*words, f"hydra.run.dir={folder}"], tmp_path / "out", errors=errors).join() == 1
+    overrides = ["experiment=smoke", "env=hover", "algorithm.schedule=fixed", "algorithm.learning_rate=1e30"]
+    assert ForkedRun([*overrides, f"hydra.run.dir={folder}"], tmp_path / "out", errors=errors).join() == 1
     printed = errors.read_text()
     assert len(printed.splitlines()) == 1, printed
     assert "error: losses are not finite in iteration 0: value" in printed

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ppo_lab import __version__
+from ppo_lab import __version__, envs
+from ppo_lab.__main__ import COMMANDS
 from tests.paths import REPOSITORY
 
 SOURCES = ("ppo_lab", "conf", "pyproject.toml", "setup.py", "README.md", "LICENSE")
@@ -33,11 +34,14 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
-def use(installed: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs the console script from `folder`."""
+def use(
+    installed: Path, folder: Path, *arguments: str, program: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Runs the console script, or what `program` says to Python, from `folder`."""
     environment = os.environ | {"PYTHONPATH": str(installed)}
-    script = [sys.executable, str(installed / "bin" / "ppo-lab")]
-    return subprocess.run([*script, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    script = program or (str(installed / "bin" / "ppo-lab"),)
+    command = [sys.executable, *script, *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
 def test_the_version_is_ours(installed: Path, tmp_path: Path) -> None:
@@ -49,13 +53,27 @@ def test_the_version_is_ours(installed: Path, tmp_path: Path) -> None:
 def test_help_lists_the_choices_of_the_conf_that_is_in_the_wheel(installed: Path, tmp_path: Path) -> None:
     done = use(installed, tmp_path, "train", "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "\n  env: go2, go2_backflip, hover\n" in done.stdout
+    assert f"\n  env: {', '.join(envs.names())}\n" in done.stdout
 
 
 def test_commands_are_listed_as_one_types_them_where_there_is_no_checkout(installed: Path, tmp_path: Path) -> None:
     done = use(installed, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("ppo-lab train  ")
+    as_module = use(installed, tmp_path, program=("-m", "ppo_lab"))
+    assert (as_module.returncode, as_module.stdout, as_module.stderr) == (0, done.stdout, "")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_as_it_is_called_from_a_wheel(
+    command: str, installed: Path, tmp_path: Path
+) -> None:
+    done = use(installed, tmp_path, command, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    name = f"{command}.py" if command in ("train", "estimate") else f"ppo-lab {command}"  # Hydra's pages are for both
+    assert name in done.stdout
+    assert "python -m ppo_lab" not in done.stdout
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wrong_override_ends_with_code_2_and_leaves_nothing(installed: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ KEYS = (("W", "S"), ("A", "D"), ("Q", "E"))
 KEY_STEP = 0.1
 """Of a command, for one stroke of a key."""
 AXES = ("_x_m", "_y_m", "_z_m")
-"""Ends of the names of three commands that are a place, which is then a target to be dragged."""
+"""Ends of the names of three commands that are a position, which is then a target to be dragged."""
 PUSH_M_S = 0.5
 MORE, LESS = "#2f9e44", "#e03131"
 """Colours of what adds to the reward and what takes from it."""
@@ -109,9 +109,9 @@ class Page:
         if self._sliders:
             _set(self._drawn, not session.is_held)
         if self._target is not None:
-            place = np.array([commands[name] for name in self._place])
-            if np.abs(place - self._target.position).max() > 1e-3:  # not what is being dragged
-                self._target.position = place
+            position = np.array([commands[name] for name in self._position_names])
+            if np.abs(position - self._target.position).max() > 1e-3:  # not what is being dragged
+                self._target.position = position
         self._bars.content = bars(session.rewards())
         for choice, plot in self._plots:
             self._plot(choice, plot)
@@ -175,8 +175,8 @@ class Page:
                 self._sliders[name] = gui.add_slider(name, low, high, 0.05, initial_value=low, hint=hint)
                 self._sliders[name].on_update(self._ask_with_value(partial(self._give, name)))
             self._add_keys([name for name in session.ranges if name.endswith("_s")])
-            self._place = [name for end in AXES for name in session.ranges if name.endswith(end)]
-            if len(self._place) == len(AXES):
+            self._position_names = [name for end in AXES for name in session.ranges if name.endswith(end)]
+            if len(self._position_names) == len(AXES):
                 self._add_target()
 
     def _add_keys(self, rates: Sequence[str]) -> None:
@@ -199,8 +199,8 @@ class Page:
         self._server.gui.add_html(small("Or drag the target in the scene."))
 
         async def drag(event: viser.TransformControlsEvent) -> None:
-            place = dict(zip(self._place, event.target.position.tolist(), strict=True))
-            self.requests.put(partial(self._session.command, place))
+            position = dict(zip(self._position_names, event.target.position.tolist(), strict=True))
+            self.requests.put(partial(self._session.command, position))
 
         self._target.on_update(drag)
 

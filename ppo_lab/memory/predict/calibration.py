@@ -12,7 +12,6 @@ import platform
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 from ppo_lab.config import ExperimentConfig
 from ppo_lab.errors import MachineError
 from ppo_lab.machine import devices
+from ppo_lab.machine.preflight import version_of
 from ppo_lab.memory.predict.closed_form import parameters, saved_activations
 from ppo_lab.memory.predict.host import MMAP_THRESHOLD_BYTES
 from ppo_lab.runs.files import from_json, write_json
@@ -236,7 +236,7 @@ def folder() -> Path:
 
 def installed(name: str) -> str:
     """The version of a package, without the suffix that tells builds apart."""
-    return metadata.version(name).split("+")[0]
+    return str(version_of(name)).split("+")[0]
 
 
 def installed_versions(device: str, driver: str | None = None) -> Versions:

@@ -22,7 +22,6 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from ppo_lab import envs
 from ppo_lab.config import INT32_MAX, ExperimentConfig, flat, split, to_json
 from ppo_lab.envs.robots import asset
 from ppo_lab.errors import MeasurementError
+from ppo_lab.machine.preflight import version_of
 from ppo_lab.memory.predict import cache
 from ppo_lab.memory.predict.hardware import Hardware
 from ppo_lab.memory.rows import MIB
@@ -170,7 +170,7 @@ def simulator_memory(cfg: ExperimentConfig) -> SimulatorMemory | None:
     """What one rank of `cfg` holds for its env, counted before; None where it never was. Loads no torch, no Genesis."""
     settings = _settings(cfg)
     for found in itertools.chain(json.loads(STORED.read_text()), _remembered(cfg)):
-        if found["genesis"] == _genesis_version() and found["options"].items() <= settings.items():
+        if found["genesis"] == version_of("genesis-world") and found["options"].items() <= settings.items():
             return _memory(found, cfg)
     return None
 
@@ -212,7 +212,7 @@ def record(cfg: ExperimentConfig, options: Iterable[str], sizes: Sequence[int]) 
     """Counts the memory of `cfg`'s env; holds for every env with the same values of `options`, dotted keys."""
     settings = _settings(cfg)
     return {
-        "genesis": _genesis_version(),
+        "genesis": version_of("genesis-world"),
         "options": {name: settings[name] for name in options},
         "count": count_in_subprocess(cfg, sizes),
     }
@@ -264,14 +264,10 @@ def _memory(counted: dict[str, Any], cfg: ExperimentConfig) -> SimulatorMemory:
 
 def _cache_file(cfg: ExperimentConfig) -> Path:
     """Where the count of `cfg`'s env is remembered, by all its settings, the envs' code and the robot's asset."""
-    digest = hashlib.sha256(json.dumps([_genesis_version(), asdict(cfg.env)], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([version_of("genesis-world"), asdict(cfg.env)], sort_keys=True).encode())
     robot = getattr(cfg.env, "robot", None)
     assets = [asset(robot.urdf)] if robot else []
     for source in (*sorted(ENVS.rglob("*.py")), *envs.sources(cfg.env.name), *assets):
         if source.is_file():
             digest.update(source.read_bytes())
     return cache.folder() / f"simulator-{cfg.env.name}-{digest.hexdigest()[:16]}.json"
-
-
-def _genesis_version() -> str:
-    return metadata.version("genesis-world")

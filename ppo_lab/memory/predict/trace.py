@@ -17,13 +17,13 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ppo_lab import config
 from ppo_lab.config import CheckpointConfig, EntropyScheduleConfig, ExperimentConfig, InitConfig, MemoryConfig
 from ppo_lab.errors import ConfigError
+from ppo_lab.machine.preflight import version_of
 from ppo_lab.memory.predict import cache
 from ppo_lab.memory.predict.simulator import simulator_memory
 
@@ -140,7 +140,7 @@ def dependencies(cfg: ExperimentConfig, device_type: DeviceType) -> dict[str, An
         "env_tensors": counted
         and {name: size for name, size in vars(counted).items() if name.startswith(("env_", "step_", "scenes"))},
         "python": platform.python_version(),
-        "libraries": {name: metadata.version(name) for name in LIBRARIES},
+        "libraries": {name: version_of(name) for name in LIBRARIES},
         "sources": _source_digest(),
     }
 

@@ -21,11 +21,11 @@ def run(tmp_path: Path) -> Path:
     return Path(shutil.copytree(RUN, tmp_path / "a run"))
 
 
-def refused(command: Callable[[list[str]], None], *words: str | Path) -> str:
+def refused(command: Callable[[list[str]], None], *arguments: str | Path) -> str:
     """What is said on stderr, in one line, by a command that ends with code 2."""
     said = io.StringIO()
     with contextlib.redirect_stderr(said), pytest.raises(SystemExit) as end, exit_codes():
-        command([str(word) for word in words])
+        command([str(argument) for argument in arguments])
     assert end.value.code == 2
     assert said.getvalue().count("\n") == 1
     return said.getvalue()
@@ -58,22 +58,22 @@ WRONG: dict[str, tuple[Callable[[Path], None], str, str]] = {
 
 @pytest.mark.parametrize("what", WRONG)
 def test_what_cannot_be_exported_is_refused_and_leaves_the_run_as_it_is(what: str, run: Path) -> None:
-    spoil, word, says = WRONG[what]
+    spoil, argument, says = WRONG[what]
     spoil(run)
     before = sorted(run.rglob("*"))
-    assert says in refused(export.main, run, word)
+    assert says in refused(export.main, run, argument)
     assert sorted(run.rglob("*")) == before
 
 
 def test_what_cannot_be_evaluated_instead_of_a_checkpoint_is_refused(run: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    for words, says in (
+    for arguments, says in (
         (("policy=nowhere",), "policy=nowhere: there is no such file or folder."),
         ((f"policy={empty}",), "empty is no exported folder: manifest.json: No such file or directory."),
         ((f"policy={run}",), "a run is no exported folder: its manifest.json has no format."),
         ((f"policy={empty}", "checkpoint=last"), "checkpoint= names a policy of the run, policy= another."),
         ((f"policy={empty}", "actions=sampled"), "a policy from a file gives its mean alone."),
     ):
-        assert says in refused(evaluate.main, run, *words)
+        assert says in refused(evaluate.main, run, *arguments)
     assert not (run / "evaluation").exists()

@@ -30,9 +30,9 @@ def run(tmp_path: Path, experiment: Callable[..., ExperimentConfig]) -> Path:
     return folder.path
 
 
-def refusal(*words: object) -> str:
+def refusal(*arguments: object) -> str:
     with pytest.raises(ConfigError) as refused:
-        film.main(list(map(str, words)))
+        film.main(list(map(str, arguments)))
     return str(refused.value)
 
 
@@ -60,7 +60,7 @@ def test_a_truncated_checkpoint_is_named(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["width=641", "height=481"], "width=641 and height=481: H.264 needs even sizes."),
         (["fps=120"], "fps=120: the env has 100 steps in a second. Allowed: at most 100."),
@@ -72,8 +72,8 @@ def test_a_truncated_checkpoint_is_named(run: Path) -> None:
         (["width=160", "checkpoint=all"], "checkpoint=all: each of 2 policies would get 80 x 540 pixels of 160 x 540;"),
     ],
 )
-def test_a_film_that_cannot_be_made_is_refused_with_what_can(run: Path, words: list[str], message: str) -> None:
-    assert refusal(run, "checkpoint=last", *words).startswith(message)
+def test_a_film_that_cannot_be_made_is_refused_with_what_can(run: Path, arguments: list[str], message: str) -> None:
+    assert refusal(run, "checkpoint=last", *arguments).startswith(message)
     assert not RunFolder(run).films.exists()
 
 

@@ -63,13 +63,13 @@ def files_under(folder: Path) -> set[Path]:
     return set(folder.parent.rglob("*"))
 
 
-def outcome(command: Callable[[list[str]], Any], words: list[str]) -> tuple[int, str]:
+def outcome(command: Callable[[list[str]], Any], arguments: list[str]) -> tuple[int, str]:
     """The exit code and what is said on stderr. Any exception but those with a code of their own comes through."""
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
         try:
             with exit_codes():
-                command(words)
+                command(arguments)
         except SystemExit as end:
             return int(end.code or 0), said.getvalue()
     return 0, said.getvalue()
@@ -200,7 +200,7 @@ VALUES: SearchStrategy[str] = st.one_of(
     st.text(max_size=20),
     st.text("0123456789.,:-+~$'\"\\[]{}()=@/ \n", max_size=12),
 )
-WORDS: SearchStrategy[str] = st.one_of(
+ARGUMENTS: SearchStrategy[str] = st.one_of(
     st.builds("{}{}{}={}".format, st.sampled_from(["", "", "", "+", "++", "~"]), st.sampled_from(KEYS),
               st.sampled_from(["", "", "", ".a", ".0", "@x", "@hydra.job", "[0]", "/a"]), VALUES),
     st.builds("{}={}".format, st.sampled_from([*GROUPS, *STARTS]), VALUES),
@@ -209,18 +209,18 @@ WORDS: SearchStrategy[str] = st.one_of(
     st.sampled_from("-m --multirun -cn --config-name=x --config-path=/ --config-dir=/ --foo - -- -cd -p a -r".split()),
     st.text(max_size=20),
 )  # fmt: skip
-COMMAND_LINES = st.lists(WORDS, min_size=1, max_size=3)
+COMMAND_LINES = st.lists(ARGUMENTS, min_size=1, max_size=3)
 
 
-def begin(words: list[str]) -> None:
-    run, _ = prepare(words)
+def begin(arguments: list[str]) -> None:
+    run, _ = prepare(arguments)
     run.lock.close()
 
 
-def train_or_refuse(words: list[str]) -> None:
+def train_or_refuse(arguments: list[str]) -> None:
     with empty_folder() as here:
         before = files_under(here)
-        code, said = outcome(begin, words)
+        code, said = outcome(begin, arguments)
         new = files_under(here) - before
         if code:
             assert code == 2
@@ -243,15 +243,15 @@ def train_or_refuse(words: list[str]) -> None:
 @example(["reproduce=" + "a" * 5000])
 @example(["resume=${nope}"])
 @example(["env.name=${oc.env:NO_SUCH}"])
-def test_random_arguments_of_train_make_a_run_or_are_refused(words: list[str]) -> None:
-    train_or_refuse(words)
+def test_random_arguments_of_train_make_a_run_or_are_refused(arguments: list[str]) -> None:
+    train_or_refuse(arguments)
 
 
 @pytest.mark.slow
 @LONG
 @given(COMMAND_LINES)
-def test_many_more_random_arguments_of_train_make_a_run_or_are_refused(words: list[str]) -> None:
-    train_or_refuse(words)
+def test_many_more_random_arguments_of_train_make_a_run_or_are_refused(arguments: list[str]) -> None:
+    train_or_refuse(arguments)
 
 
 @pytest.mark.parametrize("value", ODD_VALUES, ids=range(len(ODD_VALUES)))
@@ -273,10 +273,10 @@ QUESTION_KEYS = (
 ).split()
 
 
-def answer_or_refuse(words: list[str]) -> None:
+def answer_or_refuse(arguments: list[str]) -> None:
     with empty_folder() as here, contextlib.redirect_stdout(io.StringIO()):
         before = files_under(here)
-        code, said = outcome(estimating.main, [*words, "trace=false"])
+        code, said = outcome(estimating.main, [*arguments, "trace=false"])
         assert code in (0, 2)
         if code:
             assert_one_message(said)
@@ -287,8 +287,8 @@ def answer_or_refuse(words: list[str]) -> None:
 @given(st.lists(st.builds("{}={}".format, st.sampled_from(QUESTION_KEYS), VALUES), min_size=1, max_size=2))
 @example(["hardware.name='[/b]'"])  # markup of the library that prints the table
 @example(["hardware.name=${this_machine:__class__}"])
-def test_random_arguments_of_estimate_are_answered_or_refused(words: list[str]) -> None:
-    answer_or_refuse([word for word in words if not word.startswith("fit=num")])
+def test_random_arguments_of_estimate_are_answered_or_refused(arguments: list[str]) -> None:
+    answer_or_refuse([argument for argument in arguments if not argument.startswith("fit=num")])
 
 
 OF_HYDRA_ALONE = (
@@ -298,14 +298,14 @@ OF_HYDRA_ALONE = (
 ).split()
 
 
-@pytest.mark.parametrize("word", [*OF_HYDRA_ALONE, "+hydra.callbacks.x={_target_: os.system}"])
-def test_a_setting_of_hydra_that_would_write_elsewhere_or_call_anything_is_refused(word: str) -> None:
+@pytest.mark.parametrize("argument", [*OF_HYDRA_ALONE, "+hydra.callbacks.x={_target_: os.system}"])
+def test_a_setting_of_hydra_that_would_write_elsewhere_or_call_anything_is_refused(argument: str) -> None:
     with pytest.raises(ConfigError, match=r"Allowed of Hydra's own settings: hydra\.run\.dir, "):
-        prepare([word])
+        prepare([argument])
 
 
-def test_a_group_cannot_be_moved_to_another_place() -> None:
-    with pytest.raises(ConfigError, match=r"moves experiment to another place"):
+def test_a_group_cannot_be_moved_to_another_package() -> None:
+    with pytest.raises(ConfigError, match=r"moves experiment to another part of the configuration"):
         prepare(["+experiment@hydra.job.env_set=smoke"])
 
 
@@ -339,10 +339,10 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(
-    "words", REFUSED, ids=[" ".join(words)[:40].encode("unicode_escape").decode() for words in REFUSED]
+    "arguments", REFUSED, ids=[" ".join(arguments)[:40].encode("unicode_escape").decode() for arguments in REFUSED]
 )
-def test_the_command_itself_refuses_in_one_line_and_leaves_nothing(words: list[str], tmp_path: Path) -> None:
-    command = [sys.executable, str(REPOSITORY / "train.py"), *words]
+def test_the_command_itself_refuses_in_one_line_and_leaves_nothing(arguments: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, str(REPOSITORY / "train.py"), *arguments]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, env=environment)
     assert done.returncode == 2, done.stderr
@@ -368,7 +368,7 @@ def test_a_folder_of_any_printable_name_is_made(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     {
         ("env=hover", "num_envs=2147483648"): "num_envs=2147483648 is out of range. Allowed: >= 1, <= 2147483647.",
         # 4 B x 17 x 10^9 envs x 10^4 steps = 6.8e14 B > 2^47
@@ -385,19 +385,19 @@ def test_a_folder_of_any_printable_name_is_made(name: str) -> None:
         ("device=cuda:100",): "device=cuda:100 is out of range.",
     }.items(),
 )  # fmt: skip
-def test_what_no_machine_can_run_is_refused_before_the_simulator(words: tuple[str, ...], message: str) -> None:
+def test_what_no_machine_can_run_is_refused_before_the_simulator(arguments: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        prepare(list(words))
+        prepare(list(arguments))
     assert message in str(refused.value)
 
 
 def test_the_nearest_divisors_of_large_numbers_are_found_at_once() -> None:
     # 2 x 1,000,000,007 (a prime): its divisors are 1, 2, 1,000,000,007 and 2,000,000,014
-    words = ["num_envs=1000000007", "num_steps_per_env=2", "algorithm.num_mini_batches=3"]
+    arguments = ["num_envs=1000000007", "num_steps_per_env=2", "algorithm.num_mini_batches=3"]
     with pytest.raises(
         ConfigError, match=r"Try algorithm.num_mini_batches=2 or algorithm.num_mini_batches=1000000007\."
     ):
-        prepare(words)
+        prepare(arguments)
 
 
 # Valid experiments
@@ -415,9 +415,9 @@ def numbers(kind: type, allowed: config.Range) -> SearchStrategy[Any]:
 
 @st.composite
 def overrides(draw: st.DrawFn) -> list[str]:
-    """Words that make a valid experiment, many of its values drawn."""
+    """Overrides that make a valid experiment, many of its values drawn."""
     name = draw(st.sampled_from(envs.names()))
-    words = [f"env={name}"]
+    arguments = [f"env={name}"]
     drawn = {
         "env.dt": st.floats(1e-3, 1.0),
         "env.action_scale": numbers(float, config.Range(above=0)),
@@ -434,15 +434,15 @@ def overrides(draw: st.DrawFn) -> list[str]:
         "network.activation": st.sampled_from(config.ACTIVATIONS),
         "max_iterations": numbers(int, config.Range(at_least=1, at_most=2**31 - 1)),
     }
-    words += [f"{key}={draw(values)}" for key, values in drawn.items() if draw(st.booleans())]
+    arguments += [f"{key}={draw(values)}" for key, values in drawn.items() if draw(st.booleans())]
     mini_batches, per_batch = draw(st.integers(1, 64)), draw(st.integers(2, 1000))
-    return [*words, f"num_envs={mini_batches * per_batch}", f"algorithm.num_mini_batches={mini_batches}"]
+    return [*arguments, f"num_envs={mini_batches * per_batch}", f"algorithm.num_mini_batches={mini_batches}"]
 
 
 @settings(SHORT, max_examples=30)
 @given(overrides())
-def test_a_valid_experiment_is_taken_and_comes_back_equal_from_json_and_from_its_file(words: list[str]) -> None:
-    cfg = to_experiment(compose(words))
+def test_a_valid_experiment_is_taken_and_comes_back_equal_from_json_and_from_its_file(arguments: list[str]) -> None:
+    cfg = to_experiment(compose(arguments))
     assert from_json(config.to_json(cfg)) == cfg
     with empty_folder() as here:
         (here / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(cfg), sort_keys=False))
@@ -620,7 +620,7 @@ def test_a_run_folder_with_an_odd_file_is_compared_or_refused(
 ) -> None:
     span = {"low": 1, "likely": None, "high": None}
     sizes = {f"{peak}_bytes": 1 for peak in ("allocated_peak", "rollout_peak", "update_peak")}
-    papers = {
+    contents = {
         "config.yaml": yaml.safe_dump(HOVER),
         "manifest.json": json.dumps({"machine": {"cpu": "one", "memory_gib": 1}, "packages": {}, "started": "now"}),
         "metrics.jsonl": json.dumps({"iteration": 0, "Memory/allocated_peak_mib": 1.0}) + "\n",
@@ -631,7 +631,7 @@ def test_a_run_folder_with_an_odd_file_is_compared_or_refused(
     }  # fmt: skip
     with empty_folder() as here, contextlib.redirect_stdout(io.StringIO()):
         monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))
-        for file, text in papers.items():
+        for file, text in contents.items():
             (here / file).write_text(text)
         assert outcome(estimating.main, ["run=.", "trace=false"]) == (0, "")
         (here / name).write_text(content)

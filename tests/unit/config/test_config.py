@@ -164,18 +164,18 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("word", "message"), WRONG.items(), ids=WRONG)
+@pytest.mark.parametrize(("override", "message"), WRONG.items(), ids=WRONG)
 def test_a_wrong_override_is_refused_with_what_was_got_and_what_is_allowed(
-    experiment: Compose, word: str, message: str
+    experiment: Compose, override: str, message: str
 ) -> None:
     with pytest.raises(ConfigError) as refused:
-        experiment(word)
+        experiment(override)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("words", "mend"),
+    ("overrides", "mend"),
     [
         (["num_envs", "512"], "num_envs 512: a setting and its value have no space between them. Try num_envs=512."),
         (["resume=a", "run"], "resume=a run: a path with spaces needs quotes around it."),
@@ -184,22 +184,22 @@ def test_a_wrong_override_is_refused_with_what_was_got_and_what_is_allowed(
         (["env.obs_scales={a:", "[1,", "2]}", "seed=2"], "Try env.obs_scales={a:[1,2]}."),
     ],
 )
-def test_a_setting_that_the_shell_took_apart_is_shown_in_one_piece(words: list[str], mend: str) -> None:
+def test_a_setting_that_the_shell_took_apart_is_shown_in_one_piece(overrides: list[str], mend: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(mend)):
-        as_overrides(words)
+        as_overrides(overrides)
 
 
 @pytest.mark.parametrize("path", ["a b", "a=1,b=2", "it's", "a'", "[1", "größer", '"x', "a\\\\'b", "(x)$", "~x"])
 def test_a_path_is_what_the_shell_gave(path: str) -> None:
     for key in ("resume", "reproduce", "hydra.run.dir"):
-        (word,) = as_overrides([f"{key}={path}"])
-        assert parse(word).value() == path
-        assert as_overrides([word]) == [word], "quoted for Hydra by hand, it is left alone"
+        (override,) = as_overrides([f"{key}={path}"])
+        assert parse(override).value() == path
+        assert as_overrides([override]) == [override], "quoted for Hydra by hand, it is left alone"
 
 
 def test_no_path_is_none_and_the_home_is_meant_by_a_tilde() -> None:
-    words = as_overrides(["resume=null", "sweep.resume=~/runs", "resume=auto"])
-    assert words == ["resume=null", f"sweep.resume='{Path.home()}/runs'", "resume=auto"]
+    overrides = as_overrides(["resume=null", "sweep.resume=~/runs", "resume=auto"])
+    assert overrides == ["resume=null", f"sweep.resume='{Path.home()}/runs'", "resume=auto"]
 
 
 def test_a_rollout_of_one_transition_is_refused(experiment: Compose) -> None:
@@ -208,10 +208,10 @@ def test_a_rollout_of_one_transition_is_refused(experiment: Compose) -> None:
 
 
 def test_mini_batches_of_one_transition_cannot_be_normalized_each(experiment: Compose) -> None:
-    words = ["num_envs=2", "num_steps_per_env=2", "algorithm.num_mini_batches=4"]
-    assert experiment(*words).mini_batch_size == 1
+    overrides = ["num_envs=2", "num_steps_per_env=2", "algorithm.num_mini_batches=4"]
+    assert experiment(*overrides).mini_batch_size == 1
     with pytest.raises(ConfigError, match=r"Try algorithm\.num_mini_batches=2\."):
-        experiment(*words, "algorithm.normalize_advantage_per_mini_batch=true")
+        experiment(*overrides, "algorithm.normalize_advantage_per_mini_batch=true")
 
 
 def test_overrides_are_checked_before_torch_or_the_simulator_is_loaded() -> None:
@@ -224,7 +224,7 @@ def test_overrides_are_checked_before_torch_or_the_simulator_is_loaded() -> None
     assert done.stdout.strip() == "[]"
 
 
-REFUSED_AT_THE_DOOR = {
+REFUSED_BEFORE_THERE_IS_A_FOLDER = {
     "num_envs=0": "num_envs=0 is out of range",
     "env=hovr": "Did you mean hover?",
     "--iterations": "unknown option --iterations",
@@ -232,12 +232,14 @@ REFUSED_AT_THE_DOOR = {
 }
 
 
-@pytest.mark.parametrize(("word", "message"), REFUSED_AT_THE_DOOR.items(), ids=REFUSED_AT_THE_DOOR)
+@pytest.mark.parametrize(
+    ("override", "message"), REFUSED_BEFORE_THERE_IS_A_FOLDER.items(), ids=REFUSED_BEFORE_THERE_IS_A_FOLDER
+)
 def test_the_command_ends_with_code_2_one_line_and_no_folder(
-    train: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, word: str, message: str
+    train: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, override: str, message: str
 ) -> None:
     folder = tmp_path / "run"
-    done = train("experiment=smoke", word, f"hydra.run.dir={folder}")
+    done = train("experiment=smoke", override, f"hydra.run.dir={folder}")
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert message in done.stderr

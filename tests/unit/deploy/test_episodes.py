@@ -95,7 +95,7 @@ def test_an_env_that_names_no_terminations_tells_time_outs_from_others() -> None
     assert episodes.measured == {}
 
 
-def test_who_no_longer_watches_is_told_nothing() -> None:
+def test_watch_none_ends_the_calls() -> None:
     env, seen = CountdownEnv(), list[StepDetails]()
     env.watch(seen.append)
     env.step(torch.zeros(N, 1))

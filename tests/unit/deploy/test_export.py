@@ -149,8 +149,8 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Traine
     from ppo_lab.runs.config import to_experiment
 
     def run(normalizes: bool = True, **changes: Any) -> tuple[Trained, Path]:
-        words = ["experiment=smoke", "env=hover", f"network.obs_normalization={normalizes}".lower()]
-        cfg = to_experiment(compose(words))
+        overrides = ["experiment=smoke", "env=hover", f"network.obs_normalization={normalizes}".lower()]
+        cfg = to_experiment(compose(overrides))
         return trained_in(tmp_path_factory.mktemp("runs") / "a run", cfg, sled_config(**changes))
 
     return run

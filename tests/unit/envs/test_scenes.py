@@ -175,7 +175,7 @@ def test_a_state_of_other_scenes_is_refused_before_anything_is_changed() -> None
 
 
 @pytest.mark.parametrize(
-    ("words", "sizes"),
+    ("overrides", "sizes"),
     [
         (["num_envs=7", "envs_per_scene=3"], [3, 2, 2]),
         (["num_envs=6", "envs_per_scene=6"], [6]),
@@ -183,10 +183,10 @@ def test_a_state_of_other_scenes_is_refused_before_anything_is_changed() -> None
     ],
 )
 def test_a_rank_builds_the_scenes_that_the_settings_say(
-    words: list[str], sizes: list[int], experiment: Any, monkeypatch: pytest.MonkeyPatch
+    overrides: list[str], sizes: list[int], experiment: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scenes, "make_env", lambda cfg, *rest: PointEnv(CONFIG, *rest))
-    cfg: ExperimentConfig = experiment("algorithm.num_mini_batches=1", *words)
+    cfg: ExperimentConfig = experiment("algorithm.num_mini_batches=1", *overrides)
     env: Any = make_scenes(cfg.of_one_rank(), CPU, 1)
     built_sizes = [own.num_envs for own in env.envs] if len(sizes) > 1 else [env.num_envs]
     assert built_sizes == sizes

@@ -58,13 +58,13 @@ Refusal = Callable[..., str]
 
 @pytest.fixture
 def refusal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Refusal:
-    """The one line that the command answers words with, having ended with exit code 2."""
+    """The one line with which the command refuses `arguments`, having ended with exit code 2."""
 
-    def answer(*words: object) -> str:
+    def answer(*arguments: object) -> str:
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended, exit_codes():
-            main(list(map(str, words)))
+            main(list(map(str, arguments)))
         assert ended.value.code == 2
         captured = capsys.readouterr()
         assert captured.out == ""
@@ -216,7 +216,7 @@ def test_the_examples_go2_run_is_todays_go2_run(experiment: Callable[..., Experi
     assert experiment_of(tmp_path / "run") == today
 
 
-def test_the_examples_drone_is_todays_drone(experiment: Callable[..., ExperimentConfig]) -> None:
+def test_an_imported_hover_run_has_the_settings_of_env_hover(experiment: Callable[..., ExperimentConfig]) -> None:
     old = dataclasses.asdict(translate(cfgs_of(OLD_RUNS / "hover_log")).experiment)
     today = dataclasses.asdict(experiment("env=hover"))
     assert old["env"].pop("obs_scales") == pytest.approx(today["env"].pop("obs_scales"), rel=1e-9)  # 1/3 in ten digits

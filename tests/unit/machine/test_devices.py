@@ -34,7 +34,7 @@ PARTS = [
 ]
 
 
-def words() -> list[str]:
+def identifiers() -> list[str]:
     return [card.identifier for card in devices.visible_cards()]
 
 
@@ -67,7 +67,7 @@ def test_without_a_list_all_cards_are_visible_in_the_order_of_nvidia_smi(machine
 )
 def test_a_list_is_read_as_cuda_reads_it(listed: str, visible: list[str], machine: Machine) -> None:
     machine([Device(A), Device(B), Device(C)], CUDA_VISIBLE_DEVICES=listed)
-    assert words() == visible
+    assert identifiers() == visible
 
 
 def test_a_card_is_described_in_the_terms_of_cuda(machine: Machine) -> None:
@@ -105,7 +105,7 @@ def test_parts_are_named_by_uuid_and_a_number_means_the_first(
     listed: str, visible: list[str], machine: Machine
 ) -> None:
     machine([Device(A, capability=(8, 0), parts=PARTS), Device(B)], CUDA_VISIBLE_DEVICES=listed)
-    assert words() == visible
+    assert identifiers() == visible
 
 
 def test_numbers_are_refused_where_cuda_is_told_to_count_the_fastest_first(machine: Machine) -> None:
@@ -117,9 +117,9 @@ def test_numbers_are_refused_where_cuda_is_told_to_count_the_fastest_first(machi
     with pytest.raises(MachineError, match="unset CUDA_DEVICE_ORDER"):
         devices.take("auto")
     machine(SLOW_FIRST, **fastest_first, CUDA_VISIBLE_DEVICES=B)
-    assert words() == [B]
+    assert identifiers() == [B]
     machine([Device(A), Device(B)], **fastest_first)
-    assert words() == [A, B], "of equal cards none is faster"
+    assert identifiers() == [A, B], "of equal cards none is faster"
 
 
 # which one a run takes
@@ -148,7 +148,7 @@ def test_the_process_is_shown_the_one_card_that_the_run_takes(
         assert card.uuid == taken
         assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["CUDA_DEVICE_ORDER"]) == (taken, "PCI_BUS_ID")
         assert hardware.this_machine(device).name == card.name
-    assert words() == [taken]
+    assert identifiers() == [taken]
 
 
 def test_each_rank_is_shown_a_card_of_its_own(machine: Machine) -> None:
@@ -298,7 +298,7 @@ def test_where_torch_is_asked_a_card_keeps_its_name_in_the_list(
 ) -> None:
     machine(None, CUDA_VISIBLE_DEVICES="3, GPU-e5,nothing")
     answers(monkeypatch, tmp_path, ORIN, ORIN)
-    assert words() == ["3", "GPU-e5"]
+    assert identifiers() == ["3", "GPU-e5"]
     devices.take("cuda:1")
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-e5"
     machine(None)
@@ -306,10 +306,12 @@ def test_where_torch_is_asked_a_card_keeps_its_name_in_the_list(
         devices.take("cuda:2")
 
 
-def test_without_a_driver_nobody_is_asked(machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_driver_files_there_are_no_cards_and_torch_is_not_asked(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     machine(None)
     answers(monkeypatch, tmp_path, has_driver=False)
-    assert words() == []
+    assert identifiers() == []
 
 
 def test_the_question_to_torch_is_one_that_torch_answers(
@@ -318,7 +320,7 @@ def test_the_question_to_torch_is_one_that_torch_answers(
     machine(None, CUDA_VISIBLE_DEVICES="7")
     (tmp_path / "nvidiactl").touch()
     monkeypatch.setattr(devices, "DRIVER_FILES", (str(tmp_path / "nvidiactl"),))
-    assert words() == [], "there is no such card here, and the question itself is no error"
+    assert identifiers() == [], "there is no such card here, and the question itself is no error"
     done = subprocess.run([sys.executable, "-c", devices.ASK_TORCH], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []
 

@@ -140,9 +140,9 @@ def test_an_env_that_was_not_measured_is_not_known() -> None:
 
 
 def test_an_env_in_performance_mode_is_another_to_a_calibration(experiment: Callable[..., ExperimentConfig]) -> None:
-    words = "env=go2", "env.performance_mode=true"
-    assert calibration.workload(experiment(*words)).env == calibration.env_of(experiment(*words))
-    assert calibration.env_of(experiment(*words)) == "go2 in performance mode"
+    overrides = "env=go2", "env.performance_mode=true"
+    assert calibration.workload(experiment(*overrides)).env == calibration.env_of(experiment(*overrides))
+    assert calibration.env_of(experiment(*overrides)) == "go2 in performance mode"
     assert calibration.env_of(experiment("env=go2")) == "go2"
 
 
@@ -258,9 +258,9 @@ def test_a_users_own_calibration_begins_with_the_shipped_one_and_comes_first() -
 
 def test_what_the_process_holds_already_is_part_of_what_a_run_may_come_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "free_bytes", lambda _: 1000 * MIB)
-    assert budget.room_bytes("cpu") > 1050 * MIB
+    assert budget.available_bytes("cpu") > 1050 * MIB
     monkeypatch.setattr(budget, "this_machine", lambda _: Hardware("a card", 8192, "8.9", 24))
-    assert budget.room_bytes("cuda") == 1000 * MIB
+    assert budget.available_bytes("cuda") == 1000 * MIB
 
 
 def test_both_envs_are_measured_or_the_one_that_is_named() -> None:
@@ -272,15 +272,15 @@ def test_both_envs_are_measured_or_the_one_that_is_named() -> None:
     assert {trial.env for trial in calibrate.plan(["experiment=hover_small"])} == {"hover"}
 
 
-@pytest.mark.parametrize("word", ["hardware=h100", "hardware.memory_mib=5", "fit=num_envs", "run=a", "plot=a.png"])
-def test_calibrate_refuses_words_that_ask_something_else(word: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{word}: calibrate=true measures the machine that it runs on"):
-        estimating.main(["calibrate=true", word])
+@pytest.mark.parametrize("override", ["hardware=h100", "hardware.memory_mib=5", "fit=num_envs", "run=a", "plot=a.png"])
+def test_calibrate_refuses_overrides_that_ask_something_else(override: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{override}: calibrate=true measures the machine that it runs on"):
+        estimating.main(["calibrate=true", override])
 
 
-def test_calibrate_hands_the_experiments_words_to_its_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calibrate_hands_the_experiments_overrides_to_its_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[list[str]] = []
-    monkeypatch.setattr(calibrate, "calibrate", lambda words, form: told.append(words))
+    monkeypatch.setattr(calibrate, "calibrate", lambda overrides, form: told.append(overrides))
     estimating.main(["calibrate=true", "format=json", "trace=false", "env=hover", "device=cpu"])
     assert told == [["env=hover", "device=cpu"]]
 
@@ -318,11 +318,11 @@ def test_a_calibrated_machine_knows_whether_a_run_fits(
     cold, warm = found.runs
     assert cold.is_cold
     assert warm.startup_s < cold.startup_s
-    words = ["env=hover", "num_envs=256", "device=cpu", "max_iterations=3"]
-    predicted = estimate(experiment(*words), hardware.this_machine("cpu"))
+    overrides = ["env=hover", "num_envs=256", "device=cpu", "max_iterations=3"]
+    predicted = estimate(experiment(*overrides), hardware.this_machine("cpu"))
     assert predicted.fits is True
     folder = tmp_path / "run"
-    command = [sys.executable, "train.py", *words, f"hydra.run.dir={folder}"]
+    command = [sys.executable, "train.py", *overrides, f"hydra.run.dir={folder}"]
     subprocess.run(command, check=True, capture_output=True, cwd=REPOSITORY)
     peak_mib = measured.read_run(folder).peak_mib["Memory/host_peak_rss_mib"]
     assert peak_mib * MIB < (predicted.device_bytes.high or 0)

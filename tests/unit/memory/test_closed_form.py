@@ -115,8 +115,8 @@ def train_once(cfg: ExperimentConfig) -> Reality:
 
 
 @cache
-def composed(*words: str) -> ExperimentConfig:
-    return to_experiment(compose(list(words)))
+def composed(*overrides: str) -> ExperimentConfig:
+    return to_experiment(compose(list(overrides)))
 
 
 def random_config(seed: int) -> ExperimentConfig:
@@ -344,8 +344,8 @@ def test_the_formulas_of_two_groups_name_both_widths() -> None:
 
 def two_groups() -> ExperimentConfig:
     """4 envs x 3 steps, one mini-batch, networks 3-6-7-2 and 5-6-7-1, observations normalized."""
-    words = ["num_envs=4", "num_steps_per_env=3", "algorithm.num_mini_batches=1", "network.hidden_dims=[6,7]"]
-    cfg = composed("env=hover", *words, "network.obs_normalization=true", "network.activation=elu")
+    overrides = ["num_envs=4", "num_steps_per_env=3", "algorithm.num_mini_batches=1", "network.hidden_dims=[6,7]"]
+    cfg = composed("env=hover", *overrides, "network.obs_normalization=true", "network.activation=elu")
     return replace(cfg, env=TWO_GROUPS)
 
 
@@ -373,7 +373,7 @@ def held_bytes(cfg: ExperimentConfig) -> int:
     return storage_bytes(held_between_passes(alg, update, alg.storage.observations.flatten(0, 1)))
 
 
-def two_hidden_layers(activation: str, *words: str) -> ExperimentConfig:
+def two_hidden_layers(activation: str, *overrides: str) -> ExperimentConfig:
     """The drone with one mini-batch of 12 transitions and networks 17-5-7-."""
     return composed(
         "env=hover",
@@ -382,7 +382,7 @@ def two_hidden_layers(activation: str, *words: str) -> ExperimentConfig:
         "algorithm.num_mini_batches=1",
         "network.hidden_dims=[5,7]",
         f"network.activation={activation}",
-        *words,
+        *overrides,
     )
 
 

@@ -41,8 +41,8 @@ def _no_calibration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
 
 
-def ask(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "estimate.py", *words]
+def ask(*overrides: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "estimate.py", *overrides]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
 
 
@@ -142,24 +142,31 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("word", "message"), WRONG.items(), ids=WRONG)
-def test_a_wrong_word_is_refused_in_one_line(word: str, message: str) -> None:
-    done = ask("experiment=smoke", word)
+@pytest.mark.parametrize(("override", "message"), WRONG.items(), ids=WRONG)
+def test_a_wrong_override_is_refused_in_one_line(override: str, message: str) -> None:
+    done = ask("experiment=smoke", override)
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_help_is_a_page_with_examples() -> None:
+def test_help_lists_the_cards_explains_every_key_of_its_own_and_has_examples_that_are_accepted() -> None:
     done = ask("--help")
     assert done.returncode == 0
     assert "hardware: a100_80gb" in done.stdout
-    assert done.stdout.count("python estimate.py ") >= 5
+    for key in dataclasses.fields(estimating.Question):
+        assert re.search(rf"^  {key.name}[=.]", done.stdout, re.MULTILINE), key.name
+    examples = re.findall(r"^  python estimate\.py ([a-z]\S*(?: [^\s|]+)*)", done.stdout, re.MULTILINE)
+    assert "env=hover hardware=rtx_4090" in examples
+    for example in examples:
+        estimating.ask(example.split())
 
 
-def test_a_card_of_ones_own_is_given_by_words_and_what_is_left_out_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["trace=false", "format=json", "hardware.name=RTX 5070", "hardware.memory_mib=12227"]
-    assert estimating.main(words) == 0
+def test_a_card_of_ones_own_is_given_by_overrides_and_what_is_left_out_is_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    overrides = ["trace=false", "format=json", "hardware.name=RTX 5070", "hardware.memory_mib=12227"]
+    assert estimating.main(overrides) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["hardware"] == {
         "name": "RTX 5070",
@@ -171,9 +178,9 @@ def test_a_card_of_ones_own_is_given_by_words_and_what_is_left_out_is_named(caps
         "note: hardware.compute_capability=8.9 and hardware.multiprocessors=24 are those of hardware=rtx_4060. "
         "Give those of RTX 5070, from its data sheet."
     ]
-    assert estimating.main([*words, "hardware.compute_capability=12.0"]) == 0
+    assert estimating.main([*overrides, "hardware.compute_capability=12.0"]) == 0
     assert capsys.readouterr().err.startswith("note: hardware.multiprocessors=24 is that of hardware=rtx_4060")
-    assert estimating.main([*words, "hardware.compute_capability=12.0", "hardware.multiprocessors=48"]) == 0
+    assert estimating.main([*overrides, "hardware.compute_capability=12.0", "hardware.multiprocessors=48"]) == 0
     assert capsys.readouterr().err == ""
 
 
@@ -239,14 +246,14 @@ def done(found: Estimate) -> Future[Estimate]:
 
 @pytest.mark.slow
 def test_a_run_that_will_not_fit_is_stopped_with_what_would(experiment: Experiment) -> None:
-    words = ["experiment=smoke", "num_steps_per_env=2"]
-    found = estimate(experiment(*words), Hardware("a CPU", 1024, "cpu", 0))
+    overrides = ["experiment=smoke", "num_steps_per_env=2"]
+    found = estimate(experiment(*overrides), Hardware("a CPU", 1024, "cpu", 0))
     with pytest.raises(OverBudgetError) as stopped:
-        budget.check_budget(experiment(*words), done(found), found.device_bytes.low - 1)
+        budget.check_budget(experiment(*overrides), done(found), found.device_bytes.low - 1)
     assert "fits: no. Try num_envs=" in str(stopped.value)
     largest = int(str(stopped.value).partition("Try num_envs=")[2].partition(",")[0])
     assert 1 <= largest < 16
-    smaller = estimate(experiment(*words, f"num_envs={largest}"), found.hardware)
+    smaller = estimate(experiment(*overrides, f"num_envs={largest}"), found.hardware)
     assert smaller.device_bytes.low < found.device_bytes.low - 1
 
 

@@ -79,7 +79,7 @@ def needed(cfg: ExperimentConfig, hardware: Hardware) -> int:
 
 
 @pytest.mark.parametrize(
-    ("device_type", "words", "num_envs"),
+    ("device_type", "overrides", "num_envs"),
     [
         ("cpu", ["env=go2", *TWO_EPOCHS], 4096),
         ("cuda", ["env=hover", *TWO_EPOCHS, "network.obs_normalization=true", "algorithm.num_mini_batches=1"], 1),
@@ -92,10 +92,10 @@ def needed(cfg: ExperimentConfig, hardware: Hardware) -> int:
     ],
 )
 def test_two_small_traces_give_the_events_of_any_other_to_the_byte(
-    device_type: DeviceType, words: list[str], num_envs: int
+    device_type: DeviceType, overrides: list[str], num_envs: int
 ) -> None:
-    cfg = experiment(*words)
-    real = traced(experiment(*words, f"num_envs={num_envs}"), device_type)
+    cfg = experiment(*overrides)
+    real = traced(experiment(*overrides, f"num_envs={num_envs}"), device_type)
     scaled = scaling(cfg, device_type)
     assert scaled.events_at(num_envs) == real.events
     assert scaled.matmul_starts == real.matmul_starts
@@ -132,12 +132,12 @@ def test_a_run_needs_learner_simulator_and_overhead() -> None:
 
 @pytest.mark.parametrize("hardware", [cpu(5), card(32)], ids=lambda hardware: hardware.name)
 def test_the_most_envs_that_fit_are_those_before_the_first_that_does_not(hardware: Hardware) -> None:
-    words = ["env=hover", *FEW_EVENTS]
-    found = largest_num_envs(experiment(*words), hardware)
+    overrides = ["env=hover", *FEW_EVENTS]
+    found = largest_num_envs(experiment(*overrides), hardware)
     assert 1 < found.num_envs < 500
     assert found.next_num_envs == found.num_envs + 1
-    assert found.need_bytes == needed(experiment(*words, f"num_envs={found.num_envs}"), hardware)
-    assert found.next_need_bytes == needed(experiment(*words, f"num_envs={found.next_num_envs}"), hardware)
+    assert found.need_bytes == needed(experiment(*overrides, f"num_envs={found.num_envs}"), hardware)
+    assert found.next_need_bytes == needed(experiment(*overrides, f"num_envs={found.next_num_envs}"), hardware)
     assert found.need_bytes <= found.memory_bytes == hardware.memory_bytes < found.next_need_bytes
     assert found.binding == (RESERVED if hardware.is_gpu else TENSORS)
 
@@ -150,22 +150,22 @@ def test_on_a_huge_card_the_jacobian_caps_go2_at_245_482_envs() -> None:
 @pytest.mark.slow
 def test_the_fewest_mini_batches_are_the_first_that_fit() -> None:
     hardware = cpu(7)
-    words = ["env=hover", "num_envs=64", "num_steps_per_env=24", "algorithm.num_learning_epochs=2"]
+    overrides = ["env=hover", "num_envs=64", "num_steps_per_env=24", "algorithm.num_learning_epochs=2"]
     divisors = (m for m in count(1) if 64 * 24 % m == 0)
-    runs = ((m, experiment(*words, f"algorithm.num_mini_batches={m}")) for m in divisors)
+    runs = ((m, experiment(*overrides, f"algorithm.num_mini_batches={m}")) for m in divisors)
     first, need_bytes = next((m, n) for m, run in runs if (n := needed(run, hardware)) <= hardware.memory_bytes)
-    found = smallest_num_mini_batches(experiment(*words), hardware)
+    found = smallest_num_mini_batches(experiment(*overrides), hardware)
     assert (found.num_envs, found.num_mini_batches, found.need_bytes) == (64, first, need_bytes)
     assert found.num_mini_batches == 6
 
 
 @pytest.mark.slow
 def test_an_answer_counts_what_only_later_epochs_reserve() -> None:
-    words = ["env=go2", "num_envs=8192"]
+    overrides = ["env=go2", "num_envs=8192"]
     hardware = card(4096)
-    in_2 = needed(experiment(*words, "algorithm.num_mini_batches=2"), hardware)
+    in_2 = needed(experiment(*overrides, "algorithm.num_mini_batches=2"), hardware)
     in_2_of_one_epoch = needed(
-        experiment(*words, "algorithm.num_mini_batches=2", "algorithm.num_learning_epochs=1"), hardware
+        experiment(*overrides, "algorithm.num_mini_batches=2", "algorithm.num_learning_epochs=1"), hardware
     )
     assert in_2 - in_2_of_one_epoch == 2 * MIB
 
@@ -174,7 +174,7 @@ def test_an_answer_counts_what_only_later_epochs_reserve() -> None:
             return Range(*[hardware.memory_bytes - in_2 + 1] * 3)
 
     one_byte_short = OneByteShort(installed_versions("a card"), "", "", ())
-    found = smallest_num_mini_batches(experiment(*words), hardware, one_byte_short)
+    found = smallest_num_mini_batches(experiment(*overrides), hardware, one_byte_short)
     assert (found.num_mini_batches, found.next_num_mini_batches) == (4, 2)
     assert found.next_need_bytes == hardware.memory_bytes + 1
 

@@ -44,8 +44,8 @@ def _traces_in_this_process_and_no_calibration(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
 
 
-def counted(experiment: Experiment, *words: str) -> SimulatorMemory:
-    found = simulator_memory(experiment("experiment=smoke", *words))
+def counted(experiment: Experiment, *overrides: str) -> SimulatorMemory:
+    found = simulator_memory(experiment("experiment=smoke", *overrides))
     assert found
     return found
 
@@ -66,11 +66,16 @@ def counted(experiment: Experiment, *words: str) -> SimulatorMemory:
 def test_an_envs_tensors_of_several_scenes_are_those_that_were_counted(
     env: str, num_envs: int, envs_per_scene: int, env_bytes: int, step_peak_bytes: int, experiment: Experiment
 ) -> None:
-    words = [f"env={env}", f"num_envs={num_envs}", f"envs_per_scene={envs_per_scene}", "algorithm.num_mini_batches=1"]
-    found = counted(experiment, *words)
+    overrides = [
+        f"env={env}",
+        f"num_envs={num_envs}",
+        f"envs_per_scene={envs_per_scene}",
+        "algorithm.num_mini_batches=1",
+    ]
+    found = counted(experiment, *overrides)
     assert found.env_bytes(num_envs) == env_bytes
     assert found.step_peak_bytes(num_envs) == step_peak_bytes
-    zeros = learner.ZeroEnv(experiment("experiment=smoke", *words))
+    zeros = learner.ZeroEnv(experiment("experiment=smoke", *overrides))
     held = [*zeros._rest, *zeros.get_observations().values(), zeros.episode_length_buf]
     assert sum(tensor.nbytes for tensor in held) == env_bytes
     within = zeros._blocks(*found.step_peak_parts(num_envs))
@@ -88,12 +93,12 @@ def test_each_scene_holds_the_simulators_constants_once_more(experiment: Experim
 
 
 def test_more_envs_than_one_scene_builds_are_allowed_in_two(experiment: Experiment) -> None:
-    words = ["num_envs=400000", "num_steps_per_env=1"]
-    assert simulator.too_many_envs(experiment(*words, "envs_per_scene=200000")) is None
-    assert simulator.too_many_envs(experiment(*words, "envs_per_scene=400000", "processes=2")) is None
-    problem = simulator.too_many_envs(experiment(*words, "envs_per_scene=300000", "processes=1"))
+    overrides = ["num_envs=400000", "num_steps_per_env=1"]
+    assert simulator.too_many_envs(experiment(*overrides, "envs_per_scene=200000")) is None
+    assert simulator.too_many_envs(experiment(*overrides, "envs_per_scene=400000", "processes=2")) is None
+    problem = simulator.too_many_envs(experiment(*overrides, "envs_per_scene=300000", "processes=1"))
     assert problem is None  # two scenes of 200,000
-    one = simulator.too_many_envs(experiment(*words, "envs_per_scene=400000", "processes=1"))
+    one = simulator.too_many_envs(experiment(*overrides, "envs_per_scene=400000", "processes=1"))
     assert one
     assert one.endswith("2,147,483,647 elements. Allowed: up to num_envs=245482.")
     each = simulator.too_many_envs(experiment("num_envs=800000", "num_steps_per_env=1", "envs_per_scene=400000"))
@@ -141,9 +146,9 @@ def test_each_rank_has_the_overhead_of_a_process_and_each_further_scene_its_own(
     experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibration, "find", lambda _: (calibrated(1000 * MIB), []))
-    words = [*SMALL, "num_envs=16"]
+    overrides = [*SMALL, "num_envs=16"]
     plain, ranks, scenes = (
-        estimate.estimate(experiment(*words, *more), CPU) for more in ([], ["processes=2"], ["envs_per_scene=6"])
+        estimate.estimate(experiment(*overrides, *more), CPU) for more in ([], ["processes=2"], ["envs_per_scene=6"])
     )
     assert [found.rows[-1].bytes for found in (plain, ranks, scenes)] == [
         1000 * MIB,
@@ -218,9 +223,11 @@ def test_what_fits_is_a_multiple_of_the_ranks_and_two_more_do_not_fit(
 
 
 def test_fewer_mini_batches_fit_where_one_of_the_ranks_has_a_cpu_of_half_the_memory(experiment: Experiment) -> None:
-    words = ["experiment=smoke", "env=hover", "num_steps_per_env=8", "algorithm.num_learning_epochs=1"]
-    both = smallest_num_mini_batches(experiment(*words, "num_envs=128", "processes=2"), Hardware("a CPU", 14, "cpu", 0))
-    alone = smallest_num_mini_batches(experiment(*words, "num_envs=64"), Hardware("a CPU", 7, "cpu", 0))
+    overrides = ["experiment=smoke", "env=hover", "num_steps_per_env=8", "algorithm.num_learning_epochs=1"]
+    both = smallest_num_mini_batches(
+        experiment(*overrides, "num_envs=128", "processes=2"), Hardware("a CPU", 14, "cpu", 0)
+    )
+    alone = smallest_num_mini_batches(experiment(*overrides, "num_envs=64"), Hardware("a CPU", 7, "cpu", 0))
     assert alone.num_mini_batches > 1
     assert (both.num_mini_batches, both.need_bytes) == (alone.num_mini_batches, 2 * alone.need_bytes)
 
@@ -254,10 +261,10 @@ def test_two_traces_of_two_scenes_give_the_events_of_any_other_two(experiment: E
 def test_a_sweep_over_processes_plans_by_the_sum(
     experiment: Experiment, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    words = [*SMALL, "device=cpu", "num_envs=512"]
-    sweep.prepare(["-m", *words, "processes=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}"])
+    overrides = [*SMALL, "device=cpu", "num_envs=512"]
+    sweep.prepare(["-m", *overrides, "processes=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}"])
     planned = json.loads((tmp_path / "sweep" / "jobs.json").read_text())["jobs"]
-    expected = [estimate.estimate(experiment(*words, f"processes={n}"), CPU).device_bytes.low for n in (1, 2)]
+    expected = [estimate.estimate(experiment(*overrides, f"processes={n}"), CPU).device_bytes.low for n in (1, 2)]
     assert [job["predicted_bytes"] for job in planned] == expected
     assert expected[0] < expected[1] < 2 * expected[0]
 
@@ -273,8 +280,8 @@ def test_half_the_ranks_are_advised_where_only_each_ranks_overhead_is_too_much(
 
 
 def test_a_run_of_several_ranks_or_scenes_teaches_a_calibration_nothing(experiment: Experiment) -> None:
-    for words, learns in (((), True), (("processes=2",), False), (("envs_per_scene=8",), False)):
-        assert calibration.is_of_such_runs(experiment("experiment=smoke", *words)) is learns
+    for overrides, learns in (((), True), (("processes=2",), False), (("envs_per_scene=8",), False)):
+        assert calibration.is_of_such_runs(experiment("experiment=smoke", *overrides)) is learns
 
 
 def test_the_figures_of_one_card_are_compared_times_the_ranks_and_those_of_a_cpu_as_they_are(

@@ -84,11 +84,11 @@ def test_a_component_has_exact_bytes_and_mib() -> None:
     assert words == ["98,304", "transitions", "x", "345", "B", "33,914,880", "32.3", "exact"]
 
 
-def test_few_bytes_are_not_none() -> None:
+def test_8_bytes_are_shown_as_less_than_a_tenth_of_a_mib() -> None:
     assert line_of(printed(table(estimate())), "dones") == ["[uint8]", "8", "<", "0.1", "traced"]
 
 
-def test_what_is_unknown_is_never_0() -> None:
+def test_unknown_sizes_are_shown_as_unknown() -> None:
     text = printed(table(estimate()))
     assert line_of(text, "CUDA context")[-3:] == ["unknown"] * 3
     assert line_of(text, "whole device") == ["1,024.0", "unknown", "unknown", "at", "least", "25.0%"]

@@ -210,8 +210,8 @@ def test_a_storage_that_grows_goes_and_comes_again() -> None:
 def test_factors_of_the_loss_change_no_event(schedule: str) -> None:
     """They are not among what a stored trace depends on."""
     other = [f"algorithm.{name}=0.123" for name in FACTORS] + ["network.actor.init_std=0.123", "seed=9"]
-    words = ["env=hover", f"algorithm.schedule={schedule}"]
-    assert traced(experiment(*words, *other)) == traced(experiment(*words))
+    overrides = ["env=hover", f"algorithm.schedule={schedule}"]
+    assert traced(experiment(*overrides, *other)) == traced(experiment(*overrides))
 
 
 def test_torch_is_as_it_was_after_a_trace() -> None:

@@ -94,8 +94,8 @@ def write_sweep(folder: Path, jobs: Sequence[dict[str, Any]], **record: Any) -> 
         entries.append(plain | more | job)
     values: dict[str, set[str]] = {}
     for job in jobs:
-        for word in job["overrides"]:
-            values.setdefault(word.partition("=")[0], set()).add(word.partition("=")[2])
+        for override in job["overrides"]:
+            values.setdefault(override.partition("=")[0], set()).add(override.partition("=")[2])
     content = {
         "name": "sizes",
         "started": "2026-11-20T10:00:00+00:00",
@@ -114,9 +114,9 @@ def seeds(folder: Path, finals: dict[int, Sequence[float]], **more: Any) -> Path
     jobs = []
     for num_envs, rewards in finals.items():
         for seed, reward in enumerate(rewards, start=1):
-            words = [f"num_envs={num_envs}", f"seed={seed}"]
-            write_run(folder / ",".join(words), [None, reward], seed=seed, num_envs=num_envs, **more)
-            jobs.append({"overrides": words})
+            overrides = [f"num_envs={num_envs}", f"seed={seed}"]
+            write_run(folder / ",".join(overrides), [None, reward], seed=seed, num_envs=num_envs, **more)
+            jobs.append({"overrides": overrides})
     return write_sweep(folder, jobs)
 
 
@@ -295,9 +295,11 @@ def test_the_quickest_to_the_threshold_is_the_one_with_the_least_time(tmp_path: 
     jobs = []
     for num_envs, iteration_s in ((4, 1.0), (8, 3.0)):
         for seed in (1, 2):
-            words = [f"num_envs={num_envs}", f"seed={seed}"]
-            write_run(tmp_path / ",".join(words), [None, 4.0], seed=seed, num_envs=num_envs, iteration_s=iteration_s)
-            jobs.append({"overrides": words})
+            overrides = [f"num_envs={num_envs}", f"seed={seed}"]
+            write_run(
+                tmp_path / ",".join(overrides), [None, 4.0], seed=seed, num_envs=num_envs, iteration_s=iteration_s
+            )
+            jobs.append({"overrides": overrides})
     lesson = results.lessons(results.of(read_sweep(write_sweep(tmp_path, jobs))))[2]
     assert "best is num_envs=4 with 2.00 s" in lesson
     assert "ahead of num_envs=8 with 6.00 s" in lesson
@@ -308,11 +310,11 @@ def test_the_front_holds_what_no_other_beats_in_all_three(tmp_path: Path) -> Non
     points = {1: (5, 2, 1), 2: (5, 3, 2), 3: (9, 9, 9), 4: (1, 1.5, 5), 5: (8, 9, 9)}
     jobs = []
     for num_envs, (reward, size, seconds) in points.items():
-        words = [f"num_envs={num_envs}"]
+        overrides = [f"num_envs={num_envs}"]
         write_run(
-            tmp_path / words[0], [reward, reward], num_envs=num_envs, measured_mib=size, iteration_s=float(seconds)
+            tmp_path / overrides[0], [reward, reward], num_envs=num_envs, measured_mib=size, iteration_s=float(seconds)
         )
-        jobs.append({"overrides": words})
+        jobs.append({"overrides": overrides})
     found = results.of(read_sweep(write_sweep(tmp_path, jobs)))
     assert [one.settings["num_envs"] for one in found.pareto_front] == [1, 3, 4]
     figure = pictures.draw_pareto(found)
@@ -352,11 +354,11 @@ def test_the_heat_maps_hold_the_means_over_the_seeds(tmp_path: Path, unrendered:
     for num_envs in (4, 8):
         for mini_batches in (2, 4):
             for seed in (1, 2):
-                words = [f"num_envs={num_envs}", f"algorithm.num_mini_batches={mini_batches}", f"seed={seed}"]
+                overrides = [f"num_envs={num_envs}", f"algorithm.num_mini_batches={mini_batches}", f"seed={seed}"]
                 status = "failed" if (num_envs, mini_batches) == (8, 2) else "completed"
-                jobs.append({"overrides": words, "status": status})
+                jobs.append({"overrides": overrides, "status": status})
                 write_run(
-                    tmp_path / ",".join(words),
+                    tmp_path / ",".join(overrides),
                     [1.0, 1.0],
                     seed=seed,
                     num_envs=num_envs,
@@ -429,13 +431,13 @@ class Tags(HTMLParser):
 
 def hostile(folder: Path) -> Path:
     jobs = []
-    for number, word in enumerate([f"run={EVIL}", "run=$\\frac{$", 'run="onload=alert(1) x="']):
+    for number, override in enumerate([f"run={EVIL}", "run=$\\frac{$", 'run="onload=alert(1) x="']):
         name = ["javascript:alert(1)", '"><img src=x onerror=alert(1)>', EVIL.replace("/", "\N{DIVISION SLASH}")][
             number
         ]
         write_run(folder / name, [1.0, 2.0])
         status = "failed" if number else "completed"
-        jobs.append({"overrides": [word], "name": name, "folder": name, "status": status, "message": EVIL})
+        jobs.append({"overrides": [override], "name": name, "folder": name, "status": status, "message": EVIL})
     jobs.append({"overrides": ["run==1+1"], "name": "=cmd()", "folder": "none", "message": "@SUM(1)"})
     return write_sweep(folder, jobs, name=EVIL, command=EVIL, started=EVIL)
 
@@ -569,9 +571,9 @@ def test_another_env_is_one_difference(tmp_path: Path) -> None:
     assert read_runs([tmp_path]).swept == ("env.name",)
 
 
-def run_report(*words: str | Path) -> subprocess.CompletedProcess[str]:
+def run_report(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "ppo_lab", "report", *map(str, words)],
+        [sys.executable, "-m", "ppo_lab", "report", *map(str, arguments)],
         cwd=REPOSITORY,
         env={"PYTHONPATH": str(REPOSITORY), "PATH": ""},
         capture_output=True,
@@ -588,11 +590,11 @@ def here(
     monkeypatch.setattr(pictures, "draw", lambda _: {})
     monkeypatch.chdir(tmp_path)
 
-    def run(*words: str | Path) -> tuple[int, str, str]:
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
         code = 0
         try:
             with exit_codes():
-                program.main([*map(str, words)])
+                program.main([*map(str, arguments)])
         except SystemExit as end:
             code = int(end.code or 0)
         return code, *capsys.readouterr()
@@ -707,9 +709,9 @@ def test_a_setting_is_said_in_full_and_short(value: float | None, text: str) -> 
 
 def test_a_sweep_over_small_learning_rates_and_a_huge_reward_is_said_in_short_words(tmp_path: Path) -> None:
     jobs = []
-    for word, reward in (("algorithm.learning_rate=3e-4", 1e30), ("algorithm.learning_rate=1e-3", 2.0)):
-        write_run(tmp_path / word, [reward, reward])
-        jobs.append({"overrides": [word]})
+    for override, reward in (("algorithm.learning_rate=3e-4", 1e30), ("algorithm.learning_rate=1e-3", 2.0)):
+        write_run(tmp_path / override, [reward, reward])
+        jobs.append({"overrides": [override]})
     found = results.of(read_sweep(write_sweep(tmp_path, jobs)))
     assert [one.label for one in found.configurations] == ["learning_rate=3e-4", "learning_rate=0.001"]
     assert "Final reward: learning_rate=3e-4 with 1e30 (one run) comes first" in results.lessons(found)[0]
@@ -811,11 +813,11 @@ def test_runs_that_differ_in_many_keys_are_called_by_their_names(tmp_path: Path)
 
 def test_long_settings_are_not_cut(tmp_path: Path) -> None:
     jobs = []
-    for word in (f"run={LONG}1", f"run={LONG}2"):
+    for override in (f"run={LONG}1", f"run={LONG}2"):
         for activation in ("elu", LONG):
-            words = [word, f"network.activation={activation}"]
-            write_run(tmp_path / ",".join(words), [1.0, 2.0], measured_mib=2.0)
-            jobs.append({"overrides": words})
+            overrides = [override, f"network.activation={activation}"]
+            write_run(tmp_path / ",".join(overrides), [1.0, 2.0], measured_mib=2.0)
+            jobs.append({"overrides": overrides})
     found = results.of(read_sweep(write_sweep(tmp_path, jobs)))
     rewards = pictures.draw_rewards(found, pictures.over_steps, "")
     sizes = pictures.draw_sizes(found, pictures.size_keys(found))

@@ -155,9 +155,9 @@ FIT = [
 ]
 
 
-@pytest.mark.parametrize("words", FIT)
-def test_a_run_with_these_other_settings_begins_with_the_weights(words: str, experiment: Experiment) -> None:
-    assert misfit(HOVER, experiment("env=hover", *words.split())) == ""
+@pytest.mark.parametrize("overrides", FIT)
+def test_a_run_with_these_other_settings_begins_with_the_weights(overrides: str, experiment: Experiment) -> None:
+    assert misfit(HOVER, experiment("env=hover", *overrides.split())) == ""
 
 
 MISFITS = {
@@ -170,13 +170,13 @@ MISFITS = {
 }
 
 
-@pytest.mark.parametrize("words", MISFITS)
-def test_a_setting_that_does_not_fit_is_named_with_the_one_that_does(words: str, experiment: Experiment) -> None:
+@pytest.mark.parametrize("overrides", MISFITS)
+def test_a_setting_that_does_not_fit_is_named_with_the_one_that_does(overrides: str, experiment: Experiment) -> None:
     there = HOVER
-    message = misfit(there, experiment("env=hover", *words.split()))
-    assert MISFITS[words] in message
+    message = misfit(there, experiment("env=hover", *overrides.split()))
+    assert MISFITS[overrides] in message
     mend = message.partition(" Try ")[2].removesuffix(".").split()
-    assert misfit(there, experiment("env=hover", *words.split(), *mend)) == ""
+    assert misfit(there, experiment("env=hover", *overrides.split(), *mend)) == ""
 
 
 def with_groups(cfg: ExperimentConfig, **groups: dict[str, int]) -> ExperimentConfig:

@@ -23,8 +23,8 @@ from ppo_lab.runs.manifest import (
 IDENTITY = ("-c", "user.name=a", "-c", "user.email=a@b.c")
 
 
-def git(folder: Path, *words: str) -> str:
-    return subprocess.run(["git", "-C", str(folder), *words], check=True, capture_output=True, text=True).stdout
+def git(folder: Path, *arguments: str) -> str:
+    return subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True, text=True).stdout
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Sweeps: which jobs, whether they fit, what becomes of each, and that nothing is lost or left behind.
 
-What a job does to the schedule is tried with small programs in place of train.py; what the words mean and what
+What a job does to the schedule is tried with small programs in place of train.py; what the overrides mean and what
 isolation gives, with train.py itself.
 """
 
@@ -23,7 +23,8 @@ import psutil
 import pytest
 from rich.console import Console
 
-from ppo_lab import report
+from ppo_lab import envs, report
+from ppo_lab.cli import argv as command_line
 from ppo_lab.cli import sweep as sweep_command
 from ppo_lab.cli.compose import compose
 from ppo_lab.cli.sweep import expand
@@ -47,8 +48,8 @@ Train = Callable[..., subprocess.CompletedProcess[str]]
 
 JOB = """
 import json, os, pathlib, signal, subprocess, sys, time
-words = dict(word.split("=", 1) for word in sys.argv[1:])
-folder = pathlib.Path((words.get("hydra.run.dir") or words["resume"]).strip("'"))
+overrides = dict(override.split("=", 1) for override in sys.argv[1:])
+folder = pathlib.Path((overrides.get("hydra.run.dir") or overrides["resume"]).strip("'"))
 folder.mkdir(exist_ok=True)
 def note(name, text):
     with (folder / name).open("a") as file:
@@ -59,11 +60,11 @@ def end(signum, frame):
     sys.exit(130 if signum == signal.SIGINT else 75)
 for signum in (signal.SIGINT, signal.SIGTERM):
     signal.signal(signum, end)
-note("words", " ".join(sys.argv[1:]))
+note("overrides", " ".join(sys.argv[1:]))
 note("pids", str(os.getpid()))
-if words["do"] != "die_early":
+if overrides["do"] != "die_early":
     note("config.yaml", "")
-match words["do"]:
+match overrides["do"]:
     case "succeed":
         pass
     case "nap":
@@ -79,14 +80,14 @@ match words["do"]:
         print("error: memory: 9 MiB of 8 MiB free; fits: no")
         sys.exit(3)
     case "wait" | "wait_if_new":
-        if "resume" not in words or words["do"] == "wait":
+        if "resume" not in overrides or overrides["do"] == "wait":
             child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
             note("pids", str(child.pid))
             note("waits", "")
             time.sleep(60)
 print("done", os.environ.get("OMP_NUM_THREADS"))
 """
-"""Does as its word do= says, in the folder that it is given."""
+"""Does as its override do= says, in the folder that it is given."""
 
 RUN = """
 import sys
@@ -151,15 +152,15 @@ def statuses(sweep: Sweep) -> list[str]:
     return [job.status for job in jobs.read(sweep.folder).jobs]
 
 
-def words_of(sweep: Sweep, number: int) -> list[str]:
+def overrides_of(sweep: Sweep, number: int) -> list[str]:
     """What each process of a job was called with."""
-    return (sweep.run_folder(sweep.jobs[number]) / "words").read_text().splitlines()
+    return (sweep.run_folder(sweep.jobs[number]) / "overrides").read_text().splitlines()
 
 
-# words -> jobs
+# overrides -> jobs
 
 
-def test_every_combination_is_one_job_with_the_last_word_turning_fastest() -> None:
+def test_every_combination_is_one_job_with_the_last_override_turning_fastest() -> None:
     combinations = expand(["env=hover", "num_envs=512,1024", "algorithm.num_mini_batches=2,4", "seed=range(1,3)"])
     assert len(combinations) == 8
     assert combinations[0] == ("env=hover", "num_envs=512", "algorithm.num_mini_batches=2", "seed=1")
@@ -170,12 +171,12 @@ def test_every_combination_is_one_job_with_the_last_word_turning_fastest() -> No
 
 
 def test_a_choice_of_files_can_be_swept_too() -> None:
-    assert expand(["env=glob(*)"]) == [("env=go2",), ("env=go2_backflip",), ("env=hover",)]
+    assert expand(["env=glob(*)"]) == [(f"env={name}",) for name in envs.names()]
 
 
 def test_a_key_given_twice_keeps_both_overrides_in_their_order() -> None:
-    words = ["env.obs_scales={ang_vel: 1}", "env.obs_scales={dof_pos: 2}", "seed=1", "seed=3", "num_envs=16,32"]
-    combinations = expand(words)
+    overrides = ["env.obs_scales={ang_vel: 1}", "env.obs_scales={dof_pos: 2}", "seed=1", "seed=3", "num_envs=16,32"]
+    combinations = expand(overrides)
     assert combinations == [
         ("env.obs_scales={ang_vel:1}", "env.obs_scales={dof_pos:2}", "seed=1", "seed=3", "num_envs=16"),
         ("env.obs_scales={ang_vel:1}", "env.obs_scales={dof_pos:2}", "seed=1", "seed=3", "num_envs=32"),
@@ -188,10 +189,10 @@ def test_a_job_with_two_overrides_of_one_key_equals_the_single_run(
     experiment: Callable[..., ExperimentConfig],
 ) -> None:
     swept = ["env.obs_scales={ang_vel: 1},{ang_vel: 2}", "env.obs_scales={dof_pos: 3}", "seed=1", "seed=4"]
-    jobs_words = expand(swept)
-    assert plan.job_names(jobs_words) == ["obs_scales={ang_vel:1}", "obs_scales={ang_vel:2}"]
-    for words, ang_vel in zip(jobs_words, (1.0, 2.0), strict=True):
-        job = experiment(*words)
+    jobs_overrides = expand(swept)
+    assert plan.job_names(jobs_overrides) == ["obs_scales={ang_vel:1}", "obs_scales={ang_vel:2}"]
+    for overrides, ang_vel in zip(jobs_overrides, (1.0, 2.0), strict=True):
+        job = experiment(*overrides)
         assert job == experiment(f"env.obs_scales={{ang_vel: {ang_vel}}}", "env.obs_scales={dof_pos: 3}", "seed=4")
         scales = vars(job.env)["obs_scales"]
         assert (job.seed, scales.ang_vel, scales.dof_pos) == (4, ang_vel, 3.0)
@@ -252,14 +253,14 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("word", "message"), WRONG.items(), ids=WRONG)
+@pytest.mark.parametrize(("override", "message"), WRONG.items(), ids=WRONG)
 def test_a_wrong_override_is_refused_before_anything_is_written(
-    word: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    override: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tiny = [other for other in TINY if other.split("=")[0] != word.split("=")[0]]
-    several = [] if "," in word or word == "seed=7" else ["seed=1,2"]
+    tiny = [other for other in TINY if other.split("=")[0] != override.split("=")[0]]
+    several = [] if "," in override or override == "seed=7" else ["seed=1,2"]
     with pytest.raises(ConfigError, match=message) as refused:
-        sweep_command.prepare(["-m", *tiny, word, *several, f"hydra.sweep.dir={tmp_path / 'sweep'}"])
+        sweep_command.prepare(["-m", *tiny, override, *several, f"hydra.sweep.dir={tmp_path / 'sweep'}"])
     assert "\n" not in str(refused.value)
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().out == ""
@@ -271,7 +272,7 @@ def test_one_gpu_of_several_is_not_for_a_sweep_to_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("overrides", "message"),
     [
         (
             ["seed=1,2", "seed=3"],
@@ -284,9 +285,9 @@ def test_one_gpu_of_several_is_not_for_a_sweep_to_name() -> None:
         (["env.obs_scales={lin_vel: 1},{lin_vel: 2}", "env.obs_scales.lin_vel=3"], "are the same run"),
     ],
 )
-def test_a_value_that_a_later_word_replaces_is_refused(words: list[str], message: str, tmp_path: Path) -> None:
+def test_a_value_that_a_later_override_replaces_is_refused(overrides: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
-        sweep_command.prepare(["-m", *TINY, *words, f"hydra.sweep.dir={tmp_path / 'sweep'}"])
+        sweep_command.prepare(["-m", *TINY, *overrides, f"hydra.sweep.dir={tmp_path / 'sweep'}"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -299,14 +300,16 @@ STARTS = [
     ["env=hover", "~seed", "+seed=1,2"],
     ["env=hover", "env.obs_scales={rel_pos: 1},{rel_pos: 2}", "experiment=choice(smoke)"],
 ]
-"""Words that hold for the job's own configuration alone, or that are given in an unusual form."""
+"""Overrides that hold for the job's own configuration alone, or that are given in an unusual form."""
 
 
-@pytest.mark.parametrize("words", STARTS, ids=" ".join)
-def test_a_job_that_the_plan_accepts_starts(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("overrides", STARTS, ids=" ".join)
+def test_a_job_that_the_plan_accepts_starts(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(plan, "_estimate", lambda *_: None)
     folder = tmp_path / "sweep"
-    argv = ["-m", "experiment=smoke", "device=cpu", *words, f"hydra.sweep.dir={folder}"]
+    argv = ["-m", "experiment=smoke", "device=cpu", *overrides, f"hydra.sweep.dir={folder}"]
     assert sweep_command.prepare(argv) == folder
     for job in jobs.read(folder).jobs:
         cfg = compose([*job.overrides, f"hydra.run.dir='{folder / job.folder}'"])
@@ -333,15 +336,15 @@ def test_a_sweep_of_one_job_that_was_begun_earlier_can_be_resumed(
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("overrides", "message"),
     [
         (["-m", "num_envs=0,16"], "error: num_envs=0: num_envs=0 is out of range"),
         (["num_envs=16,32"], "or add -m to train with each"),
         (["sweep.over_budget=run"], "Add -m"),
     ],
 )
-def test_the_command_refuses_with_code_2_and_one_line(train: Train, words: list[str], message: str) -> None:
-    done = train(*TINY, *words)
+def test_the_command_refuses_with_code_2_and_one_line(train: Train, overrides: list[str], message: str) -> None:
+    done = train(*TINY, *overrides)
     assert done.returncode == ExitCode.WRONG_INPUT
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -351,11 +354,19 @@ def test_the_command_refuses_with_code_2_and_one_line(train: Train, words: list[
 # the plan
 
 
+@pytest.fixture
+def free_mib(monkeypatch: pytest.MonkeyPatch) -> int:
+    """What is free on the host: 4 million envs, which need 160 GiB, never fit."""
+    free = 32 * 1024
+    monkeypatch.setattr(hardware, "_free_bytes", lambda card: free * hardware.MIB)
+    return free
+
+
 def test_the_plan_is_written_down_and_leaves_out_what_will_not_fit(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], free_mib: int
 ) -> None:
-    words = [*TINY, "num_envs=16,4000000", "seed=1,2", "sweep.jobs_per_device=2"]  # 4 million envs: 160 GiB
-    folder = sweep_command.prepare(["-m", *words, f"hydra.sweep.dir={tmp_path / 'sweep'}"])
+    overrides = [*TINY, "num_envs=16,4000000", "seed=1,2", "sweep.jobs_per_device=2"]
+    folder = sweep_command.prepare(["-m", *overrides, f"hydra.sweep.dir={tmp_path / 'sweep'}"])
     assert folder == tmp_path / "sweep"
     content = json.loads((tmp_path / "sweep" / "jobs.json").read_text())
     assert content["swept"] == ["num_envs", "seed"]
@@ -367,25 +378,39 @@ def test_the_plan_is_written_down_and_leaves_out_what_will_not_fit(
         ("3_num_envs=4000000,seed=2", "over_budget", 4_000_000 * 8),
     ]
     predicted = [job["predicted_bytes"] for job in content["jobs"]]
-    assert 0 < predicted[0] == predicted[1] < hardware.free_bytes("cpu") < predicted[2] == predicted[3]
+    assert 0 < predicted[0] == predicted[1] < free_mib * hardware.MIB / 2 < predicted[2] == predicted[3]
     assert [job.is_missing for job in jobs.read(tmp_path / "sweep").jobs] == [True, True, False, False]
     assert re.fullmatch(
         r"needs (at least|about) [\d,]+ MiB( \([^)]+\))? of [\d,]+ MiB free", content["jobs"][2]["message"]
     )
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 3, "one estimate for each num_envs, not for each seed"
-    plan_line = re.fullmatch(r"plan: 4 jobs, ([\d,]+) MiB free on .* for each of 2 at a time", said[0])
-    assert plan_line
-    share_bytes = int(plan_line[1].replace(",", "")) * hardware.MIB
-    assert share_bytes == pytest.approx(hardware.free_bytes("cpu") / 2, rel=0.4), "others here take and give meanwhile"
+    assert re.fullmatch(rf"plan: 4 jobs, {free_mib // 2:,} MiB free on .* for each of 2 at a time", said[0])
     assert re.match(r"  prediction 1 of 2 \| jobs 0, 1 \| num_envs=16 \| needs .*; fits: ", said[1])
     assert re.match(r"  prediction 2 of 2 \| jobs 2, 3 \| num_envs=4000000 \| needs .*; fits: no$", said[2])
 
 
+def test_config_dir_and_settings_of_hydra_are_given_to_every_job(tmp_path: Path) -> None:
+    conf = tmp_path / "my conf"
+    (conf / "experiment").mkdir(parents=True)
+    overlay = "# @package _global_\ndefaults:\n  - smoke\n  - _self_\nnum_envs: 24\n"
+    (conf / "experiment" / "mine.yaml").write_text(overlay)
+    given = ["experiment=mine", "env=hover", "device=cpu", "hydra.verbose=ppo_lab", "+hydra.job.env_set.NAME=value"]
+    argv = ["-m", "--config-dir", str(conf), *given, "seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    planned = jobs.read(sweep_command.prepare(argv)).jobs
+    assert [job.overrides for job in planned] == [(f"--config-dir={conf}", *given, f"seed={n}") for n in (1, 2)]
+    for number, job in enumerate(planned, 1):
+        cfg = compose(*command_line.read(job.overrides))
+        experiment = to_experiment(cfg)
+        assert (experiment.num_envs, experiment.max_iterations, experiment.seed) == (24, 2, number)
+        assert (cfg.hydra.verbose, cfg.hydra.job.env_set) == ("ppo_lab", {"NAME": "value"})
+
+
+@pytest.mark.usefixtures("free_mib")
 def test_a_sweep_may_stop_where_a_job_will_not_fit(tmp_path: Path) -> None:
-    words = [*TINY, "num_envs=4000000", "seed=1,2", "sweep.over_budget=stop"]
+    overrides = [*TINY, "num_envs=4000000", "seed=1,2", "sweep.over_budget=stop"]
     with pytest.raises(OverBudgetError, match=r"2 of 2 jobs do not fit: seed=1, seed=2\. Try sweep\.over_budget="):
-        sweep_command.prepare(["-m", *words, f"hydra.sweep.dir={tmp_path / 'sweep'}"])
+        sweep_command.prepare(["-m", *overrides, f"hydra.sweep.dir={tmp_path / 'sweep'}"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -399,13 +424,14 @@ def test_what_the_simulator_cannot_build_is_left_out_however_much_memory_there_i
     assert "more than the simulator builds of this env" in large.message
 
 
+@pytest.mark.usefixtures("free_mib")
 def test_over_budget_run_starts_a_job_that_is_predicted_not_to_fit(tmp_path: Path) -> None:
-    words = [*TINY, "num_envs=choice(4000000)", "sweep.over_budget=run"]
-    sweep_command.prepare(["-m", *words, f"hydra.sweep.dir={tmp_path / 'planned'}"])
+    overrides = [*TINY, "num_envs=choice(4000000)", "sweep.over_budget=run"]
+    sweep_command.prepare(["-m", *overrides, f"hydra.sweep.dir={tmp_path / 'planned'}"])
     assert [(job.status, job.folder) for job in jobs.read(tmp_path / "planned").jobs] == [("planned", "0")]
     sweep = sweep_of(tmp_path / "sweep", "succeed", over_budget="run")
     schedule.run(sweep, tiny_slots())
-    assert "memory.over_budget=warn" in words_of(sweep, 0)[0].split()
+    assert "memory.over_budget=warn" in overrides_of(sweep, 0)[0].split()
 
 
 # devices
@@ -581,10 +607,10 @@ def test_jobs_end_with_a_sweep_that_was_killed_and_go_on_where_it_is_resumed(tmp
     again = jobs.read(sweep.folder)
     again.jobs = [plan._continued(again, planned) for planned in sweep.jobs]
     assert launcher.run(again, tiny_slots(), report.write) == ExitCode.DONE
-    assert len(words_of(sweep, 0)) == len(words_of(sweep, 3)) == 1, "not run again"
+    assert len(overrides_of(sweep, 0)) == len(overrides_of(sweep, 3)) == 1, "not run again"
     for number in (1, 2):
         folder = sweep.run_folder(sweep.jobs[number])
-        assert words_of(sweep, number) == [
+        assert overrides_of(sweep, number) == [
             f"do=wait_if_new hydra.run.dir='{folder}'",
             f"do=wait_if_new resume='{folder}'",
         ]
@@ -629,7 +655,7 @@ def test_what_a_job_left_before_it_was_a_run_is_moved_aside(tmp_path: Path) -> N
         assert statuses(sweep) == ["killed"]
         asides = sorted(path.name for path in sweep.folder.glob("*.aside_*"))
         assert asides == [f"{folder.name}.aside_{n}" for n in range(1, attempt)]
-        assert words_of(sweep, 0) == [f"do=die_early hydra.run.dir='{folder}'"]
+        assert overrides_of(sweep, 0) == [f"do=die_early hydra.run.dir='{folder}'"]
         sweep.update(sweep.jobs[0], status="planned")
 
 
@@ -670,7 +696,7 @@ def test_a_job_whose_folder_is_in_use_waits_while_others_run(
     assert capsys.readouterr().out.count(waits) == 1
     assert statuses(sweep) == ["completed"] * 2
     assert jobs.read(sweep.folder).jobs[0].message is None
-    assert (folder / "words").exists() == (ends == "killed"), "what another process completed is not run again"
+    assert (folder / "overrides").exists() == (ends == "killed"), "what another process completed is not run again"
 
 
 def test_a_sweep_that_is_stopped_waits_for_no_folder(tmp_path: Path) -> None:
@@ -694,11 +720,11 @@ def complete(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """A sweep's folder, and the words that it came from."""
+    """A sweep's folder, and the arguments that it came from."""
     folder = tmp_path_factory.mktemp("sweeps") / "it's a=1, of größeren"
-    words = ["-m", *TINY, "num_envs=16", "seed=1,2,3,4,5,6"]
-    sweep_command.prepare([*words, f"hydra.sweep.dir={folder}"])
-    return folder, words
+    arguments = ["-m", *TINY, "num_envs=16", "seed=1,2,3,4,5,6"]
+    sweep_command.prepare([*arguments, f"hydra.sweep.dir={folder}"])
+    return folder, arguments
 
 
 def test_resume_plans_what_is_missing_and_keeps_what_is_done(planned: tuple[Path, list[str]]) -> None:
@@ -724,13 +750,13 @@ def test_resume_plans_what_is_missing_and_keeps_what_is_done(planned: tuple[Path
 
 
 def test_another_command_is_refused_by_what_differs(planned: tuple[Path, list[str]]) -> None:
-    folder, words = planned
+    folder, arguments = planned
     before = (folder / "jobs.json").read_bytes()
     for other, message in {
         "seed=1,2": r"is another sweep: seed is 1,2 here and 1,2,3,4,5,6 there\. Give it the overrides that",
         "max_iterations=3": "max_iterations is 3 here and not given there",
     }.items():
-        kept = [word for word in words if word.split("=")[0] != other.split("=")[0]]
+        kept = [argument for argument in arguments if argument.split("=")[0] != other.split("=")[0]]
         with pytest.raises(ConfigError, match=message):
             sweep_command.prepare([*kept, other, f"sweep.resume={folder}"])
     assert (folder / "jobs.json").read_bytes() == before
@@ -771,13 +797,13 @@ with lock(Path(sys.argv[1])):
 
 
 def test_a_sweep_that_is_running_is_not_run_twice(planned: tuple[Path, list[str]]) -> None:
-    folder, words = planned
+    folder, arguments = planned
     command = [sys.executable, "-c", HOLD, str(folder)]
     with subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout
         assert other.stdout.readline() == "held\n"
         with pytest.raises(ConfigError, match="is in use: process"):
-            sweep_command.prepare([*words, f"sweep.resume={folder}"])
+            sweep_command.prepare([*arguments, f"sweep.resume={folder}"])
         other.kill()
     lock(folder).close()  # it is gone with its process
 
