@@ -32,6 +32,13 @@ OVERRIDES = [
     *("experiment=smoke", f"max_iterations={ITERATIONS}", "algorithm.num_learning_epochs=2"),
     *("network.hidden_dims=[32,32]", "network.actor.obs_normalization=true", "network.critic.obs_normalization=true"),
 ]
+SETTINGS = {
+    "go2_walk": [
+        "randomization=full",
+        "+env.randomization.commands={when:interval,operation:add,low:{ang_vel_rad_s:-1},high:{ang_vel_rad_s:1}}",
+    ]
+}
+"""Name of an env -> its settings in forked runs: of one env all terms of randomization."""
 BUILT: dict[str, Any] = {}
 """Name of the env -> its settings, the env, and the random state it left."""
 
@@ -84,7 +91,7 @@ class ForkedRun:
 
 
 def begin(env: str, folder: Path, *more: str) -> list[str]:
-    return [*OVERRIDES, f"env={env}", *more, f"hydra.run.dir={folder}"]
+    return [*OVERRIDES, f"env={env}", *SETTINGS.get(env, []), *more, f"hydra.run.dir={folder}"]
 
 
 def is_complete(run: Path) -> bool:
@@ -119,7 +126,7 @@ def build_envs() -> None:
 
     device = torch.device("cpu")
     for name in envs.names():
-        cfg = to_experiment(compose([f"env={name}"])).env
+        cfg = to_experiment(compose([f"env={name}", *SETTINGS.get(name, [])])).env
         seed_everything(SEED)
         env, left = envs.make_env(cfg, NUM_ENVS, device, SEED), random_state(device)
         compile_kernels(env)
