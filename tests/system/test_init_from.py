@@ -125,11 +125,11 @@ def test_one_that_was_killed_before_its_first_checkpoint_starts_over_with_the_sa
 
 
 def test_one_that_holds_to_the_other_runs_policy_goes_on_identically_and_is_reproduced(lab: Lab, here: Path) -> None:
-    words = [*CHILD, "init.kl_coef=0.3", "init.std=false", "save_interval=3"]
-    code, out, errors = lab.train(*words, "max_iterations=6", "hydra.run.dir=held")
+    arguments = [*CHILD, "init.kl_coef=0.3", "init.std=false", "save_interval=3"]
+    code, out, errors = lab.train(*arguments, "max_iterations=6", "hydra.run.dir=held")
     assert code == 0, errors
     assert "begins with actor, critic of iteration 6; learning rate 0.0003" in out
-    assert lab.train(*words, "max_iterations=4", "hydra.run.dir=held_stopped")[0] == 0
+    assert lab.train(*arguments, "max_iterations=4", "hydra.run.dir=held_stopped")[0] == 0
     (here / "parent").rename(here / "away")
     try:
         code, _, errors = lab.train("resume=held_stopped", "init.kl_coef=0.2")

@@ -260,9 +260,9 @@ def test_the_passes_hold_the_saved_activations(reality: Reality) -> None:
     assert kept_alike(closed_form.saved_activations(reality.cfg), real)
 
 
-@pytest.mark.parametrize("words", [[], ["algorithm.use_mixed_precision=true", "network.obs_normalization=true"]])
-def test_the_reference_holds_one_more_actor_and_no_buffers(words: list[str]) -> None:
-    cfg = composed("experiment=smoke", "init_from=RUN", "init.kl_coef=0.5", *words)
+@pytest.mark.parametrize("overrides", [[], ["algorithm.use_mixed_precision=true", "network.obs_normalization=true"]])
+def test_the_reference_holds_one_more_actor_and_no_buffers(overrides: list[str]) -> None:
+    cfg = composed("experiment=smoke", "init_from=RUN", "init.kl_coef=0.5", *overrides)
     alg = untrained(cfg)
     networks = Networks.of(alg)
     reference = Reference(alg, networks, cfg.init.kl_coef)
@@ -273,7 +273,7 @@ def test_the_reference_holds_one_more_actor_and_no_buffers(words: list[str]) -> 
     own = {tensor.data_ptr() for tensor in reference.perceptron.buffers} - {t.data_ptr() for t in networks.buffers}
     copies = [tensor for tensor in reference.perceptron.buffers if tensor.data_ptr() in own]
     assert kept_alike(closed_form.reference(cfg), [*real.values(), reference.std, *copies])
-    assert len(copies) == (6 if words else 0)
+    assert len(copies) == (6 if overrides else 0)
     *_, term = closed_form.formulas(cfg)
     expression, _, result = term.numbers.rpartition(" = ")
     assert evaluate(expression) == evaluate(result) == term.bytes

@@ -115,8 +115,8 @@ def test_a_random_learner_holds_on_real_tensors_what_the_trace_says_to_the_byte(
 
 @pytest.mark.parametrize("mixed", ["false", "true"])
 def test_a_run_that_holds_to_its_initial_policy_has_one_more_actor_and_what_it_would_do(mixed: str) -> None:
-    words = ["env=go2", f"algorithm.use_mixed_precision={mixed}", "network.obs_normalization=true", "init_from=RUN"]
-    plain, held = (experiment(*words, f"init.kl_coef={coef}") for coef in (0, 0.5))
+    overrides = ["env=go2", f"algorithm.use_mixed_precision={mixed}", "network.obs_normalization=true", "init_from=RUN"]
+    plain, held = (experiment(*overrides, f"init.kl_coef={coef}") for coef in (0, 0.5))
     without, found = traced(plain), traced(held)
     assert measured(held) == {
         "rollout_peak": found.rollout_peak_bytes,

@@ -335,7 +335,7 @@ def test_a_config_from_before_init_kl_coef_keeps_what_it_says_of_init(here: Path
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("overrides", "message"),
     [
         (
             "init.kl_coef=0.5",
@@ -346,7 +346,7 @@ def test_a_config_from_before_init_kl_coef_keeps_what_it_says_of_init(here: Path
         ("init_from=run init.kl_coef=much", "init.kl_coef=much is of the wrong kind. Allowed: a number."),
     ],
 )
-def test_a_weight_that_cannot_be_is_refused(words: str, message: str, experiment: Experiment) -> None:
+def test_a_weight_that_cannot_be_is_refused(overrides: str, message: str, experiment: Experiment) -> None:
     with pytest.raises(ConfigError) as refused:
-        experiment("env=hover", *words.split())
+        experiment("env=hover", *overrides.split())
     assert str(refused.value) == message
