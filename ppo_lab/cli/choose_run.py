@@ -24,7 +24,7 @@ from ppo_lab.config.overrides import RUN_DIR, SWEEP_DIR, first_line, quoted
 from ppo_lab.errors import ConfigError, NothingToDo, StoppedError
 from ppo_lab.machine import commands, devices, preflight
 from ppo_lab.machine.commands import relative_to_cwd
-from ppo_lab.machine.launch import place_by_launcher
+from ppo_lab.machine.launch import position_by_launcher
 from ppo_lab.runs import ancestry
 from ppo_lab.runs.config import (
     LABELS,
@@ -87,7 +87,7 @@ def prepare(argv: list[str]) -> Chosen:
 
     start, notes = None, []
     world_size = os.environ.get("WORLD_SIZE", "")
-    if place_by_launcher() is None and world_size.isdecimal() and int(world_size) > 1:
+    if position_by_launcher() is None and world_size.isdecimal() and int(world_size) > 1:
         notes.append(f"WORLD_SIZE={world_size} is ignored, as no launcher has set RANK and the like")
     if resume == AUTO:
         cfg = compose(overrides, source)
@@ -112,15 +112,16 @@ def prepare(argv: list[str]) -> Chosen:
 
 def _with_launched_ranks(overrides: list[str]) -> list[str]:
     """`overrides`, with as many processes as a launcher has started. Raises a ConfigError for another number."""
-    place = place_by_launcher()
+    position = position_by_launcher()
     given = next((override.value() for override in map(parse, overrides) if override.key_or_group == "processes"), None)
-    if place is None:
+    if position is None:
         return overrides
-    if given not in (None, "auto", place.world_size):
+    if given not in (None, "auto", position.world_size):
         raise ConfigError(
-            f"processes={as_text(given)}: the launcher has started {place.world_size} processes. Leave out processes=."
+            f"processes={as_text(given)}: the launcher has started {position.world_size} processes. "
+            "Leave out processes=."
         )
-    return [*(text for text in overrides if not text.startswith("processes=")), f"processes={place.world_size}"]
+    return [*(text for text in overrides if not text.startswith("processes=")), f"processes={position.world_size}"]
 
 
 def _set_environment(cfg: DictConfig) -> None:
@@ -189,7 +190,7 @@ def read_unchanged(folder: Path, asked: str) -> ExperimentConfig:
     was = flat(from_older_version(began))
     now = {key: value for key, value in _settings_that_matter(saved).items() if key not in ON_REQUEST}
     if saved.init_from and was.get("init_from"):
-        del now["init_from"]  # the place of a file whose sha256 the manifest has
+        del now["init_from"]  # the path of a file whose sha256 the manifest has
     changed = {key: value for key, value in now.items() if was.get(key, value) != value}
     if not changed:
         return saved
@@ -450,7 +451,7 @@ def _resumable(folder: Path, broken: list[str] | None = None) -> str:
 
 
 def _take_device(cfg: ExperimentConfig) -> None:
-    if place_by_launcher() is None:
+    if position_by_launcher() is None:
         devices.environments(cfg.device, cfg.processes)  # while all cards are visible
     devices.take(cfg.device)
     if cfg.device.startswith("cuda"):

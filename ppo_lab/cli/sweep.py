@@ -20,7 +20,7 @@ from ppo_lab.config import ExperimentConfig, SweepConfig, setting
 from ppo_lab.config.overrides import SWEEP_DIR
 from ppo_lab.errors import ConfigError
 from ppo_lab.machine import commands
-from ppo_lab.machine.launch import place_by_launcher
+from ppo_lab.machine.launch import position_by_launcher
 from ppo_lab.runs import ancestry
 from ppo_lab.runs.config import to_experiment, to_settings
 from ppo_lab.sweeps import plan
@@ -42,7 +42,7 @@ def prepare(argv: list[str]) -> Path:
     Raises what `plan.prepare` raises, and a ConfigError where no key has several values or a job's overrides do not
     make an experiment.
     """
-    if place_by_launcher():
+    if position_by_launcher():
         raise ConfigError("a sweep starts its own processes. Start it with python alone, without torchrun.")
     overrides, source = command_line.read([argument for argument in argv if not is_multirun(argument)])
     of_jobs, own = _split(overrides)

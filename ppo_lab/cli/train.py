@@ -29,12 +29,12 @@ log = logging.getLogger(__name__)
 def main(argv: list[str]) -> ExitCode:
     """Trains what `argv` says. Raises what `choose_run.prepare`, `sweep.prepare` and `training.run.train` raise."""
     stopping.stop_at_once()
-    place = launch.place_by_launcher()
-    if place and place.rank:
+    position = launch.position_by_launcher()
+    if position and position.rank:
         launch.end_with_rank_0()
         from ppo_lab.training.rank import follow  # loads torch
 
-        return follow(place)
+        return follow(position)
     if is_question(argv):
         ask_hydra([argument for argument in argv if not is_multirun(argument)], TRAIN.name)
         return ExitCode.DONE
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> ExitCode:
         if hint := budget.hint_at_long_run(run.cfg):
             log.warning(hint)
         estimated = budget.estimate_in_background(run.cfg)
-        with _other_ranks(run.cfg, is_launched=place is not None) as others:
+        with _other_ranks(run.cfg, is_launched=position is not None) as others:
             log.debug("all is checked that can be without torch")
             from ppo_lab.training.run import train  # loads torch and the simulator
 

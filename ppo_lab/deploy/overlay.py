@@ -55,8 +55,8 @@ def written(picture: Picture, caption: Caption) -> Picture:
     def write(lines: Sequence[str], is_right: bool, top: int, color: tuple[int, int, int]) -> None:
         x, anchor = (image.width - edge, "ra") if is_right else (edge, "la")
         for number, text in enumerate(lines):
-            place = x, top + number * line
-            draw.text(place, text, color, font, anchor, stroke_width=outline, stroke_fill=(0, 0, 0))
+            at = x, top + number * line
+            draw.text(at, text, color, font, anchor, stroke_width=outline, stroke_fill=(0, 0, 0))
 
     told = _listed("command", caption.commands)
     done = _listed("measured", caption.measured)

@@ -18,7 +18,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from ppo_lab.errors import RankLostError
 from ppo_lab.learning.shared_mean import SharedMean, reserve
-from ppo_lab.machine.launch import Place
+from ppo_lab.machine.launch import Position
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,7 +68,7 @@ class TorchRanks:
 
     def __init__(
         self,
-        place: Place,
+        position: Position,
         on_gpu: bool,
         listener: int | None = None,
         raise_if_lost: Callable[[], None] = lambda: None,
@@ -76,30 +76,30 @@ class TorchRanks:
         """Connects with the other ranks, by the variables that torchrun sets; returns when all are there.
 
         Args:
-            place: of this process.
+            position: of this process.
             on_gpu: whether tensors on a GPU are reduced, too.
             listener: on rank 0 of ranks that it started, the socket that they connect to.
             raise_if_lost: asked while they are not there yet.
         """
-        self.rank, self.world_size = place.rank, place.world_size
-        self._can_share = place.local_world_size == place.world_size
+        self.rank, self.world_size = position.rank, position.world_size
+        self._can_share = position.local_world_size == position.world_size
         self._shared: SharedMean | None = None
         if listener is None:
-            self._store, *_ = next(rendezvous("env://", place.rank, place.world_size, timeout=TIMEOUT))
+            self._store, *_ = next(rendezvous("env://", position.rank, position.world_size, timeout=TIMEOUT))
         else:
             self._store = TCPStore(
-                *("127.0.0.1", 0, place.world_size, True, TIMEOUT), wait_for_workers=False, master_listen_fd=listener
+                *("127.0.0.1", 0, position.world_size, True, TIMEOUT), wait_for_workers=False, master_listen_fd=listener
             )
-        self._store.set(HERE.format(place.rank), b"")
-        everyone = [HERE.format(rank) for rank in range(place.world_size)]
+        self._store.set(HERE.format(position.rank), b"")
+        everyone = [HERE.format(rank) for rank in range(position.world_size)]
         while not self._store.check(everyone):
             raise_if_lost()
             time.sleep(POLL_S)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
             store=self._store,
-            rank=place.rank,
-            world_size=place.world_size,
+            rank=position.rank,
+            world_size=position.world_size,
             timeout=TIMEOUT,
         )
 

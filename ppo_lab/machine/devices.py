@@ -234,13 +234,13 @@ def _parts(nvml: Any, number: int) -> list[Card]:
         cores = nvml.nvmlDeviceGetNumGpuCores(handle)
         return [_card(nvml, handle, str(number), capability, cores // _cores_per_multiprocessor(*capability))]
     parts = []
-    for place in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+    for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
         try:
-            part = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, place)
+            part = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
         except nvml.NVMLError:  # the card is in fewer parts than it could be
             continue
         multiprocessors = nvml.nvmlDeviceGetAttributes(part).multiprocessorCount
-        parts.append(_card(nvml, part, f"{number}:{place}", capability, multiprocessors))
+        parts.append(_card(nvml, part, f"{number}:{index}", capability, multiprocessors))
     return parts
 
 

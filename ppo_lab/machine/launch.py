@@ -1,7 +1,7 @@
 """The processes of one run on this machine: who launched them, and starting them. Standard library only.
 
 A run of `processes=N` starts N - 1 processes beside its own, all with the variables that torchrun sets. So a run that
-torchrun started, on one machine or on many, goes the same way: each process finds its place in its environment.
+torchrun started, on one machine or on many, goes the same way: each process finds its position in its environment.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WAIT_S, GRACE_S = 20.0, 5.0
 """The ranks end within this time, or are killed: where the run is done, and where it failed."""
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """One process among those of a run."""
 
     rank: int = 0
@@ -50,8 +50,8 @@ class Place(NamedTuple):
         return 0 if STARTED_BY_US in os.environ else self.local_rank
 
 
-def place_by_launcher(environ: Mapping[str, str] = os.environ) -> Place | None:
-    """This process' place where torchrun, or a run of ours, started it; None where it is a run's only process.
+def position_by_launcher(environ: Mapping[str, str] = os.environ) -> Position | None:
+    """This process' position where torchrun, or a run of ours, started it; None where it is a run's only process.
 
     WORLD_SIZE alone, which some cluster images set, says nothing. Raises a MachineError where a launcher has set only
     some of the variables.
@@ -71,13 +71,13 @@ def place_by_launcher(environ: Mapping[str, str] = os.environ) -> Place | None:
     numbers = [environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
     if not all(number.isdecimal() for number in numbers):
         raise MachineError(f"{', '.join(VARIABLES[:4])} must be whole numbers, as torchrun sets them")
-    return Place(*map(int, numbers))
+    return Position(*map(int, numbers))
 
 
 def local_world_size(environ: Mapping[str, str] = os.environ) -> int:
     """How many ranks of this run share this machine."""
-    place = place_by_launcher(environ)
-    return place.local_world_size if place else 1
+    position = position_by_launcher(environ)
+    return position.local_world_size if position else 1
 
 
 def end_with_rank_0() -> None:
@@ -105,9 +105,9 @@ class OtherRanks:
             environments: the variables that are special to each rank, by its number.
             env: what the ranks will step, which takes seconds to load.
         """
-        self.place = Place(0, processes, 0, processes)
+        self.position = Position(0, processes, 0, processes)
         self._listener = socket.create_server(("127.0.0.1", 0))
-        os.environ.update(self._variables(self.place) | environments[0])
+        os.environ.update(self._variables(self.position) | environments[0])
         self._outputs: list[IO[bytes]] = []
         self._processes: list[subprocess.Popen[bytes]] = []
         self._is_over = False
@@ -118,7 +118,7 @@ class OtherRanks:
                 subprocess.Popen(
                     [sys.executable, "-m", "ppo_lab", "train"],
                     env=os.environ
-                    | self._variables(Place(rank, processes, rank, processes))
+                    | self._variables(Position(rank, processes, rank, processes))
                     | {ENV: env}
                     | environments[rank],
                     stdin=subprocess.PIPE,
@@ -179,15 +179,15 @@ class OtherRanks:
             self._is_over = True  # once
             raise RankLostError(died)
 
-    def _variables(self, place: Place) -> dict[str, str]:
+    def _variables(self, position: Position) -> dict[str, str]:
         return {
-            "RANK": str(place.rank),
-            "LOCAL_RANK": str(place.local_rank),
-            "WORLD_SIZE": str(place.world_size),
-            "LOCAL_WORLD_SIZE": str(place.local_world_size),
+            "RANK": str(position.rank),
+            "LOCAL_RANK": str(position.local_rank),
+            "WORLD_SIZE": str(position.world_size),
+            "LOCAL_WORLD_SIZE": str(position.local_world_size),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(self._listener.getsockname()[1]),
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads_per_rank(place.local_world_size))),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads_per_rank(position.local_world_size))),
             "PYTHONPATH": os.pathsep.join(filter(None, (str(PACKAGE.parent), os.environ.get("PYTHONPATH")))),
             "TORCHELASTIC_USE_AGENT_STORE": "True",  # another process, rank 0, has the store
             "GLOO_SOCKET_IFNAME": "lo",

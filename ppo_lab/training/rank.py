@@ -15,19 +15,19 @@ from ppo_lab.learning.checkpoint import NoCheckpoints
 from ppo_lab.learning.guard import NonFiniteError
 from ppo_lab.learning.ranks import TorchRanks, is_loss
 from ppo_lab.machine import devices
-from ppo_lab.machine.launch import ENV, Place
+from ppo_lab.machine.launch import ENV, Position
 from ppo_lab.memory.measure.monitor import MemoryMonitor
 from ppo_lab.runs.config import from_json
 from ppo_lab.training.build import build_loop, obey
 from ppo_lab.training.stopping import StopRequest
 
 
-def follow(place: Place) -> ExitCode:
+def follow(position: Position) -> ExitCode:
     """Trains as one of the ranks of a run, by the order that rank 0 sends (`ppo_lab.training.build.orders`)."""
-    devices.take(devices.of_rank("auto", place.card))
+    devices.take(devices.of_rank("auto", position.card))
     if env := os.environ.get(ENV):
         envs.preload(env)  # while rank 0 checks what the run will hold
-    ranks = TorchRanks(place, on_gpu=torch.cuda.is_available())
+    ranks = TorchRanks(position, on_gpu=torch.cuda.is_available())
     with StopRequest() as stop:  # the other ranks hear of it at the end of the iteration
         try:
             _train(ranks, ranks.scatter([]), lambda: stop.signal is not None)

@@ -29,7 +29,7 @@ from ppo_lab.learning.loop import Loop
 from ppo_lab.learning.ranks import SingleProcess, TorchRanks, is_loss
 from ppo_lab.machine import commands, devices
 from ppo_lab.machine.commands import relative_to_cwd
-from ppo_lab.machine.launch import OtherRanks, place_by_launcher
+from ppo_lab.machine.launch import OtherRanks, position_by_launcher
 from ppo_lab.memory.measure.monitor import MemoryMonitor, of_all_ranks
 from ppo_lab.memory.measure.out_of_memory import free_memory_held_by, ran_out_of_memory
 from ppo_lab.memory.predict.estimate import Estimate
@@ -140,15 +140,15 @@ def _train(
 @contextmanager
 def _connected(cfg: ExperimentConfig, device: torch.device, others: OtherRanks | None) -> Iterator[Ranks]:
     """The ranks of this run, of which this process is rank 0. Raises what another rank failed of in its stead."""
-    place = others.place if others else place_by_launcher()
-    if place is None or cfg.processes == 1:
+    position = others.position if others else position_by_launcher()
+    if position is None or cfg.processes == 1:
         yield SingleProcess()
         return
     is_gpu = device.type == "cuda"
     if others:
-        ranks = TorchRanks(place, is_gpu, others.hand_over_listener(), others.raise_if_lost)
+        ranks = TorchRanks(position, is_gpu, others.hand_over_listener(), others.raise_if_lost)
     else:
-        ranks = TorchRanks(place, is_gpu)
+        ranks = TorchRanks(position, is_gpu)
     try:
         yield ranks
         if others:

@@ -13,7 +13,7 @@ from ppo_lab.cli.sweep import prepare as prepare_sweep
 from ppo_lab.errors import ConfigError, MachineError, RankLostError
 from ppo_lab.learning.ranks import TorchRanks
 from ppo_lab.machine import cores, launch
-from ppo_lab.machine.launch import Place
+from ppo_lab.machine.launch import Position
 
 BY_TORCHRUN = {
     "RANK": "3",
@@ -26,7 +26,7 @@ BY_TORCHRUN = {
 
 
 def test_a_process_of_torchrun_finds_its_place() -> None:
-    assert launch.place_by_launcher(BY_TORCHRUN) == Place(rank=3, world_size=4, local_rank=1, local_world_size=2)
+    assert launch.position_by_launcher(BY_TORCHRUN) == Position(rank=3, world_size=4, local_rank=1, local_world_size=2)
     assert launch.local_world_size(BY_TORCHRUN) == 2
 
 
@@ -42,14 +42,14 @@ def test_a_process_of_torchrun_finds_its_place() -> None:
     ],
 )
 def test_without_a_launcher_a_process_is_the_only_one(variables: dict[str, str]) -> None:
-    assert launch.place_by_launcher(variables) is None
+    assert launch.position_by_launcher(variables) is None
     assert launch.local_world_size(variables) == 1
 
 
 @pytest.mark.parametrize("given", [{"RANK": "3", "LOCAL_RANK": "1"}, {"RANK": "3"}, {"LOCAL_RANK": "1"}])
 def test_a_launcher_that_sets_too_little_is_refused_with_what_is_missing(given: dict[str, str]) -> None:
     with pytest.raises(MachineError) as refused:
-        launch.place_by_launcher({"WORLD_SIZE": "4"} | given)
+        launch.position_by_launcher({"WORLD_SIZE": "4"} | given)
     assert "LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT are not set" in str(refused.value)
     assert "start them with torchrun, or one with python alone and processes=N" in str(refused.value)
 
@@ -114,4 +114,4 @@ def test_a_rank_that_died_is_told_again_where_the_first_error_was_caught() -> No
         with contextlib.suppress(RankLostError):  # as a module that is imported while the signal arrives
             time.sleep(5)
         with pytest.raises(RankLostError, match="rank 1 was killed"):
-            TorchRanks(others.place, False, others.hand_over_listener(), others.raise_if_lost)
+            TorchRanks(others.position, False, others.hand_over_listener(), others.raise_if_lost)
