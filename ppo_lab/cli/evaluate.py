@@ -12,7 +12,7 @@ from rich.console import Console
 
 from ppo_lab.cli import on_run, waiting
 from ppo_lab.config import as_text, setting
-from ppo_lab.deploy.table import notes, table
+from ppo_lab.deploy.table import notes, tables
 from ppo_lab.deploy.trained import Trained, read_conditions
 from ppo_lab.errors import ConfigError
 from ppo_lab.machine import devices, preflight
@@ -63,7 +63,9 @@ def main(argv: list[str]) -> None:
     document = evaluation.added_to(read_json(into), now)
     write_json(into, document)
     show_scalars(make_part(into.with_suffix("")), evaluation.scalars(document))
-    Console().print(table(now))
+    console = Console()
+    for shown in tables(now, console.width):
+        console.print(shown, end="\n\n")
     print("\n".join([*notes(now), f"written: {relative_to_cwd(into)}"]))
 
 

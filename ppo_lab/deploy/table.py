@@ -1,9 +1,9 @@
-"""An evaluation as a table for people: a row for each policy under each condition."""
+"""An evaluation as a table for people: a column for each policy under each condition."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -17,23 +17,47 @@ EXACT = 1e-9
 MAX_DECIMALS = 5
 
 
-def table(document: Mapping[str, Any]) -> Table:
-    """`document`: as `ppo_lab.deploy.evaluation.document` gives it. A column for each result, a row for each figure."""
+def tables(document: Mapping[str, Any], width: int) -> list[Table]:
+    """A column for each result, a row for each figure; as many tables as it takes to show them in `width` characters.
+
+    `document`: as `ppo_lab.deploy.evaluation.document` gives it.
+    """
     results = document["results"]
+    has_conditions = len(document["conditions"]) > 1
+    first = [f"{document['env']}, {document['episodes']} episodes", *_figures(results[0])]
+    columns = [[_title(result, has_conditions), *_figures(result).values()] for result in results]
+    left = width - max(map(len, first))
+    groups: list[list[list[str]]] = [[]]
+    for column in columns:
+        if groups[-1] and sum(map(_width, [*groups[-1], column])) > left:
+            groups.append([])
+        groups[-1].append(column)
+    return [_table(first, group) for group in groups]
+
+
+def _table(first: Sequence[str], columns: Sequence[Sequence[str]]) -> Table:
     shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    shown.add_column(f"{document['env']}, {document['episodes']} episodes", no_wrap=True)
-    for result in results:
-        shown.add_column(_title(result, len(document["conditions"]) > 1), justify="right")
-    rows = {
-        "return": [_mean(result["return"]) for result in results],
-        "episode_length_s": [_mean(result["episode_length_s"]) for result in results],
-        **{name: [_mean(result["measured"][name]) for result in results] for name in results[0]["measured"]},
-        **{f"ended: {name}": [_rate(result["endings"][name]) for result in results] for name in results[0]["endings"]},
-        **{f"reward: {name}": [_mean(result["rewards"][name]) for result in results] for name in results[0]["rewards"]},
-    }
-    for name, cells in rows.items():
-        shown.add_row(name, *cells)
+    shown.add_column(first[0], no_wrap=True)
+    for title, *_ in columns:
+        shown.add_column(title, justify="right")
+    for row in zip(first[1:], *(cells for _, *cells in columns), strict=True):
+        shown.add_row(*row)
     return shown
+
+
+def _width(column: Sequence[str]) -> int:
+    """Of its widest line, with what separates it from the next column."""
+    return max(len(line) for cell in column for line in cell.splitlines()) + 3
+
+
+def _figures(result: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "return": _mean(result["return"]),
+        "episode_length_s": _mean(result["episode_length_s"]),
+        **{name: _mean(found) for name, found in result["measured"].items()},
+        **{f"ended: {name}": _rate(found) for name, found in result["endings"].items()},
+        **{f"reward: {name}": _mean(found) for name, found in result["rewards"].items()},
+    }
 
 
 def notes(document: Mapping[str, Any]) -> list[str]:
