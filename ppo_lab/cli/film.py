@@ -84,5 +84,5 @@ def _check_pictures(asked: Filming, count: int, dt: float) -> None:
     if min(width, height) < SMALLEST_PX:
         raise ConfigError(
             f"checkpoint={asked.checkpoint}: each of {count} policies would get {width} x {height} pixels of "
-            f"{asked.width} x {asked.height}; {SMALLEST_PX} are needed. Try checkpoint=six, or a larger film."
+            f"{asked.width} x {asked.height}; {SMALLEST_PX} are needed. Try a larger film, or fewer checkpoints."
         )
