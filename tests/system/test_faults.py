@@ -282,7 +282,9 @@ def test_a_run_resumed_from_an_older_checkpoint_sets_newer_ones_aside_and_ends_a
 # Stopped
 
 
-@pytest.mark.parametrize("env", envs.names())
+@pytest.mark.parametrize(
+    "env", [pytest.param(env, marks=pytest.mark.slow) if env == "go2_walk" else env for env in envs.names()]
+)
 def test_a_run_stopped_by_four_signals_in_turn_and_resumed_ends_as_an_uninterrupted_run(
     env: str, straight: Callable[[str], Path], tmp_path: Path, record_property: Record
 ) -> None:
