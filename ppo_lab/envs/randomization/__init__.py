@@ -43,12 +43,10 @@ def config_class(name: str) -> type[TermConfig]:
 
 def is_setting(key: str) -> bool:
     """Whether the dotted key is a setting of a term that there is."""
-    *path, name, setting = ["", "", *key.split(".")]
-    return path[2:] == ["env", "randomization"] and name in names() and setting in _settings(name)
-
-
-def _settings(name: str) -> set[str]:
-    return {field.name for field in fields(config_class(name))}
+    match key.split("."):
+        case ["env", "randomization", name, setting]:
+            return name in names() and setting in {field.name for field in fields(config_class(name))}
+    return False
 
 
 def simulator_options(cfg: EnvConfig) -> dict[str, bool]:
