@@ -51,7 +51,7 @@ ARMS: dict[str, tuple[str, list[str]]] = {
     "A and B mixed": ("A", []),
     "penalty 0.1": ("A", ["init.kl_coef=0.1"]),
     "penalty 1": ("A", ["init.kl_coef=1.0"]),
-    "A randomized": ("A randomized", []),
+    "B after A randomized": ("A randomized", []),
 }
 """What goes on with B -> the training that it begins with, and its settings."""
 CONDITIONS = {"A": {"env.randomization": {}}, "B": {"env.randomization": B}}
@@ -122,7 +122,11 @@ def results(folder: Path) -> Iterator[dict[str, Any]]:
         for seed in SEEDS:
             for name, offset in ((f"{start} {seed}", None), (f"{arm} {seed}", 1)):
                 file = folder / name / "evaluation/forgetting.json"
-                for result in json.loads(file.read_text())["results"] if file.exists() else []:
+                found = json.loads(file.read_text())["results"] if file.exists() else []
+                last = max((result["iteration"] for result in found), default=0)
+                for result in found:
+                    if offset is None and result["iteration"] != last:
+                        continue
                     yield {
                         "arm": arm,
                         "seed": seed,
