@@ -49,13 +49,14 @@ class Trained:
         cfg = DictConfig(asdict(self.cfg))
         for key, value in changes.items():
             is_known = key in known or any(name.startswith(f"{key}.") for name in known)
-            if not is_known and not key.startswith("env.randomization"):
+            is_of_randomization = f"{key}.".startswith("env.randomization.")
+            if not is_known and not is_of_randomization:
                 raise ConfigError(
                     f"{as_text(key)} is not a setting of {self.cfg.env.name}.{did_you_mean(key, known)} "
                     "Allowed: settings of the env, env.KEY=VALUE."
                 )
             try:
-                OmegaConf.update(cfg, key, value, merge=value != {})
+                OmegaConf.update(cfg, key, value, merge=not is_of_randomization)
             except OmegaConfBaseException as error:
                 raise ConfigError(f"{as_text(key)}={as_text(value)}: {first_line(error)}.") from None
         return Trained(self.folder, to_experiment(cfg), {**self.changes, **changes})

@@ -92,6 +92,21 @@ def test_what_is_no_setting_of_the_env_is_refused(trained: Trained, key: str, va
         trained.changed({key: value})
 
 
+def test_a_term_of_randomization_or_all_of_them_replace_what_the_training_had(
+    tmp_path: Path, experiment: Callable[..., ExperimentConfig]
+) -> None:
+    (tmp_path / "config.yaml").write_text(
+        as_yaml(experiment("randomization=light", "+env.randomization.friction.share=0.5"))
+    )
+    trained, friction = Trained.read(tmp_path), {"when": "build", "operation": "set", "range": [0.3, 0.3]}
+    slippery = trained.changed({"env.randomization.friction": friction}).cfg.env.randomization
+    assert (slippery["friction"].range, slippery["friction"].share) == ([0.3, 0.3], 1.0)
+    assert list(slippery) == list(trained.cfg.env.randomization)
+    alone = trained.changed({"env.randomization": {"friction": friction}}).cfg.env.randomization
+    assert alone == {"friction": slippery["friction"]}
+    assert trained.changed({"env.randomization": {}}).cfg.env.randomization == {}
+
+
 def test_conditions_come_by_name_from_a_file(trained: Trained, tmp_path: Path) -> None:
     assert list(read_conditions(trained, None)) == ["as trained"]
     assert list(read_conditions(trained.changed({"env.dt": 0.01}), None)) == ["env.dt=0.01"]
