@@ -38,9 +38,9 @@ SETTINGS = {
         "+env.randomization.commands={when:interval,operation:add,low:{ang_vel_rad_s:-1},high:{ang_vel_rad_s:1}}",
     ]
 }
-"""Name of an env -> its settings in forked runs: of one env all terms of randomization."""
-BUILT: dict[str, Any] = {}
-"""Name of the env -> its settings, the env, and the random state it left."""
+"""Name of an env -> its settings in `begin`: of one env all terms of randomization."""
+BUILT: list[tuple[Any, Any, Any]] = []
+"""An env's settings, the env, and the random state it left."""
 
 Fault = Callable[[], None]
 """Makes a process fail in some way. Called in the process, before its program."""
@@ -125,12 +125,15 @@ def build_envs() -> None:
     from ppo_lab.runs.config import to_experiment
 
     device = torch.device("cpu")
-    for name in envs.names():
-        cfg = to_experiment(compose([f"env={name}", *SETTINGS.get(name, [])])).env
+    for overrides in [
+        *([f"env={name}"] for name in envs.names()),
+        *([f"env={name}", *SETTINGS[name]] for name in SETTINGS),
+    ]:
+        cfg = to_experiment(compose(overrides)).env
         seed_everything(SEED)
         env, left = envs.make_env(cfg, NUM_ENVS, device, SEED), random_state(device)
         compile_kernels(env)
-        BUILT[name] = cfg, env, left
+        BUILT.append((cfg, env, left))
     gc.collect()
     gc.freeze()  # or every fork would walk through all of this when it collects, and when it ends
 
@@ -178,8 +181,8 @@ def _use_what_is_built(alone: bool) -> None:
     from ppo_lab.learning.random_state import set_random_state
 
     def make_env(cfg: Any, num_envs: int, device: torch.device, seed: int) -> Any:
-        built_cfg, env, left = BUILT[cfg.name]
-        assert (cfg, num_envs, seed) == (built_cfg, NUM_ENVS, SEED)
+        assert (num_envs, seed) == (NUM_ENVS, SEED)
+        env, left = next((env, left) for built, env, left in BUILT if built == cfg)
         set_random_state(left, device)
         if alone:
             BUILT.clear()

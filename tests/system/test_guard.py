@@ -428,7 +428,7 @@ def rewards_turn(value: float) -> ForkedFault:
 
 def _spoil_rewards(value: float) -> None:
     os.environ["COLUMNS"] = "200"  # of the tables that replay prints
-    _, env, _ = forked_runs.BUILT["hover"]
+    _, env, _ = next(built for built in forked_runs.BUILT if built[0].name == "hover")
     step, env.steps = env.step, torch.zeros((), dtype=torch.int64)  # saved and restored with the env's other tensors
 
     def step_with_a_fault(actions: Tensor) -> Any:
