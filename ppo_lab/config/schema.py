@@ -351,7 +351,8 @@ def _impossible_combinations(cfg: ExperimentConfig) -> Iterator[str]:
     if schedule.from_iteration > schedule.to_iteration:
         yield (
             f"entropy_schedule.from_iteration={schedule.from_iteration} is after "
-            f"entropy_schedule.to_iteration={schedule.to_iteration}. Exchange them."
+            f"entropy_schedule.to_iteration={schedule.to_iteration}. Try "
+            f"entropy_schedule.to_iteration={schedule.from_iteration} or more."
         )
     if cfg.init.kl_coef and cfg.init_from is None:
         yield (

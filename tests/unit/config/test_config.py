@@ -102,7 +102,7 @@ def test_actor_and_critic_are_set_alike_or_apart(experiment: Compose) -> None:
 
 ENVS = ", ".join(envs.names())
 WRONG = {
-    "entropy_schedule.from_iteration=3": "is after entropy_schedule.to_iteration=0. Exchange them",
+    "entropy_schedule.from_iteration=3": "Try entropy_schedule.to_iteration=3 or more",
     "entropy_schedule.final_coef=-1": "entropy_schedule.final_coef=-1.0 is out of range",
     # unknown keys and choices
     "num_env=3": "unknown key num_env. Did you mean num_envs?",
