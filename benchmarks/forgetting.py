@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,12 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this checkout
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from benchmarks import one_core
 from ppo_lab.memory.show import palette
 from ppo_lab.runs.files import write_json
 
-ROOT = Path(__file__).resolve().parent.parent
 SEEDS = (1, 2, 3)
-SMALL = ["experiment=go2_small", "processes=1", "network.obs_normalization=false", "save_interval=25"]
+SMALL = ["experiment=go2_small", "network.obs_normalization=false", "save_interval=25"]
 """Without normalization: a normalizer of one command alone makes any other look huge (docs/init_from.md)."""
 FRICTION = {"when": "reset", "operation": "set", "range": [0.3, 0.6]}
 PUSH = {"when": "interval", "operation": "add", "range": [-0.5, 0.5], "interval_s": [2.0, 4.0]}
@@ -55,7 +53,7 @@ ARMS: dict[str, tuple[str, list[str]]] = {
 }
 """What goes on with B -> the training that it begins with, and its settings."""
 CONDITIONS = {"A": {"env.randomization": {}}, "B": {"env.randomization": B}}
-EVALUATION = ["checkpoint=all", "episodes=64", "env.episode_length_s=6", "name=forgetting"]
+EVALUATION, NAME = ["episodes=64", "env.episode_length_s=6"], "forgetting"
 MEASURED = ("speed_m_s", "velocity_error_m_s", "yaw_rate_error_rad_s")
 
 
@@ -64,49 +62,31 @@ def train(folder: Path, seeds: list[int]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     conditions = folder / "conditions.yaml"
     conditions.write_text(json.dumps(CONDITIONS))
+    evaluation = [f"conditions={conditions}", *EVALUATION]
     firsts = [(seed, start) for seed in seeds for start in ("A", "A randomized")]
+    arms = [(seed, arm) for seed in seeds for arm in ARMS]
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda first: begin(folder, *first), firsts))
-        arms = [(seed, arm) for seed in seeds for arm in ARMS]
-        list(pool.map(lambda later: go_on(folder, conditions, *later), arms))
+        list(pool.map(lambda first: begin(folder, evaluation, *first), firsts))
+        list(pool.map(lambda later: go_on(folder, evaluation, *later), arms))
 
 
-def begin(folder: Path, seed: int, start: str) -> None:
-    """A training from scratch."""
+def begin(folder: Path, evaluation: list[str], seed: int, start: str) -> None:
+    """A training from scratch, and the evaluation of what comes of it."""
     overrides = [*terms(WIDE), "max_iterations=300"] if start == "A randomized" else ["max_iterations=200"]
-    run(folder / f"{start} {seed}", [*overrides, f"seed={seed}"])
+    run = folder / f"{start} {seed}"
+    one_core.train(run, [*SMALL, *overrides, f"seed={seed}"])
+    one_core.evaluate(run, NAME, ["checkpoint=last", *evaluation])
 
 
-def go_on(folder: Path, conditions: Path, seed: int, arm: str) -> None:
-    """A training on B, and its evaluation."""
+def go_on(folder: Path, evaluation: list[str], seed: int, arm: str) -> None:
+    """A training on B, and the evaluation of its checkpoints."""
     start, overrides = ARMS[arm]
     share = 0.5 if arm == "A and B mixed" else 1.0
     of_b = terms({name: term | {"share": share} for name, term in B.items()})
-    run_folder = folder / f"{arm} {seed}"
-    run(
-        run_folder,
-        [*of_b, *overrides, f"init_from='{folder / f'{start} {seed}'}'", "max_iterations=150", f"seed={seed}"],
-    )
-    if not (run_folder / "evaluation/forgetting.json").exists():
-        call(run_folder, [*"-m ppo_lab evaluate".split(), str(run_folder), f"conditions={conditions}", *EVALUATION])
-    before = folder / f"{start} {seed}"
-    if not (before / "evaluation/forgetting.json").exists():
-        last = ["checkpoint=last", *EVALUATION[1:]]
-        call(run_folder, [*"-m ppo_lab evaluate".split(), str(before), f"conditions={conditions}", *last])
-
-
-def run(folder: Path, overrides: list[str]) -> None:
-    if not (folder / "summary.json").exists():
-        call(folder, ["train.py", *SMALL, *overrides, f"hydra.run.dir='{folder}'", "quiet=true"])
-
-
-def call(folder: Path, arguments: list[str]) -> None:
-    log = folder.with_suffix(".log")
-    with log.open("a") as output:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        ended = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, stdout=output, stderr=output)
-    if ended.returncode:
-        sys.exit(f"{' '.join(arguments)} ended with {ended.returncode}: see {log}")
+    begins = f"init_from='{folder / f'{start} {seed}'}'"
+    run = folder / f"{arm} {seed}"
+    one_core.train(run, [*SMALL, *of_b, *overrides, begins, "max_iterations=150", f"seed={seed}"])
+    one_core.evaluate(run, NAME, ["checkpoint=all", *evaluation])
 
 
 def terms(randomization: dict[str, dict[str, Any]]) -> list[str]:
@@ -120,22 +100,20 @@ def results(folder: Path) -> Iterator[dict[str, Any]]:
     """Of each arm, seed, condition and iteration of B; iteration 0 is the policy that it begins with."""
     for arm, (start, _) in ARMS.items():
         for seed in SEEDS:
-            for name, offset in ((f"{start} {seed}", None), (f"{arm} {seed}", 1)):
-                file = folder / name / "evaluation/forgetting.json"
-                found = json.loads(file.read_text())["results"] if file.exists() else []
-                last = max((result["iteration"] for result in found), default=0)
-                for result in found:
-                    if offset is None and result["iteration"] != last:
-                        continue
-                    yield {
-                        "arm": arm,
-                        "seed": seed,
-                        "condition": result["condition"],
-                        "iteration": 0 if offset is None else result["iteration"] + offset,
-                        "return": result["return"]["mean"],
-                        "fell": 1 - result["endings"]["time_out"]["rate"],
-                        **{key: result["measured"][key]["mean"] for key in MEASURED},
-                    }
+            before = [(0, result) for result in one_core.results_of(folder / f"{start} {seed}", NAME)]
+            after = [
+                (result["iteration"] + 1, result) for result in one_core.results_of(folder / f"{arm} {seed}", NAME)
+            ]
+            for iteration, result in before + after:
+                yield {
+                    "arm": arm,
+                    "seed": seed,
+                    "condition": result["condition"],
+                    "iteration": iteration,
+                    "return": round(result["return"]["mean"], 4),
+                    "fell": round(1 - result["endings"]["time_out"]["rate"], 4),
+                    **{key: round(result["measured"][key]["mean"], 4) for key in MEASURED},
+                }
 
 
 def draw(rows: list[dict[str, Any]], out: Path) -> None:
@@ -147,7 +125,7 @@ def draw(rows: list[dict[str, Any]], out: Path) -> None:
             of_arm = [row for row in rows if (row["arm"], row["condition"]) == (arm, condition)]
             for seed in SEEDS:
                 of_seed = sorted((row["iteration"], row["return"]) for row in of_arm if row["seed"] == seed)
-                axes.plot(*zip(*of_seed, strict=True), color=color, alpha=0.25, linewidth=1) if of_seed else None
+                axes.plot(*zip(*of_seed, strict=True), color=color, alpha=0.25, linewidth=1)
             mean = sorted(
                 (at, fmean(row["return"] for row in of_arm if row["iteration"] == at))
                 for at in {row["iteration"] for row in of_arm}
@@ -164,8 +142,7 @@ def draw(rows: list[dict[str, Any]], out: Path) -> None:
 
 def write(folder: Path, document: Path, picture: Path) -> None:
     rows = list(results(folder))
-    some = next(folder.glob("*/evaluation/forgetting.json"))
-    about = {key: json.loads(some.read_text())[key] for key in ("commit", "packages", "machine", "episodes")}
+    about = one_core.about(folder / f"A {SEEDS[0]}", NAME)
     write_json(document, about | {"date": datetime.date.today().isoformat(), "conditions": CONDITIONS, "results": rows})
     draw(rows, picture)
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import datetime
 import itertools
 import json
-import os
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this checkout
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from benchmarks import one_core
 from ppo_lab.runs.files import write_json
 
-ROOT = Path(__file__).resolve().parent.parent
-CHOICES, SEEDS = ("none", "light", "full"), (1,)
+CHOICES, SEEDS, NAME = ("none", "light", "full"), (1,), "robustness"
 NOISE = {"base_ang_vel": 0.2, "projected_gravity": 0.05, "dof_pos": 0.01, "dof_vel": 1.5}  # as in light
 FRICTION, PUSH_M_S, MASS_KG, NOISE_TIMES = (1.0, 0.5, 0.2), (0.0, 0.5, 1.0), (0.0, 3.0), (0.0, 1.0)
 Values = tuple[float, float, float, float]
@@ -56,32 +54,22 @@ def train(folder: Path) -> None:
 
 def work(folder: Path, conditions: Path, seed: int, choice: str) -> None:
     run = folder / f"{choice} {seed}"
-    settings = ["experiment=go2_small", "processes=1", f"randomization={choice}", f"seed={seed}", "max_iterations=300"]
-    if not (run / "summary.json").exists():
-        call(run, ["train.py", *settings, f"hydra.run.dir='{run}'", "quiet=true"])
-    if not (run / "evaluation/robustness.json").exists():
-        what = [f"conditions={conditions}", "checkpoint=last", "episodes=64", "env.episode_length_s=8"]
-        call(run, [*"-m ppo_lab evaluate".split(), str(run), *what, "name=robustness"])
-
-
-def call(run: Path, arguments: list[str]) -> None:
-    with run.with_suffix(".log").open("a") as output:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        ended = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, stdout=output, stderr=output)
-    if ended.returncode:
-        sys.exit(f"{' '.join(arguments)} ended with {ended.returncode}: see {output.name}")
+    settings = ["experiment=go2_small", f"randomization={choice}", f"seed={seed}", "max_iterations=300"]
+    one_core.train(run, settings)
+    evaluation = [f"conditions={conditions}", "checkpoint=last", "episodes=64", "env.episode_length_s=8"]
+    one_core.evaluate(run, NAME, evaluation)
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
     rows = []
     for choice, seed in itertools.product(CHOICES, SEEDS):
-        for result in json.loads((folder / f"{choice} {seed}/evaluation/robustness.json").read_text())["results"]:
+        for result in one_core.results_of(folder / f"{choice} {seed}", NAME):
             friction, push_m_s, mass_kg, noise = json.loads(result["condition"])
             rows.append(
                 {"trained_with": choice, "seed": seed, "friction": friction, "push_m_s": push_m_s, "mass_kg": mass_kg}
-                | {"noise": noise, "success": result["endings"]["time_out"]["rate"]}
-                | {"speed_m_s": result["measured"]["speed_m_s"]["mean"]}
-                | {"velocity_error_m_s": result["measured"]["velocity_error_m_s"]["mean"]}
+                | {"noise": noise, "success": round(result["endings"]["time_out"]["rate"], 4)}
+                | {"speed_m_s": round(result["measured"]["speed_m_s"]["mean"], 4)}
+                | {"velocity_error_m_s": round(result["measured"]["velocity_error_m_s"]["mean"], 4)}
             )
     return rows
 
@@ -117,8 +105,7 @@ def mean(rows: list[dict[str, Any]], choice: str, values: Values, key: str) -> f
 
 def write(folder: Path, document: Path, picture: Path) -> None:
     rows = results(folder)
-    some = json.loads(next(folder.glob("*/evaluation/robustness.json")).read_text())
-    about = {key: some[key] for key in ("commit", "packages", "machine", "episodes")}
+    about = one_core.about(folder / f"{CHOICES[0]} {SEEDS[0]}", NAME)
     write_json(document, about | {"date": datetime.date.today().isoformat(), "results": rows})
     draw(rows, picture)
 

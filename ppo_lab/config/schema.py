@@ -249,6 +249,11 @@ class ExperimentConfig:
         return first + share * (schedule.final_coef - first)
 
     @property
+    def any_ancestor(self) -> str | None:
+        """For `init_from`, where it matters whether a run needs weights to begin with, and not which."""
+        return "RUN" if self.init.kl_coef else None
+
+    @property
     def scene_sizes(self) -> list[int]:
         """Envs in each scene of one rank, as equal as can be."""
         num_envs = self.num_envs // self.processes

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ppo_lab.contracts import State
+from ppo_lab.states import gather, put_back
 
 
 class CurriculumConfig(Protocol):
@@ -39,7 +40,7 @@ class Curriculum:
         self.share = torch.ones_like(self.share)
 
     def state(self) -> State:
-        return {"share": self.share.cpu().clone()}
+        return gather(self)
 
     def restore(self, state: State) -> None:
-        self.share = state["share"].to(self.share.device, copy=True)
+        put_back(self, state, self.share.device)

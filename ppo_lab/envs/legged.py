@@ -14,6 +14,8 @@ GRAVITY = "direction of gravity, of length 1, in the base's frame: 0 0 -1 where 
 POSITIONS = "positions of the joints, in their order"
 VELOCITIES = "velocities of the joints, in their order"
 ACTIONS = "the clipped actions given last; 0 before the first"
+FOOT_RADIUS_M = 0.02
+"""How high the center of a foot of Go2 is that stands on the ground."""
 
 
 @dataclass

@@ -232,8 +232,7 @@ def _predicted(jobs: list[Job], experiments: list[ExperimentConfig], settings: S
     alike: dict[str, list[Job]] = {}  # in what they need
     for job in planned:
         experiment = experiments[job.number]
-        begins_with = "RUN" if experiment.init.kl_coef else None
-        experiment = dataclasses.replace(experiment, seed=0, init_from=begins_with)
+        experiment = dataclasses.replace(experiment, seed=0, init_from=experiment.any_ancestor)
         alike.setdefault(config.to_json(experiment), []).append(job)
     jobs, too_large = [*jobs], []
     for number, (text, group) in enumerate(alike.items(), 1):

@@ -157,7 +157,6 @@ def _without_what_changes_nothing(cfg: ExperimentConfig) -> ExperimentConfig:
     """`cfg` with fixed values for the settings that `dependencies` leaves out, so that they cannot change the trace."""
     factors: dict[str, Any] = dict.fromkeys(FACTORS, 0.5)
     actor = dataclasses.replace(cfg.network.actor, init_std=1.0)
-    has_reference = cfg.init.kl_coef > 0
     return dataclasses.replace(
         cfg,
         algorithm=dataclasses.replace(cfg.algorithm, **factors),
@@ -169,8 +168,8 @@ def _without_what_changes_nothing(cfg: ExperimentConfig) -> ExperimentConfig:
         max_iterations=1,
         save_interval=1,
         evaluate_every=None,
-        init_from="RUN" if has_reference else None,
-        init=InitConfig(critic=True, optimizer=False, std=True, kl_coef=0.5 * has_reference),
+        init_from=cfg.any_ancestor,
+        init=InitConfig(critic=True, optimizer=False, std=True, kl_coef=0.5 if cfg.init.kl_coef else 0.0),
         seed=0,
         device="cpu",
         deterministic=False,

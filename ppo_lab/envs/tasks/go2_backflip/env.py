@@ -20,6 +20,7 @@ from ppo_lab.contracts import Measurement, StepResult
 from ppo_lab.envs import rewards
 from ppo_lab.envs.genesis.frames import in_frame
 from ppo_lab.envs.genesis.legged import LeggedEnv
+from ppo_lab.envs.legged import FOOT_RADIUS_M
 from ppo_lab.envs.robots import asset, feet
 from ppo_lab.envs.tasks.go2_backflip import Config, flip
 
@@ -68,7 +69,7 @@ class Go2BackflipEnv(LeggedEnv):
         return self._result(step_rewards, dones, terminations["time_out"], episode_sums)
 
     def _follow_the_flip(self) -> None:
-        is_up = (self._feet_pos[..., 2] > flip.FOOT_RADIUS_M + 0.05).all(dim=1)
+        is_up = (self._feet_pos[..., 2] > FOOT_RADIUS_M + 0.05).all(dim=1)
         self._has_left_ground = self._has_left_ground | is_up
         self._has_fallen = self._has_fallen | (self._has_left_ground & self._base_touches)
         self._turned = self._turned - self._base_ang_vel[:, 1] * self.cfg.dt
@@ -93,7 +94,7 @@ class Go2BackflipEnv(LeggedEnv):
             "lin_vel_z": flip.within(clock_s, windows.push) * self._world_vel_z.clip(max=3.0),
             "orientation_control": (self._projected_gravity - upright).square().sum(dim=1),
             "height_control": (before | after) * height_error,
-            "feet_height": before * (self._feet_pos[..., 2] - flip.FOOT_RADIUS_M).clip(min=0.0).sum(dim=1),
+            "feet_height": before * (self._feet_pos[..., 2] - FOOT_RADIUS_M).clip(min=0.0).sum(dim=1),
             "gravity_y": self._projected_gravity[:, 1].square(),
             "ang_vel_z": self._base_ang_vel[:, 2].abs(),
             "actions_symmetry": flip.asymmetry(self._actions, self._mirrored, self._sign),

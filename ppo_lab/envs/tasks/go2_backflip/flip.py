@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-FOOT_RADIUS_M = 0.02
 STANDING_M = 0.1
 """The error of the height at which standing is worth 1/e."""
 

@@ -14,12 +14,10 @@ from torch import Tensor
 
 from ppo_lab.contracts import Measurement, StepDetails
 from ppo_lab.envs.curriculum import Curriculum
+from ppo_lab.envs.legged import FOOT_RADIUS_M
 from ppo_lab.envs.robots import asset, feet
 from ppo_lab.envs.tasks.go2.env import Go2Env
 from ppo_lab.envs.tasks.go2_walk import Config, gait
-
-FOOT_RADIUS_M = 0.02
-"""How high the center of a foot is that stands on the ground."""
 
 
 class Go2WalkEnv(Go2Env):
